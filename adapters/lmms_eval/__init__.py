@@ -1,0 +1,1 @@
+"""lmms-eval: models and tasks of the plugin, registered lazily."""
