@@ -1,0 +1,61 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+# PYTHON chooses the interpreter the environment is made from, VENV where it stands.
+PYTHON ?= python3.11
+VENV ?= .venv
+DEMO ?= build/demo
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types wheel bench docs constraints clean
+
+help:
+	@echo "make demo         set up, then run lmms_eval --model flmm_tiny --tasks mme,refcoco_seg and write $(DEMO)/index.html"
+	@echo "make test         set up, then run the tests (CPU, offline)"
+	@echo "make lint         ruff: rules and format"
+	@echo "make types        mypy --strict on the whole import package"
+	@echo "make wheel        build dist/*.whl and check what is in it"
+	@echo "make bench        what capturing attention costs, beside the plain model and the paper's way"
+	@echo "make docs         remake the figures, tables and CSV that README shows (needs the tiny weights)"
+	@echo "make constraints  let the resolver remake constraints.txt from setup.cfg"
+	@echo "make clean        remove what was built (not $(VENV))"
+
+# The stamp is written last: an installation that was cut off is done again.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@if command -v uv >/dev/null; then \
+		uv pip install --python $(BIN)/python -c constraints.txt -e '.[demo,test,lint]'; \
+	else \
+		$(BIN)/python -m pip install -c constraints.txt -e '.[demo,test,lint]'; \
+	fi
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m flmm_plugin.adapters.lmms_eval.demo --out $(DEMO)
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/types
+
+wheel: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel dist
+
+bench: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/capture.py --out benchmarks/results
+
+docs: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_results.py
+
+constraints: $(STAMP)
+	uv pip compile setup.cfg --all-extras --python-version 3.11 --python-platform linux --annotation-style line \
+		--no-emit-index-url -o constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
