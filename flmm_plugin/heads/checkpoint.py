@@ -1,0 +1,200 @@
+"""One file for trained heads: safetensors, with the manifest as JSON in its metadata. Reading it runs no code.
+
+Not stored: the image encoder of an official SAM size (Meta's own file has it). Stored whole: a small SAM.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+import flmm_plugin
+from flmm_plugin.errors import BadCheckpoint, UnknownArgument
+from flmm_plugin.heads.grounding_heads import GroundingHeads
+from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
+from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
+
+METADATA_KEY = "flmm_heads"
+_IMAGE_ENCODER = "mask_refiner.sam.image_encoder."
+_REFINER = ("mask_refiner.", "text_proj.")
+_STORAGE = {"float16": torch.float16, "float32": torch.float32}
+
+
+def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float32") -> HeadsManifest:
+    """Write heads; the file appears under its name only when it is complete.
+
+    Args:
+        path: Ends in ``.safetensors``.
+        heads: With the manifest to store; its ``storage``, ``created_by`` and ``sha256`` are set here.
+        storage: ``float16`` halves the file and rounds the parameters; buffers (SAM's position code) stay float32.
+
+    Returns:
+        The manifest as stored.
+
+    Raises:
+        BadCheckpoint: A parameter is not finite, or too large for float16.
+    """
+    if storage not in _STORAGE:
+        raise UnknownArgument(f"storage {storage!r} is not one of {', '.join(_STORAGE)}")
+    parameters = {name for name, _ in heads.named_parameters()}
+    state: dict[str, Tensor] = {}
+    for name, tensor in heads.state_dict().items():
+        if name.startswith(_IMAGE_ENCODER) and not heads.manifest.stores_image_encoder:
+            continue
+        stored = tensor.detach().to("cpu", _STORAGE[storage] if name in parameters else torch.float32)
+        if not bool(torch.isfinite(stored).all()):
+            raise BadCheckpoint(
+                f"{name} is not finite in {storage}; store float32, or look at the training that made it"
+            )
+        state[name] = stored.contiguous()
+    manifest = dataclasses.replace(
+        heads.manifest,
+        storage=storage,
+        created_by=heads.manifest.created_by or f"flmm-plugin {flmm_plugin.__version__}",
+        sha256=tensors_sha256(state),
+    )
+    _write_atomically(Path(path), to_safetensors(state, metadata={METADATA_KEY: manifest.to_json()}))
+    return manifest
+
+
+def read_manifest(path: str | Path) -> HeadsManifest:
+    """The manifest alone, without reading a tensor.
+
+    Raises:
+        BadCheckpoint: No such file, not safetensors, truncated, without a manifest, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadCheckpoint(f"no heads file at {path}; give the .safetensors file that `save_heads` wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as exc:
+        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch the file again") from exc
+    if METADATA_KEY not in metadata:
+        raise BadCheckpoint(f"{path} is a safetensors file without a heads manifest; it holds something else")
+    return HeadsManifest.from_json(metadata[METADATA_KEY], str(path))
+
+
+def load_heads(
+    path: str | Path,
+    *,
+    expect: BackboneFacts | None = None,
+    sam_checkpoint: str | Path | None = None,
+    refiner: bool = True,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> GroundingHeads:
+    """Read heads strictly and put them on a device, in evaluation mode.
+
+    Args:
+        path: Written by `save_heads`.
+        expect: The backbone they will read; None does not check.
+        sam_checkpoint: Meta's file, needed when the heads use an official SAM size.
+        refiner: False leaves the refiner out (mask decoder only; needs no SAM file).
+        device: Where to.
+        dtype: Of SAM's image encoder, where the time goes. All that was trained computes in float32.
+
+    Raises:
+        HeadsMismatch: The heads are another backbone's.
+        BadCheckpoint: Missing or damaged file, newer format, hash mismatch, or missing, unknown, wrong-shaped tensors.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if expect is not None:
+        manifest.check_fits(expect)
+    state = _read_tensors(path)
+    if tensors_sha256(state) != manifest.sha256:
+        raise BadCheckpoint(f"{path}: tensors do not match the sha256 of the manifest; fetch the file again")
+    if not refiner:
+        manifest = dataclasses.replace(manifest, sam=None)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_REFINER)}
+    elif isinstance(manifest.sam, str) and sam_checkpoint is None:
+        raise BadCheckpoint(
+            f"{path}: these heads use the image encoder of SAM {manifest.sam}, which the file does not store; "
+            f"download {OFFICIAL_FILES.get(manifest.sam, manifest.sam)} from segment-anything's model page and pass "
+            "sam_checkpoint=..., or pass refiner=False to use the mask decoder alone"
+        )
+    try:
+        heads = GroundingHeads.build(manifest)
+    except (TypeError, UnknownArgument) as exc:
+        raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {exc}") from exc
+    _load_strict(heads, state, path)
+    if heads.mask_refiner is not None:
+        if isinstance(manifest.sam, str):
+            donor = build_sam(manifest.sam, sam_checkpoint)
+            heads.mask_refiner.sam.image_encoder.load_state_dict(donor.image_encoder.state_dict())
+        heads.mask_refiner.sam.image_encoder.to(dtype)
+    return heads.to(device).eval()
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as exc:
+        raise BadCheckpoint(f"{path} cannot be read to its end ({exc}); fetch the file again") from exc
+
+
+def _load_strict(heads: GroundingHeads, state: Mapping[str, Tensor], path: Path) -> None:
+    """Every tensor present, none unknown, all of the right shape; else an error that names the first few."""
+    external = not heads.manifest.stores_image_encoder
+    expected = {
+        name: tensor
+        for name, tensor in heads.state_dict().items()
+        if not (external and name.startswith(_IMAGE_ENCODER))
+    }
+    troubles: list[str] = []
+    if missing := sorted(expected.keys() - state.keys()):
+        troubles.append(f"missing {_some(missing)}")
+    if unknown := sorted(state.keys() - expected.keys()):
+        troubles.append(f"unknown {_some(unknown)}")
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & state.keys())
+        if state[name].shape != expected[name].shape
+    ]
+    if wrong:
+        troubles.append(f"wrong shape {_some(wrong)}")
+    if troubles:
+        raise BadCheckpoint(f"{path}: {'; '.join(troubles)}. Tensors and manifest disagree; save the heads again")
+    heads.load_state_dict(dict(state), strict=False)
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:limit])}{more}"
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; a checkpoint is for sharing
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

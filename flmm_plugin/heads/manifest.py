@@ -1,0 +1,175 @@
+"""What a heads file says about itself, and whether it fits a backbone. No torch: a listing reads this alone."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from flmm_plugin.errors import BadCheckpoint, HeadsMismatch
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """The numbers of a backbone that heads depend on.
+
+    Attributes:
+        name: Hub id or folder; used in messages, and its last part is compared with the one the heads were made for.
+        layers: Decoder layers, m.
+        heads: Attention heads per layer, c.
+        hidden_size: d.
+        maps_per_image: Attention maps of one head for one picture (2 where a coarse and a fine view are stacked).
+        revision: Commit of the weights, if known.
+    """
+
+    name: str
+    layers: int
+    heads: int
+    hidden_size: int
+    maps_per_image: int = 1
+    revision: str | None = None
+
+    @property
+    def attention_maps(self) -> int:
+        """Channels of the mask decoder."""
+        return self.layers * self.heads * self.maps_per_image
+
+
+@dataclass(frozen=True)
+class HeadsManifest:
+    """Everything needed to rebuild heads before their tensors are read; JSON in the metadata of their file.
+
+    Attributes:
+        backbone: Hub id or name of the frozen model the heads were trained on.
+        layers: Its decoder layers.
+        heads: Its attention heads per layer.
+        hidden_size: Its hidden size.
+        revision: Commit of its weights, if known.
+        maps_per_image: Attention maps of one head for one picture.
+        merge: How the rows of a phrase's tokens become one map: ``mean`` or ``max``.
+        decoder: ``{"base_channels": int, "upsample_to": int}`` of the mask decoder.
+        sam: ``vit_b | vit_l | vit_h`` (image encoder from Meta's file), the numbers of a small SAM (stored whole), or
+            None for heads without a refiner.
+        sam_prompts: Which prompts the refiner was trained with: ``{"box": bool, "mask": bool, "text": bool}``.
+        keyword_selector: Whether the file has one.
+        keyword_threshold: Score from which a token is a keyword.
+        prompt: The user's turn that precedes the phrases.
+        separator: What follows each phrase in the answer turn.
+        data: What the heads were trained on.
+        notes: Anything else worth knowing: steps, seed, scores.
+        created_by: Program and version.
+        storage: ``float16`` or ``float32``: how parameters are stored.
+        sha256: Of all tensors; set when the file is written.
+        format_version: Of this record.
+    """
+
+    backbone: str
+    layers: int
+    heads: int
+    hidden_size: int
+    revision: str | None = None
+    maps_per_image: int = 1
+    merge: str = "mean"
+    decoder: dict[str, int] = field(default_factory=lambda: {"base_channels": 64, "upsample_to": 64})
+    sam: str | dict[str, Any] | None = "vit_l"
+    sam_prompts: dict[str, bool] = field(default_factory=lambda: {"box": True, "mask": True, "text": True})
+    keyword_selector: bool = False
+    keyword_threshold: float = 0.3
+    prompt: str = "Please give me a description of the image."
+    separator: str = "."
+    data: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+    created_by: str = ""
+    storage: str = "float32"
+    sha256: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.merge not in ("mean", "max"):
+            raise BadCheckpoint(f"manifest: merge is {self.merge!r}; it must be 'mean' or 'max'")
+
+    @property
+    def attention_maps(self) -> int:
+        """Channels of the mask decoder."""
+        return self.layers * self.heads * self.maps_per_image
+
+    @property
+    def stores_image_encoder(self) -> bool:
+        """Whether SAM's image encoder is in the file; that of an official size is not."""
+        return isinstance(self.sam, Mapping)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "heads") -> HeadsManifest:
+        """Parse and check; ``source`` names the file in messages.
+
+        Raises:
+            BadCheckpoint: Not JSON, of a newer format, or with missing, unknown or mistyped entries.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as exc:
+            raise BadCheckpoint(f"{source}: the manifest is not JSON ({exc}); fetch the file again") from exc
+        if not isinstance(content, dict):
+            raise BadCheckpoint(f"{source}: the manifest is not a JSON object; fetch the file again")
+        version = content.get("format_version")
+        if not isinstance(version, int):
+            raise BadCheckpoint(f"{source}: the manifest has no format_version; fetch the file again")
+        if version > FORMAT_VERSION:
+            raise BadCheckpoint(
+                f"{source}: heads format {version} is newer than format {FORMAT_VERSION} of this package; "
+                "upgrade it: pip install -U flmm-plugin"
+            )
+        unknown = sorted(content.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise BadCheckpoint(f"{source}: unknown manifest entries {', '.join(unknown)}; was it edited by hand?")
+        missing = [name for name in ("backbone", "layers", "heads", "hidden_size") if name not in content]
+        if missing:
+            raise BadCheckpoint(f"{source}: the manifest lacks {', '.join(missing)}; was it edited by hand?")
+        for name in ("layers", "heads", "hidden_size", "maps_per_image"):
+            if name in content and (type(content[name]) is not int or content[name] < 1):
+                raise BadCheckpoint(f"{source}: manifest entry {name} is {content[name]!r}, it must be a number >= 1")
+        return cls(**content)
+
+    def check_fits(self, backbone: BackboneFacts) -> None:
+        """Refuse a backbone of another shape; warn about one of the same shape and another name.
+
+        Raises:
+            HeadsMismatch: Says both sides' numbers.
+        """
+        ours = (self.layers, self.heads, self.maps_per_image)
+        theirs = (backbone.layers, backbone.heads, backbone.maps_per_image)
+        fix = f"pass heads trained for it (these were trained on {self.backbone}), or heads=None to chat only"
+        if ours != theirs:
+            raise HeadsMismatch(f"heads expect {_maps(self)} but {backbone.name} gives {_maps(backbone)}; {fix}")
+        if self.hidden_size != backbone.hidden_size:
+            raise HeadsMismatch(
+                f"heads expect hidden states of size {self.hidden_size} but {backbone.name} gives "
+                f"{backbone.hidden_size}; {fix}"
+            )
+        if _last_part(self.backbone) != _last_part(backbone.name):
+            warnings.warn(
+                f"heads were trained on {self.backbone}, not on {backbone.name}: the shapes fit, the masks may not",
+                stacklevel=3,
+            )
+        elif self.revision and backbone.revision and self.revision != backbone.revision:
+            warnings.warn(
+                f"heads were trained on revision {self.revision} of {self.backbone}, this is {backbone.revision}",
+                stacklevel=3,
+            )
+
+
+def _maps(facts: HeadsManifest | BackboneFacts) -> str:
+    per_image = f" x {facts.maps_per_image} maps per image" if facts.maps_per_image > 1 else ""
+    return f"{facts.attention_maps} attention maps ({facts.layers} layers x {facts.heads} heads{per_image})"
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].lower()

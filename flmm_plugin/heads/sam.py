@@ -1,0 +1,150 @@
+"""Build the Segment Anything model that the refiner stands on: an official size, or a small one given by numbers.
+
+All sizes are `segment_anything`'s own modules; only their numbers differ. Official weights are never bundled: the
+image encoder of ``vit_b | vit_l | vit_h`` comes from Meta's checkpoint file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
+
+OFFICIAL_FILES = {
+    "vit_b": "sam_vit_b_01ec64.pth",
+    "vit_l": "sam_vit_l_0b3195.pth",
+    "vit_h": "sam_vit_h_4b8939.pth",
+}
+
+# Numbers of a small SAM and what they are when left out; those without a default must be given.
+_DEFAULTS: dict[str, Any] = {
+    "image_size": None,  # side of the square input in pixels; the longer side of a picture is resized to it
+    "patch_size": None,  # pixels per cell; image_size / patch_size = embedding grid; the mask prompt is 4 x that
+    "encoder_dim": None,
+    "depth": None,
+    "heads": None,
+    "prompt_dim": None,  # width of image embedding, prompts and text projection; a multiple of 2 * decoder_heads
+    "decoder_mlp_dim": 2048,
+    "decoder_depth": 2,
+    "decoder_heads": 8,
+    "mask_channels": 16,
+    "mlp_ratio": 4,
+    "window_size": 0,  # 0: every block attends globally, right for small grids
+    "global_blocks": (),  # blocks that attend globally where window_size > 0
+    "iou_hidden_dim": None,  # None: prompt_dim
+}
+_OPTIONAL = {"iou_hidden_dim"}
+
+
+def build_sam(variant: str | Mapping[str, Any], checkpoint: str | Path | None = None) -> Sam:
+    """Make a `Sam`.
+
+    Args:
+        variant: ``vit_b``, ``vit_l``, ``vit_h``, or the numbers of a small one (keys: see ``_DEFAULTS`` above).
+        checkpoint: A ``.pth`` state dict to load strictly; None leaves the initial weights.
+
+    Raises:
+        UnknownArgument: Not a variant, or a number that is unknown, missing, or does not fit the others.
+        BadCheckpoint: The file is missing, unreadable, or of another size.
+    """
+    if isinstance(variant, str):
+        if variant not in OFFICIAL_FILES:
+            raise UnknownArgument(f"no SAM variant {variant!r}; give one of {', '.join(OFFICIAL_FILES)}, or numbers")
+        sam = sam_model_registry[variant]()
+    else:
+        sam = _small_sam(sam_numbers(variant))
+    if checkpoint is not None:
+        _load_strict(sam, Path(checkpoint), variant)
+    return sam
+
+
+def prompt_dim(variant: str | Mapping[str, Any]) -> int:
+    """Width of the prompts of a variant, that is of what the text projection must give."""
+    return 256 if isinstance(variant, str) else int(sam_numbers(variant)["prompt_dim"])
+
+
+def sam_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in and check the numbers of a small SAM."""
+    for name in numbers:
+        if name not in _DEFAULTS:
+            near = difflib.get_close_matches(name, _DEFAULTS, 1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise UnknownArgument(f"unknown SAM number {name!r}{hint}; known: {', '.join(_DEFAULTS)}")
+    full = {**_DEFAULTS, **numbers}
+    missing = [name for name, value in full.items() if value is None and name not in _OPTIONAL]
+    if missing:
+        raise UnknownArgument(f"a small SAM also needs {', '.join(missing)}")
+    if full["image_size"] % full["patch_size"]:
+        raise UnknownArgument(f"image_size {full['image_size']} must be a multiple of patch_size {full['patch_size']}")
+    if full["encoder_dim"] % full["heads"]:
+        raise UnknownArgument(f"encoder_dim {full['encoder_dim']} must be a multiple of heads {full['heads']}")
+    divisor = 2 * full["decoder_heads"]  # SAM's cross attention halves the width
+    if full["prompt_dim"] % divisor or full["prompt_dim"] % 8:
+        raise UnknownArgument(
+            f"prompt_dim {full['prompt_dim']} must be a multiple of 8 and of 2 x decoder_heads {divisor}"
+        )
+    return full
+
+
+def _small_sam(numbers: Mapping[str, Any]) -> Sam:
+    size, width = int(numbers["image_size"]), int(numbers["prompt_dim"])
+    grid = size // int(numbers["patch_size"])
+    encoder = ImageEncoderViT(
+        img_size=size,
+        patch_size=numbers["patch_size"],
+        embed_dim=numbers["encoder_dim"],
+        depth=numbers["depth"],
+        num_heads=numbers["heads"],
+        mlp_ratio=numbers["mlp_ratio"],
+        out_chans=width,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=numbers["window_size"],
+        global_attn_indexes=tuple(numbers["global_blocks"]),
+    )
+    transformer = TwoWayTransformer(
+        depth=numbers["decoder_depth"],
+        embedding_dim=width,
+        mlp_dim=numbers["decoder_mlp_dim"],
+        num_heads=numbers["decoder_heads"],
+    )
+    prompts = PromptEncoder(
+        embed_dim=width,
+        image_embedding_size=(grid, grid),
+        input_image_size=(size, size),
+        mask_in_chans=numbers["mask_channels"],
+    )
+    decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=transformer,
+        transformer_dim=width,
+        iou_head_depth=3,
+        iou_head_hidden_dim=numbers["iou_hidden_dim"] or width,
+    )
+    return Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder).eval()
+
+
+def _load_strict(sam: Sam, path: Path, variant: str | Mapping[str, Any]) -> None:
+    hint = f"; Meta's file for it is {OFFICIAL_FILES[variant]}" if isinstance(variant, str) else ""
+    if not path.is_file():
+        raise BadCheckpoint(f"no SAM checkpoint at {path}{hint}")
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as exc:
+        raise BadCheckpoint(f"{path} is not a readable SAM checkpoint ({exc}){hint}") from exc
+    try:
+        sam.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as exc:
+        first = str(exc).splitlines()
+        raise HeadsMismatch(f"{path} is not a SAM of variant {variant}: {' '.join(first[:2])}{hint}") from exc
