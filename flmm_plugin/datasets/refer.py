@@ -1,0 +1,326 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of the refer API: expressions, and the object each one means.
+
+A *ref* is one object of one picture with several sentences. ``refs(<by>).p`` lists the refs of all splits; ``instances.json``
+has the pictures' sizes and the objects' polygons, as in COCO. Masks are ``bool[H, W]`` in the image frame.
+
+Three layouts are found under a root (``FLMM_DATA``, default ``data/``)::
+
+    <root>/coco/refcoco/...   <root>/coco/train2014/...                     F-LMM, mmdetection
+    <root>/refcoco/...        <root>/train2014/...                          the same folders without ``coco``
+    <root>/refcoco/...        <root>/images/mscoco/images/train2014/...     refer, LISA
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from flmm_plugin.datasets.safe_pickle import load_data_pickle
+from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.records import BoolMask, decode_rle
+
+DATA_ROOT_VARIABLE = "FLMM_DATA"
+DEFAULT_ROOT = "data"
+
+
+class SplitSize(NamedTuple):
+    """How many refs, sentences and pictures an official split has; None where no source states it."""
+
+    refs: int
+    sentences: int | None
+    images: int
+
+
+#: (data set, who split it) -> split -> size. RefCOCO's and RefCOCO+'s "test" is testA and testB together.
+OFFICIAL_SIZES: Mapping[tuple[str, str], Mapping[str, SplitSize]] = {
+    ("refcoco", "unc"): {
+        "train": SplitSize(42404, 120624, 16994),
+        "val": SplitSize(3811, 10834, 1500),
+        "testA": SplitSize(1975, 5657, 750),
+        "testB": SplitSize(1810, 5095, 750),
+        "test": SplitSize(3785, 10752, 1500),
+    },
+    ("refcoco+", "unc"): {
+        "train": SplitSize(42278, None, 16992),
+        "val": SplitSize(3805, 10758, 1500),
+        "testA": SplitSize(1975, 5726, 750),
+        "testB": SplitSize(1798, 4889, 750),
+        "test": SplitSize(3773, 10615, 1500),
+    },
+    ("refcocog", "umd"): {
+        "train": SplitSize(42226, None, 21899),
+        "val": SplitSize(2573, 4896, 1300),
+        "test": SplitSize(5023, 9602, 2600),
+    },
+    ("refcocog", "google"): {
+        "train": SplitSize(44822, None, 24698),
+        "val": SplitSize(5000, None, 4650),
+    },
+}
+
+#: Who split a data set, the one that papers use first.
+SPLITTERS: Mapping[str, tuple[str, ...]] = {
+    "refcoco": ("unc", "google"),
+    "refcoco+": ("unc",),
+    "refcocog": ("umd", "google"),
+}
+
+SPLITS = ("train", "val", "test", "testA", "testB", "testC")
+
+_ANNOTATION_FOLDERS = ("coco/{name}", "{name}")
+_PICTURE_FOLDERS = ("coco/train2014", "train2014", "images/mscoco/images/train2014")
+
+
+@dataclass(frozen=True)
+class ReferItem:
+    """One object of one picture and everything people called it.
+
+    Attributes:
+        image_id: COCO's id of the picture.
+        image_path: Its file; not opened, so it may be missing or damaged.
+        height, width: Of the picture in pixels, as ``instances.json`` states them.
+        ref_id, ann_id: Ids of the ref and of its object.
+        sentences: As they were typed (``raw``), in file order.
+        cleaned: The same sentences as the refer API cleans them (``sent``: lower case, no punctuation).
+        segmentation: Of the object, in one of COCO's forms.
+    """
+
+    image_id: int
+    image_path: Path
+    height: int
+    width: int
+    ref_id: int
+    ann_id: int
+    sentences: tuple[str, ...]
+    cleaned: tuple[str, ...]
+    segmentation: Any
+
+
+class ReferDataset(Sequence[ReferItem]):
+    """The refs of one split, in file order.
+
+    Args:
+        root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
+        name: ``refcoco``, ``refcoco+`` or ``refcocog``.
+        split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``. A lettered split takes every ref whose split
+            holds the letter (``testAB`` counts for both), ``test`` every one that holds "test", the others match exactly.
+        by: Who split the data; None means the split that papers use (``unc``, ``unc``, ``umd``).
+
+    Raises:
+        UnknownArgument: A name that does not exist; the nearest one is offered.
+        DataNotFound: A file or folder is missing; the message says which, where it comes from and how to get it.
+        UnsafePickle: The refs file carries code; nothing was executed.
+        BadAnnotation: A file is truncated or contradicts itself.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None, name: str, split: str, by: str | None = None) -> None:
+        self.root = data_root(root)
+        self.name = _known("data set", name, SPLITTERS)
+        self.split = _known("split", split, SPLITS)
+        self.by = _known(f"splitter of {name}", by or SPLITTERS[name][0], SPLITTERS[name])
+        folder = _annotation_folder(self.root, self.name)
+        self.refs_path = _required(folder / f"refs({self.by}).p", self.name)
+        self.instances_path = _required(folder / "instances.json", self.name)
+        self.picture_folder = _picture_folder(self.root)
+        refs = load_data_pickle(self.refs_path)
+        if not isinstance(refs, list) or not all(isinstance(ref, dict) and "split" in ref for ref in refs):
+            raise BadAnnotation(f"{self.refs_path} is not a list of refs; get `refs({self.by}).p` from its official source")
+        #: How many refs the file has for each split name that it uses.
+        self.split_counts: Mapping[str, int] = Counter(str(ref["split"]) for ref in refs)
+        chosen = [ref for ref in refs if split_matches(str(ref["split"]), self.split)]
+        self._items = tuple(_join(chosen, self.instances_path, self.refs_path, self.picture_folder))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[ReferItem]:
+        return iter(self._items)
+
+    @property
+    def official_size(self) -> SplitSize | None:
+        """The split's published size, None for a split that nobody published one for."""
+        return OFFICIAL_SIZES.get((self.name, self.by), {}).get(self.split)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both annotation files: tells two data roots apart that hold the same split."""
+        both = hashlib.sha256()
+        for path in (self.refs_path, self.instances_path):
+            both.update(hashlib.sha256(path.read_bytes()).digest())
+        return both.hexdigest()
+
+    def rle(self, item: ReferItem) -> dict[str, Any]:
+        """The object of `item` as a COCO run-length code with a JSON-able string, ``{"size": [H, W], "counts": str}``."""
+        return segmentation_rle(item.segmentation, item.height, item.width, where=f"annotation {item.ann_id}")
+
+    def mask(self, item: ReferItem) -> BoolMask:
+        """The object of `item`, ``bool[H, W]`` in the image frame: the union of its parts."""
+        return decode_rle(self.rle(item))
+
+
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """`root`, or ``$FLMM_DATA``, or ``data``."""
+    return Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def split_matches(ref_split: str, asked: str) -> bool:
+    """Whether a ref marked `ref_split` belongs to the split `asked`, by the refer API's rules.
+
+    >>> [split_matches("testAB", asked) for asked in ("testA", "testB", "testC", "test", "val")]
+    [True, True, False, True, False]
+    """
+    if asked in ("testA", "testB", "testC"):
+        return asked[-1] in ref_split
+    if asked == "test":
+        return "test" in ref_split
+    return ref_split == asked
+
+
+def segmentation_rle(segmentation: Any, height: int, width: int, where: str = "segmentation") -> dict[str, Any]:
+    """Any of COCO's segmentation forms as one run-length code: the union of its parts.
+
+    Peers *add* the parts of an object, so that pixels under two overlapping polygons count as 2 and are dropped by some of
+    them; mmdetection, which the paper's evaluation uses, merges. Polygons with fewer than 6 numbers are ignored, and an
+    object with nothing left is an empty mask, as there.
+
+    Raises:
+        BadAnnotation: No form of COCO's; the message starts with `where`.
+    """
+    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
+    if not isinstance(parts, list):
+        raise BadAnnotation(f"{where}: a segmentation is a list of polygons or a run-length code, got {type(parts).__name__}")
+    codes = []
+    for part in parts:
+        if isinstance(part, dict):
+            codes.append(_encoded(_checked_code(part, height, width, where)))
+        elif (polygon := _checked_polygon(part, where)) is not None:
+            codes.extend(coco_mask.frPyObjects([polygon], height, width))
+    if not codes:
+        codes = [coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))]
+    merged = coco_mask.merge(codes)
+    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
+
+
+def _checked_polygon(part: Any, where: str) -> list[float] | None:
+    """One polygon ``[x0, y0, x1, y1, ...]``, None if it has too few points to enclose anything."""
+    try:
+        numbers = np.asarray(part, dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        raise BadAnnotation(f"{where}: a polygon is a flat list of numbers ({exc})") from exc
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise BadAnnotation(f"{where}: a polygon is a flat list of finite numbers x0, y0, x1, y1, ...")
+    if numbers.size < 6:
+        return None
+    if numbers.size % 2:
+        raise BadAnnotation(f"{where}: a polygon of {numbers.size} numbers has an x without its y")
+    return [float(number) for number in numbers]
+
+
+def _checked_code(code: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
+    if list(code.get("size", ())) != [height, width]:
+        raise BadAnnotation(f"{where}: run-length code of size {code.get('size')} on a picture of [{height}, {width}]")
+    decode_rle(code)  # refuses codes whose runs do not fill the picture, on which pycocotools itself may crash
+    return code
+
+
+def _encoded(code: dict[str, Any]) -> dict[str, Any]:
+    counts = code["counts"]
+    if isinstance(counts, list):
+        encoded: dict[str, Any] = coco_mask.frPyObjects(code, *code["size"])
+        return encoded
+    return {"size": code["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pictures: Path) -> Iterator[ReferItem]:
+    """Refs with the picture and the object that each one names."""
+    if not refs:
+        return
+    try:
+        instances = json.loads(instances_path.read_text(encoding="utf-8"))
+        images = {image["id"]: image for image in instances["images"]}
+        objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BadAnnotation(f"{instances_path} is truncated or not a COCO file ({exc!r}); fetch it again") from exc
+    for ref in refs:
+        try:
+            image, annotation = images[ref["image_id"]], objects[ref["ann_id"]]
+            sentences = ref["sentences"]
+            yield ReferItem(
+                image_id=int(ref["image_id"]),
+                # The refs' own file_name has the object's number in it and names no file.
+                image_path=pictures / str(image["file_name"]),
+                height=int(image["height"]),
+                width=int(image["width"]),
+                ref_id=int(ref["ref_id"]),
+                ann_id=int(ref["ann_id"]),
+                sentences=tuple(str(sentence.get("raw", sentence["sent"])) for sentence in sentences),
+                cleaned=tuple(str(sentence["sent"]) for sentence in sentences),
+                segmentation=annotation["segmentation"],
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise BadAnnotation(
+                f"ref {ref.get('ref_id')} of {refs_path} (image {ref.get('image_id')}, annotation {ref.get('ann_id')}) has no "
+                f"match in {instances_path} or lacks a field ({exc!r}); the two files must come from the same archive"
+            ) from exc
+
+
+def _known(what: str, name: str, known: Iterable[str]) -> str:
+    options = list(known)
+    if name in options:
+        return name
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise UnknownArgument(f"no {what} {name!r}{hint} Known: {', '.join(options)}")
+
+
+def _annotation_folder(root: Path, name: str) -> Path:
+    candidates = [root / pattern.format(name=name) for pattern in _ANNOTATION_FOLDERS]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DataNotFound(f"no annotations of {name}: looked for {_listed(candidates)}. {_how_to_get(root, name)}")
+
+
+def _picture_folder(root: Path) -> Path:
+    candidates = [root / folder for folder in _PICTURE_FOLDERS]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DataNotFound(f"no pictures of COCO train2014: looked for {_listed(candidates)}. {_how_to_get(root, None)}")
+
+
+def _required(path: Path, name: str) -> Path:
+    if not path.is_file():
+        raise DataNotFound(f"no file {path}. {_how_to_get(path.parent.parent, name)}")
+    return path
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    return " and ".join(str(path) for path in paths)
+
+
+def _how_to_get(root: Path, name: str | None) -> str:
+    """Where a missing part comes from and the command that puts it there."""
+    if name is None:
+        url, what = "http://images.cocodataset.org/zips/train2014.zip", "COCO's 2014 training pictures (13 GB)"
+    else:
+        url, what = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip", f"the refer API's {name} annotations"
+    target = root if root.name == "coco" else root / "coco"
+    archive = url.rsplit("/", 1)[1]
+    return (
+        f"It is part of {what}: mkdir -p '{target}' && cd '{target}' && curl -LO '{url}' && unzip '{archive}'; "
+        f"or set {DATA_ROOT_VARIABLE} to the folder that already holds it"
+    )
