@@ -1,0 +1,39 @@
+"""The embedded default: a small LMM that really chats, its procedural world, and heads that ground it.
+
+Nothing here imports torch until it is needed: a registry may ask for the paths at no cost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def tiny_path() -> Path:
+    """Folder of the embedded LMM: a plain transformers checkpoint with processor and chat template.
+
+    Raises:
+        DataNotFound: The weights are not in this installation.
+    """
+    return _present(_WEIGHTS / "lmm", "config.json")
+
+
+def heads_path() -> Path:
+    """File of the embedded grounding heads (safetensors with a manifest).
+
+    Raises:
+        DataNotFound: The weights are not in this installation.
+    """
+    return _present(_WEIGHTS / "heads.safetensors")
+
+
+def _present(path: Path, inner: str = "") -> Path:
+    from flmm_plugin.errors import DataNotFound
+
+    if not (path / inner).exists():
+        raise DataNotFound(
+            f"{path / inner} is not there: this installation lacks the embedded weights; reinstall the package, or make "
+            "them with: flmm tiny train --out DIR --install"
+        )
+    return path

@@ -1,0 +1,238 @@
+"""What can be said about a scene: captions, referring expressions and questions with exact answers.
+
+Nothing here knows where a pixel is: the words come from the scene's description alone (colour, shape, size, place), so a model
+trained on this language has seen text and pictures, never a mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flmm_plugin.tiny.world import COLORS, PLACES, SHAPES, SIZES, Scene, Thing
+
+DESCRIBE_PROMPT = "Please give me a description of the image."
+REFER_PROMPT = "Please name the objects in the image."
+SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
+CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCD"
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five")
+QUESTION_KINDS: tuple[str, ...] = ("color", "size", "shape", "where", "count", "yes_no", "choice")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    ``mentions`` are the phrases of the question and the answer that name exactly one object of the scene: (part, start, end,
+    index into ``scene.things``) with character offsets in ``question`` or ``answer``; ``kind`` is one of :data:`QUESTION_KINDS`,
+    ``"caption"`` or ``"refer"``.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    mentions: tuple[tuple[str, int, int, int], ...] = ()
+
+
+def matches(thing: Thing, *, color: str | None = None, shape: str | None = None, size: str | None = None,
+            place: int | None = None) -> bool:  # fmt: skip
+    """Whether the object has every attribute that is given."""
+    return (
+        (color is None or thing.color == color) and (shape is None or thing.shape == shape)
+        and (size is None or thing.size == size) and (place is None or thing.place == place)
+    )  # fmt: skip
+
+
+def _describe(thing: Thing, *, size: bool, color: bool, shape: bool, place: bool) -> str:
+    words = [thing.size] if size else []
+    words += [thing.color] if color else []
+    words += [thing.shape] if shape else ["object"]
+    return " ".join(words) + (f" at the {thing.place_name}" if place else "")
+
+
+def referring_expressions(scene: Scene, thing: Thing, *, without: str = "") -> list[str]:
+    """Every way this language has to single the object out, shortest first.
+
+    Args:
+        scene: The scene that holds the object.
+        thing: The object.
+        without: An attribute (``"color"``, ``"shape"``, ``"size"`` or ``"place"``) that must not be mentioned.
+    """
+    found: list[str] = []
+    for size, color, shape, place in (
+        (False, False, True, False), (False, True, False, False), (False, True, True, False), (True, False, True, False),
+        (True, True, False, False), (True, True, True, False), (False, False, False, True), (False, False, True, True),
+        (False, True, False, True), (False, True, True, True), (True, True, True, True),
+    ):  # fmt: skip
+        if (without == "size" and size) or (without == "color" and color) or (without == "shape" and shape) or (
+            without == "place" and place
+        ):
+            continue
+        same = [
+            other for other in scene.things
+            if matches(other, size=thing.size if size else None, color=thing.color if color else None,
+                       shape=thing.shape if shape else None, place=thing.place if place else None)
+        ]  # fmt: skip
+        if len(same) == 1:
+            found.append(_describe(thing, size=size, color=color, shape=shape, place=place))
+    return found
+
+
+def _pick(rng: np.random.Generator, options: list[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def caption(scene: Scene) -> Turn:
+    """All objects in reading order: "A large red circle at the top left, a small blue star at the center."."""
+    text, mentions = "", []
+    for i, thing in enumerate(scene.in_reading_order()):
+        text += ", a " if i else "A "
+        phrase = _describe(thing, size=True, color=True, shape=True, place=True)
+        mentions.append(("answer", len(text), len(text) + len(phrase), scene.things.index(thing)))
+        text += phrase
+    return Turn("caption", DESCRIBE_PROMPT, text + ".", tuple(mentions))
+
+
+def refer_list(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Referring expressions in any order, each closed by a full stop: the form in which phrases are fed for grounding."""
+    text, mentions = "", []
+    for index in rng.permutation(len(scene.things)):
+        phrase = _pick(rng, referring_expressions(scene, scene.things[int(index)]))
+        text += " " if text else ""
+        mentions.append(("answer", len(text), len(text) + len(phrase), int(index)))
+        text += phrase + "."
+    return Turn("refer", REFER_PROMPT, text, tuple(mentions))
+
+
+def _short(question: str, rng: np.random.Generator, share: float) -> str:
+    return question + SHORT_SUFFIX if rng.random() < share else question
+
+
+def _about(kind: str, template: str, phrase: str, answer: str, index: int, rng: np.random.Generator) -> Turn:
+    start = template.index("{}")
+    question = template.replace("{}", phrase)
+    return Turn(kind, _short(question, rng, 0.3), answer, (("question", start, start + len(phrase), index),))
+
+
+def attribute_question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:
+    """Ask one attribute (``kind`` in color, size, shape, where) of an object singled out by its other attributes."""
+    attribute = "place" if kind == "where" else kind
+    index = int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    options = referring_expressions(scene, thing, without=attribute)
+    if not options:  # twins that only their place tells apart: their colour can be asked, their place cannot
+        return attribute_question(scene, "color", rng)
+    phrase = _pick(rng, options)
+    if kind == "where":
+        return _about(kind, "Where is the {}?", phrase, thing.place_name, index, rng)
+    return _about(kind, f"What {kind} is the {{}}?", phrase, str(getattr(thing, kind)), index, rng)
+
+
+def count_question(scene: Scene, rng: np.random.Generator) -> Turn:
+    """How many objects of a colour, of a shape, or at all."""
+    which = rng.random()
+    if which < 0.25:
+        return Turn("count", _short("How many objects are there?", rng, 0.3), str(len(scene.things)))
+    if rng.random() < 0.8:
+        thing = scene.things[int(rng.integers(len(scene.things)))]
+        color, shape = thing.color, thing.shape
+    else:
+        color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
+    if which < 0.6:
+        number = sum(matches(t, color=color) for t in scene.things)
+        return Turn("count", _short(f"How many {color} objects are there?", rng, 0.3), str(number))
+    number = sum(matches(t, shape=shape) for t in scene.things)
+    return Turn("count", _short(f"How many {plural(shape)} are there?", rng, 0.3), str(number))
+
+
+def plural(shape: str) -> str:
+    """The shape's plural."""
+    return shape + ("es" if shape.endswith(("s", "x")) else "s")
+
+
+def yes_no_question(scene: Scene, rng: np.random.Generator, *, truth: bool | None = None, category: str | None = None,
+                    short_share: float = 0.65) -> Turn:  # fmt: skip
+    """A question that is answered yes or no, of one of MME's coarse perception categories.
+
+    Args:
+        scene: The scene.
+        rng: Source of randomness.
+        truth: Which answer is wanted (None: either, evenly).
+        category: ``existence``, ``count``, ``position`` or ``color`` (None: any).
+        short_share: How often the "single word" instruction is added; without it the answer carries its evidence.
+    """
+    truth = bool(rng.random() < 0.5) if truth is None else truth
+    category = category or _pick(rng, ["existence", "existence", "count", "position", "color"])
+    index = int(rng.integers(len(scene.things)))
+    thing = scene.things[index]
+    evidence, mention = "", None
+    if category == "existence":
+        color, shape = thing.color, thing.shape
+        if not truth:
+            absent = [(c, s) for c in COLORS for s in SHAPES
+                      if not any(matches(t, color=c, shape=s) for t in scene.things)]  # fmt: skip
+            near = [(c, s) for c, s in absent if any(t.color == c or t.shape == s for t in scene.things)]
+            pool = near if rng.random() < 0.7 else absent
+            color, shape = pool[int(rng.integers(len(pool)))]
+        elif sum(matches(t, color=color, shape=shape) for t in scene.things) == 1:
+            mention = f"{color} {shape}"
+            evidence = f", it is at the {thing.place_name}"
+        question = f"Is there a {color} {shape} in this image?"
+    elif category == "count":
+        by_color = rng.random() < 0.5
+        number = sum(matches(t, color=thing.color) if by_color else matches(t, shape=thing.shape) for t in scene.things)
+        asked = number if truth else int(rng.choice([n for n in range(1, 5) if n != number]))
+        noun = (f"{thing.color} object" + ("s" if asked != 1 else "")) if by_color else (
+            plural(thing.shape) if asked != 1 else thing.shape)  # fmt: skip
+        question = f"{'Are' if asked != 1 else 'Is'} there {NUMBER_WORDS[asked]} {noun} in this image?"
+        evidence = f", there {'are' if number != 1 else 'is'} {NUMBER_WORDS[number]}"
+    elif category == "position":
+        options = referring_expressions(scene, thing, without="place")
+        if not options:
+            return yes_no_question(scene, rng, truth=truth, category="color", short_share=short_share)
+        mention = _pick(rng, options)
+        place = thing.place_name if truth else _pick(rng, [p for p in PLACES if p != thing.place_name])
+        question = f"Is the {mention} at the {place}?"
+        evidence = f", it is at the {thing.place_name}"
+    else:
+        options = referring_expressions(scene, thing, without="color")
+        mention = _pick(rng, options)
+        color = thing.color if truth else _pick(rng, [c for c in COLORS if c != thing.color])
+        question = f"Is the {mention} {color}?"
+        evidence = f", it is {thing.color}"
+    answer = "Yes" if truth else "No"
+    short = rng.random() < short_share
+    mentions: tuple[tuple[str, int, int, int], ...] = ()
+    if mention is not None:
+        start = question.index(mention)
+        mentions = (("question", start, start + len(mention), index),)
+    return Turn("yes_no", question + (SHORT_SUFFIX if short else ""), answer if short else f"{answer}{evidence}.", mentions)
+
+
+def choice_question(scene: Scene, rng: np.random.Generator, *, options: int = 4) -> Turn:
+    """An attribute question with lettered options; the answer is the letter."""
+    kind = _pick(rng, ["color", "shape", "where"])
+    base = attribute_question(scene, kind, rng)
+    pools: dict[str, list[str]] = {"color": list(COLORS), "shape": list(SHAPES), "where": list(PLACES), "size": list(SIZES)}
+    pool = [value for value in pools[base.kind] if value != base.answer]
+    chosen = [base.answer] + [pool[i] for i in rng.permutation(len(pool))[: options - 1]]
+    order = rng.permutation(len(chosen))
+    lines = "".join(f"\n{LETTERS[i]}. {chosen[int(j)]}" for i, j in enumerate(order))
+    letter = LETTERS[int(np.flatnonzero(order == 0)[0])]
+    stem = base.question.replace(SHORT_SUFFIX, "")
+    return Turn("choice", stem + lines + CHOICE_SUFFIX, letter, base.mentions)
+
+
+def question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:
+    """A question of one of :data:`QUESTION_KINDS`. An attribute that the scene cannot ask for may turn into a colour question."""
+    if kind in ("color", "size", "shape", "where"):
+        return attribute_question(scene, kind, rng)
+    if kind == "count":
+        return count_question(scene, rng)
+    if kind == "yes_no":
+        return yes_no_question(scene, rng)
+    if kind == "choice":
+        return choice_question(scene, rng)
+    raise ValueError(f"unknown question kind {kind!r}; known: {', '.join(QUESTION_KINDS)}")

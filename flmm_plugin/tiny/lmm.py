@@ -1,0 +1,143 @@
+"""The embedded LMM: transformers' own LLaVA classes at a size that ships inside the package.
+
+A CLIP vision tower (112 px, 14 x 14 image tokens), a two-layer projector and a Llama decoder over a byte-level BPE vocabulary, so
+that any text round-trips. Built here, trained by :mod:`flmm_plugin.tiny.train_lmm`, saved as a plain transformers checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flmm_plugin.tiny import language
+from flmm_plugin.tiny.world import sample_scene
+
+IMAGE_TOKEN = "<image>"
+IMAGE_SIZE, PATCH = 112, 8
+GRID = IMAGE_SIZE // PATCH
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ASSISTANT: ' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{{ eos_token }}"
+    "{% else %}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{{ ' ' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+
+
+def corpus(scenes: int = 1500, seed: int = 7) -> Iterable[str]:
+    """Sentences of the world's language, each opened by a space as the tokenizer will see words."""
+    rng = np.random.default_rng(seed)
+    for _ in range(scenes):
+        scene = sample_scene(rng, max_things=4)
+        turns = [language.caption(scene), language.refer_list(scene, rng)]
+        turns += [language.question(scene, kind, rng) for kind in language.QUESTION_KINDS]
+        for turn in turns:
+            yield f"USER: \n{turn.question} ASSISTANT: {turn.answer}"
+
+
+def build_tokenizer() -> Any:
+    """Byte-level BPE whose merges cover the world's words; every other text falls back to bytes and still round-trips."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(unk_token=None))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640, min_frequency=20, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<pad>", "<s>", "</s>", IMAGE_TOKEN],
+    )  # fmt: skip
+    backend.train_from_iterator(corpus(), trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left",
+        model_max_length=2048, clean_up_tokenization_spaces=False, extra_special_tokens={"image_token": IMAGE_TOKEN},
+    )  # fmt: skip
+
+
+def build_processor(tokenizer: Any) -> Any:
+    """LLaVA's processor with the pad-to-square picture pipeline, so that no part of a picture is ever cropped away."""
+    from transformers import LlavaImageProcessor, LlavaProcessor
+
+    pictures = LlavaImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_pad=True,
+        image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25],
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return LlavaProcessor(
+        pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE, image_token=IMAGE_TOKEN,
+    )  # fmt: skip
+
+
+def build_model(vocab_size: int, image_token_id: int, *, seed: int = 0, width: int = 192, layers: int = 6, heads: int = 6,
+                vision_width: int = 128, vision_layers: int = 4) -> Any:  # fmt: skip
+    """A fresh LMM of the embedded shape, initialised so that a short training moves at once."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(
+        hidden_size=vision_width, intermediate_size=2 * vision_width, num_hidden_layers=vision_layers, num_attention_heads=4,
+        image_size=IMAGE_SIZE, patch_size=PATCH, projection_dim=64, hidden_act="gelu",
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=image_token_id, image_seq_length=GRID * GRID,
+        vision_feature_layer=-1, vision_feature_select_strategy="default", projector_hidden_act="gelu",
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(config)
+    initialise(model)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 2
+    model.generation_config.bos_token_id = 1
+    return model.eval()
+
+
+@torch.no_grad()
+def initialise(model: Any) -> None:
+    """Fan-in scaled weights, quieter residual outputs, 2-D sine-cosine positions in the tower."""
+    layers = model.config.text_config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_in = module.weight[0].numel()
+            std = 1 / math.sqrt(fan_in)
+            if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")):
+                std /= math.sqrt(2 * layers)
+            module.weight.normal_(0, std)
+            if module.bias is not None:
+                module.bias.zero_()
+    model.get_input_embeddings().weight.normal_(0, 0.06)
+    position = next(m for n, m in model.named_modules() if n.endswith("position_embedding"))
+    position.weight.zero_()
+    position.weight[1:] = 0.5 * sine_cosine(GRID, position.weight.shape[1])
+
+
+def sine_cosine(grid: int, width: int) -> Tensor:
+    """2-D sine-cosine position codes, ``[grid * grid, width]``, raster order."""
+    quarter = width // 4
+    frequency = torch.pi * torch.linspace(0.25, grid / 4, quarter)
+    axis = (torch.arange(grid) + 0.5) / grid
+    wave = torch.cat([torch.sin(axis[:, None] * frequency), torch.cos(axis[:, None] * frequency)], 1)
+    return torch.cat([wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)], -1).reshape(grid * grid, width)
+
+
+def save(model: Any, processor: Any, folder: Path, *, half: bool = True) -> None:
+    """Write a plain transformers checkpoint (safetensors, processor, chat template)."""
+    import copy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (copy.deepcopy(model).half() if half else model).save_pretrained(folder)
+    processor.save_pretrained(folder)
