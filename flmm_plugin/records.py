@@ -196,7 +196,7 @@ def parse_masks_json(reply: str) -> MasksReply:
             scores=tuple(float(score) for score in content.get("scores") or ()),
             error=error,
         )
-    except Exception as exc:
+    except Exception as exc:  # a model under test may answer anything; one odd reply must not end a run
         return MasksReply(text=str(reply), error={"type": type(exc).__name__, "message": str(exc)})
 
 
@@ -224,7 +224,7 @@ def _checked_rle(rle: Mapping[str, Any]) -> tuple[int, int, Any]:
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
-    """Run lengths of COCO's compressed string: 5 bits a character, low first, later runs relative to the one two before."""
+    """Run lengths of COCO's compressed string: 5 bits a character, later runs relative to the one two before."""
     data = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
     runs: list[int] = []
     position = 0

@@ -25,7 +25,15 @@ from flmm_plugin.heads.sam import build_sam, prompt_dim
 class Grid(Protocol):
     """What the heads need of `flmm_plugin.geometry.ImageGrid`."""
 
-    def grid_to_image(self, maps: Tensor, fill: float) -> Tensor:
+    @property
+    def image_height(self) -> int:
+        """H."""
+
+    @property
+    def image_width(self) -> int:
+        """W."""
+
+    def grid_to_image(self, maps: Tensor, fill: float, /) -> Tensor:
         """Maps ``[..., h', w']`` over the grid's extent -> ``[..., H, W]``; ``fill`` outside the extent."""
 
 
@@ -110,7 +118,9 @@ class GroundingHeads(nn.Module):
         Pixels that the backbone never saw (a centre crop) get what the refiner's padding gets: ``min(-1, lowest)``.
         """
         coarse = self.mask_decoder(attention.to(self.device))
-        fill = min(-1.0, float(coarse.detach().min())) if coarse.numel() else -1.0
+        if coarse.shape[0] == 0:
+            return coarse.new_zeros((0, grid.image_height, grid.image_width))
+        fill = min(-1.0, float(coarse.detach().min()))
         return grid.grid_to_image(coarse, fill)
 
     def forward(

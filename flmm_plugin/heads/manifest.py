@@ -1,4 +1,4 @@
-"""What a heads file says about itself, and whether it fits a backbone. No torch: a listing reads this alone."""
+"""What a heads file says about itself, and whether it fits a backbone."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class MaskRefiner(nn.Module):
 
     @torch.no_grad()
     def boxes_sam(self, coarse: Tensor, embedding: ImageEmbedding) -> Tensor:
-        """Boxes ``[n, 4]`` (x0, y0, x1, y1), _sam frame, around coarse logits; of the whole picture for an empty one."""
+        """Boxes ``[n, 4]`` (x0, y0, x1, y1), _sam frame, around coarse logits; the whole picture for empty ones."""
         height, width = embedding.original_size
         masks = F.interpolate(coarse.sigmoid(), (height, width), mode="bilinear", align_corners=False)[:, 0] > 0.5
         rows, columns = masks.any(dim=2), masks.any(dim=1)

@@ -1,0 +1,148 @@
+"""Records, and the JSON that crosses harness borders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
+
+import flmm_plugin
+from flmm_plugin.errors import BadAnnotation, BadImage, FlmmError
+from flmm_plugin.records import (
+    EMPTY_BOX,
+    Grounding,
+    decode_rle,
+    encode_rle,
+    error_json,
+    mask_box,
+    masks_json,
+    parse_masks_json,
+)
+
+
+def square(value: float = 2.0) -> Grounding:
+    logits = np.full((4, 6), -3.0, np.float32)
+    logits[1:3, 2:5] = value
+    return Grounding.from_logits("the red circle", logits, span=(4, 18))
+
+
+masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks)
+def test_rle_round_trip_and_agreement_with_pycocotools(mask: np.ndarray) -> None:
+    rle = encode_rle(mask)
+    json.dumps(rle)
+    assert np.array_equal(decode_rle(rle), mask)
+    assert coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode()}) == mask.sum()
+
+
+def test_rle_of_uncompressed_counts() -> None:
+    expected = np.zeros((2, 3), bool)
+    expected[:, 1] = True
+    assert np.array_equal(decode_rle({"size": [2, 3], "counts": [2, 2, 2]}), expected)
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [
+        {},
+        {"size": [2, 3]},
+        {"size": [2, 3], "counts": [2, 2]},
+        {"size": [2, 3], "counts": [8, -4, 2]},
+        {"size": [2, 3], "counts": "\x01\x02"},
+        {"size": [2, 3], "counts": "o"},
+        {"size": [0, 3], "counts": []},
+        {"size": [2], "counts": "06"},
+        {"size": [3, 3], "counts": encode_rle(np.ones((2, 3), bool))["counts"]},
+        "text",
+    ],
+)
+def test_rle_that_does_not_fill_its_picture_is_refused(rle: object) -> None:
+    with pytest.raises(BadAnnotation):
+        decode_rle(rle)  # type: ignore[arg-type]
+
+
+def test_mask_must_have_two_axes() -> None:
+    with pytest.raises(BadAnnotation, match="one at a time"):
+        encode_rle(np.zeros((1, 2, 3), bool))
+
+
+def test_grounding_derives_mask_box_and_score_from_logits() -> None:
+    grounding = square()
+    assert grounding.mask.sum() == 6
+    assert grounding.box == (2.0, 1.0, 5.0, 3.0)
+    assert grounding.score == pytest.approx(1 / (1 + np.exp(-2.0)), abs=1e-6)
+    assert grounding.decoder_logits is grounding.logits
+
+
+def test_empty_and_extreme_masks() -> None:
+    empty = Grounding.from_logits("nothing", np.full((3, 3), -1e6, np.float32))
+    assert empty.box == EMPTY_BOX and empty.score == 0.0 and not empty.mask.any()
+    full = Grounding.from_logits("all", np.full((3, 4), 1e6, np.float32))
+    assert full.box == (0.0, 0.0, 4.0, 3.0) and full.score == 1.0
+    one = np.zeros((5, 5), bool)
+    one[4, 0] = True
+    assert mask_box(one) == (0.0, 4.0, 1.0, 5.0)
+
+
+def test_masks_json_speaks_the_sam3_form_and_parses_back() -> None:
+    text = "see the red circle"
+    content = json.loads(masks_json([square()], text, size=(4, 6)))
+    assert content["phrases"] == [{"phrase": "the red circle", "span": [4, 18], "mask": 0}]
+    assert content["boxes"] == [{"x_min": 2 / 6, "y_min": 0.25, "x_max": 5 / 6, "y_max": 0.75}]
+    assert content["size"] == [4, 6] and "error" not in content
+    reply = parse_masks_json(json.dumps(content))
+    assert reply.error is None and reply.text == text
+    assert np.array_equal(reply.masks[0], square().mask)
+    assert reply.scores == (pytest.approx(square().score, abs=1e-5),)
+
+
+def test_reply_without_phrases_or_boxes_is_fine() -> None:
+    bare = json.dumps({"masks": [encode_rle(np.eye(3, dtype=bool))]})
+    reply = parse_masks_json(bare)
+    assert reply.error is None and reply.masks[0].sum() == 3 and reply.scores == ()
+
+
+def test_error_reply_keeps_type_and_message() -> None:
+    reply = parse_masks_json(error_json(BadImage("a.png is not a picture; give a PNG")))
+    assert reply.masks == () and reply.error == {"type": "BadImage", "message": "a.png is not a picture; give a PNG"}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.one_of(
+        st.text(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["masks", "size", "counts", "boxes", "scores", "phrases", "error"]), inner),
+            max_leaves=8,
+        ).map(json.dumps),
+    )
+)
+def test_parsing_never_raises(reply: str) -> None:
+    parsed = parse_masks_json(reply)
+    assert parsed.error is not None or all(mask.ndim == 2 for mask in parsed.masks)
+
+
+def test_plain_text_reply_is_an_error_with_its_text_kept() -> None:
+    reply = parse_masks_json("The cat is left.")
+    assert reply.error is not None and reply.text == "The cat is left." and reply.masks == ()
+
+
+def test_package_exports_are_lazy_and_named() -> None:
+    assert flmm_plugin.Grounding is Grounding and flmm_plugin.FlmmError is FlmmError
+    assert set(flmm_plugin.__all__) <= set(dir(flmm_plugin))
+    with pytest.raises(AttributeError, match="it offers"):
+        flmm_plugin.nothing_of_the_kind  # noqa: B018
+    code = "import flmm_plugin, flmm_plugin.records, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
