@@ -1,0 +1,43 @@
+"""The benchmark runs, checks what it times, and writes one row per arm with its provenance."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "capture.py"
+
+
+@pytest.fixture
+def benchmark_script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_capture", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quick_run_writes_rows_and_holds_its_promises(benchmark_script: ModuleType, tmp_path: Path) -> None:
+    assert benchmark_script.main(["--quick", "--phrases", "2", "--kv-heads", "2", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "capture.json").read_text())
+    assert record["checks"]["logits_bit_identical"] is True
+    assert record["checks"]["rows_max_difference"] < 1e-5
+    assert record["checks"]["hidden_max_difference"] < 1e-4
+    with (tmp_path / "capture.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ["plain", "capture", "eager", "floor", "grounded"]
+    assert rows[0]["times_plain"] == "1.0"
+    assert all(row["torch"] and row["kv_heads"] == "2" for row in rows)
+
+
+def test_a_ratio_is_the_median_within_rounds(benchmark_script: ModuleType) -> None:
+    # A slow second round hits both arms: the ratio of medians would be 1.5, each round's ratio is 1.5 or 2.
+    assert benchmark_script._ratio([2.0, 30.0, 2.0], [1.0, 20.0, 1.0]) == 2.0
