@@ -1,7 +1,8 @@
 """RefCOCO, RefCOCO+ and RefCOCOg in the layout of the refer API: expressions, and the object each one means.
 
-A *ref* is one object of one picture with several sentences. ``refs(<by>).p`` lists the refs of all splits; ``instances.json``
-has the pictures' sizes and the objects' polygons, as in COCO. Masks are ``bool[H, W]`` in the image frame.
+A *ref* is one object of one picture with several sentences. ``refs(<by>).p`` lists the refs of all splits;
+``instances.json`` has the pictures' sizes and the objects' polygons, as in COCO. Masks are ``bool[H, W]`` in the
+image frame.
 
 Three layouts are found under a root (``FLMM_DATA``, default ``data/``)::
 
@@ -112,8 +113,10 @@ class ReferDataset(Sequence[ReferItem]):
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
         name: ``refcoco``, ``refcoco+`` or ``refcocog``.
-        split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``. A lettered split takes every ref whose split
-            holds the letter (``testAB`` counts for both), ``test`` every one that holds "test", the others match exactly.
+        split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``. A lettered split takes every ref whose
+        split
+            holds the letter (``testAB`` counts for both), ``test`` every one that holds "test", the others match
+            exactly.
         by: Who split the data; None means the split that papers use (``unc``, ``unc``, ``umd``).
 
     Raises:
@@ -134,7 +137,9 @@ class ReferDataset(Sequence[ReferItem]):
         self.picture_folder = _picture_folder(self.root)
         refs = load_data_pickle(self.refs_path)
         if not isinstance(refs, list) or not all(isinstance(ref, dict) and "split" in ref for ref in refs):
-            raise BadAnnotation(f"{self.refs_path} is not a list of refs; get `refs({self.by}).p` from its official source")
+            raise BadAnnotation(
+                f"{self.refs_path} is not a list of refs; get `refs({self.by}).p` from its official source"
+            )
         #: How many refs the file has for each split name that it uses.
         self.split_counts: Mapping[str, int] = Counter(str(ref["split"]) for ref in refs)
         chosen = [ref for ref in refs if split_matches(str(ref["split"]), self.split)]
@@ -163,7 +168,7 @@ class ReferDataset(Sequence[ReferItem]):
         return both.hexdigest()
 
     def rle(self, item: ReferItem) -> dict[str, Any]:
-        """The object of `item` as a COCO run-length code with a JSON-able string, ``{"size": [H, W], "counts": str}``."""
+        """The object of `item` as a COCO run-length code, ``{"size": [H, W], "counts": str}``."""
         return segmentation_rle(item.segmentation, item.height, item.width, where=f"annotation {item.ann_id}")
 
     def mask(self, item: ReferItem) -> BoolMask:
@@ -192,16 +197,18 @@ def split_matches(ref_split: str, asked: str) -> bool:
 def segmentation_rle(segmentation: Any, height: int, width: int, where: str = "segmentation") -> dict[str, Any]:
     """Any of COCO's segmentation forms as one run-length code: the union of its parts.
 
-    Peers *add* the parts of an object, so that pixels under two overlapping polygons count as 2 and are dropped by some of
-    them; mmdetection, which the paper's evaluation uses, merges. Polygons with fewer than 6 numbers are ignored, and an
-    object with nothing left is an empty mask, as there.
+    Peers *add* the parts of an object, so that pixels under two overlapping polygons count as 2 and are dropped by
+    some of them; mmdetection, which the paper's evaluation uses, merges. Polygons with fewer than 6 numbers are
+    ignored, and an object with nothing left is an empty mask, as there.
 
     Raises:
         BadAnnotation: No form of COCO's; the message starts with `where`.
     """
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, list):
-        raise BadAnnotation(f"{where}: a segmentation is a list of polygons or a run-length code, got {type(parts).__name__}")
+        raise BadAnnotation(
+            f"{where}: a segmentation is a list of polygons or a run-length code, got {type(parts).__name__}"
+        )
     codes = []
     for part in parts:
         if isinstance(part, dict):
@@ -272,8 +279,8 @@ def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pic
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise BadAnnotation(
-                f"ref {ref.get('ref_id')} of {refs_path} (image {ref.get('image_id')}, annotation {ref.get('ann_id')}) has no "
-                f"match in {instances_path} or lacks a field ({exc!r}); the two files must come from the same archive"
+                f"ref {ref.get('ref_id')} of {refs_path} (image {ref.get('image_id')}, annotation {ref.get('ann_id')}) "
+                f"has no match in {instances_path} or lacks a field ({exc!r}); both files must be of the same archive"
             ) from exc
 
 
@@ -317,7 +324,10 @@ def _how_to_get(root: Path, name: str | None) -> str:
     if name is None:
         url, what = "http://images.cocodataset.org/zips/train2014.zip", "COCO's 2014 training pictures (13 GB)"
     else:
-        url, what = f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip", f"the refer API's {name} annotations"
+        url, what = (
+            f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip",
+            f"the refer API's {name} annotations",
+        )
     target = root if root.name == "coco" else root / "coco"
     archive = url.rsplit("/", 1)[1]
     return (

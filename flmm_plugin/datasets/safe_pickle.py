@@ -1,8 +1,9 @@
 """Read a pickle as data: containers, strings and numbers, and nothing that could run.
 
-The ``refs(...).p`` files of RefCOCO are pickles that Python 2 wrote. What they hold (lists, dicts, unicode strings, ints)
-has opcodes of its own in every protocol: such a file never names a global. A pickle that does is asking to import and call
-something, so no name at all is allowed here, not even a harmless one; without a callable, no other opcode can run code.
+The ``refs(...).p`` files of RefCOCO are pickles that Python 2 wrote. What they hold (lists, dicts, unicode strings,
+ints) has opcodes of its own in every protocol: such a file never names a global. A pickle that does is asking to
+import and call something, so no name at all is allowed here, not even a harmless one; without a callable, no other
+opcode can run code.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise UnsafePickle(
-            f"{self.source} asks to import `{module_name}.{global_name}`; nothing of it was executed. Annotation pickles hold "
-            "plain lists, dicts, strings and numbers: get the file from its official source, or, if you made it, save it "
-            "again without objects (numpy numbers as int/float)"
+            f"{self.source} asks to import `{module_name}.{global_name}`; nothing of it was executed. Annotation "
+            "pickles hold plain lists, dicts, strings and numbers: get the file from its official source, or, if you "
+            "made it, save it again without objects (numpy numbers as int/float)"
         )
 
     def persistent_load(self, pid: Any) -> NoReturn:
@@ -51,6 +52,16 @@ def load_data_pickle(path: Path) -> Any:
         raise
     # A damaged pickle may fail in any of these ways, depending on the opcode at which it was cut.
     except (
-        pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
     ) as exc:
-        raise BadAnnotation(f"{path} is truncated or not a pickle ({type(exc).__name__}: {exc}); fetch it again") from exc
+        raise BadAnnotation(
+            f"{path} is truncated or not a pickle ({type(exc).__name__}: {exc}); fetch it again"
+        ) from exc

@@ -27,8 +27,8 @@ import numpy.typing as npt
 #: The K of P@K that papers report.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
-# Ratios are summed as whole numbers of 2**-60: integers add up to the same bits in any order and over any number of ranks,
-# and the rounding of one item (1e-18) is far below that of the double that a result is returned in.
+# Ratios are summed as whole numbers of 2**-60: integers add up to the same bits in any order and over any number of
+# ranks, and the rounding of one item (1e-18) is far below that of the double that a result is returned in.
 _FIXED_POINT_BITS = 60
 
 

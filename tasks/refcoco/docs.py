@@ -29,8 +29,8 @@ class ReferDoc(dict[str, Any]):
     The picture is no stored key: a log of the document stays small, and a damaged file troubles nobody but its reader.
 
     Keys: ``image_id``; ``image_path``; ``height``, ``width`` in pixels; ``ref_ids``, ``ann_ids``, ``expressions`` and
-    ``masks`` (targets, COCO run-length codes), one per item; ``expected_items``, the published size of the whole split in
-    items, None if unknown; ``expression``, in per-sentence documents only.
+    ``masks`` (targets, COCO run-length codes), one per item; ``expected_items``, the published size of the whole
+    split in items, None if unknown; ``expression``, in per-sentence documents only.
     """
 
     def __missing__(self, key: str) -> Any:

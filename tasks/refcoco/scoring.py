@@ -1,7 +1,7 @@
 """From a model's reply to counts, and from the counts of all documents to the printed numbers.
 
-A model answers with lmms-eval's masks JSON. Every expression of a document is one item whether or not the model gave it a
-usable mask: an expression without one is scored as an empty prediction and counted as an error.
+A model answers with lmms-eval's masks JSON. Every expression of a document is one item whether or not the model gave
+it a usable mask: an expression without one is scored as an empty prediction and counted as an error.
 
 Printed IoU metrics and precisions are percentages, as in the papers' tables; ``items`` and ``errors`` are numbers of
 expressions, ``complete`` is 1 if every item of the official split was scored and 0 for a part of it.
@@ -30,14 +30,15 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         reply: The model's masks JSON, or anything else it said.
 
     Returns:
-        For each IoU metric the items' pixel counts ``{"I": [...], "U": [...]}``; for each ``P@K`` ``{"hits", "items"}``;
-        for ``items``, ``errors`` and ``complete`` a ``{"count"}``, the last with the split's ``{"expected"}`` size.
+        For each IoU metric the items' pixel counts ``{"I": [...], "U": [...]}``; for each ``P@K`` ``{"hits",
+        "items"}``; for ``items``, ``errors`` and ``complete`` a ``{"count"}``, the last with the split's
+        ``{"expected"}`` size.
     """
     targets = [decode_rle(rle) for rle in doc["masks"]]
     predictions, errors = match_masks(parse_masks_json(reply), doc["expressions"], (doc["height"], doc["width"]))
     counts = [iou_counts(pred, target) for pred, target in zip(predictions, targets, strict=True)]
     pixels = {"I": [item.intersection for item in counts], "U": [item.union for item in counts]}
-    sample: dict[str, dict[str, Any]] = {metric: pixels for metric in _IOU_METRICS}
+    sample: dict[str, dict[str, Any]] = dict.fromkeys(_IOU_METRICS, pixels)
     for threshold, hits in SegmentationSums.of(counts).hits.items():
         sample[f"P@{threshold:g}"] = {"hits": hits, "items": len(counts)}
     sample["items"] = {"count": len(counts)}
@@ -49,10 +50,10 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
 def match_masks(reply: MasksReply, expressions: Sequence[str], size: tuple[int, int]) -> tuple[list[BoolMask], int]:
     """One mask ``bool[H, W]`` per expression, and how many expressions have no usable mask (theirs are empty).
 
-    A reply with ``phrases`` says itself which mask belongs to which: phrase i answers expression i if there are as many,
-    else the first unused phrase with the same words does. A reply without phrases is read in order, with one exception: to
-    a single expression a detector such as ``sam3`` may answer with several instances; the best-scored one is taken, or
-    their union if it scored none.
+    A reply with ``phrases`` says itself which mask belongs to which: phrase i answers expression i if there are as
+    many, else the first unused phrase with the same words does. A reply without phrases is read in order, with one
+    exception: to a single expression a detector such as ``sam3`` may answer with several instances; the best-scored
+    one is taken, or their union if it scored none.
     """
     empty = np.zeros(size, dtype=bool)
     matched = [mask if mask is not None and mask.shape == size else None for mask in _assign(reply, expressions)]
@@ -92,17 +93,17 @@ def _best_instance(reply: MasksReply) -> BoolMask | None:
 
 
 def ciou(samples: Iterable[Sample]) -> float:
-    """cIoU of all items, percent."""
+    """Percent cIoU of all items."""
     return 100 * _sums(samples).compute()["cIoU"]
 
 
 def miou(samples: Iterable[Sample]) -> float:
-    """mIoU of all items (0/0 counts 0), percent."""
+    """Percent mIoU of all items (0/0 counts 0)."""
     return 100 * _sums(samples).compute()["mIoU"]
 
 
 def giou(samples: Iterable[Sample]) -> float:
-    """gIoU of all items (0/0 counts 1), percent."""
+    """Percent gIoU of all items (0/0 counts 1)."""
     return 100 * _sums(samples).compute()["gIoU"]
 
 

@@ -1,7 +1,8 @@
 """The lmms-eval task: RefCOCO's official files in, mask metrics out, no hub.
 
-A task is the template beside this file plus three lines (data set, split, unit). The class replaces what a configured task
-would fetch from a hub (`download`) and how a reply is scored (`process_results`); everything else is lmms-eval's own.
+A task is the template beside this file plus three lines (data set, split, unit). The class replaces what a configured
+task would fetch from a hub (`download`) and how a reply is scored (`process_results`); everything else is lmms-eval's
+own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class ReferSegmentation(ConfigurableTask):
     Config: ``dataset_kwargs`` has ``name`` (refcoco, refcoco+, refcocog), ``unit`` (picture, per_sentence), optionally
     ``by`` and ``root``; ``test_split`` is the split.
 
-    A split of which the present data has nothing is kept, says so, and yields no number: in a group the other splits go on.
+    A split of which the present data has nothing is kept, says so, and yields no number: in a group the other splits
+    go on.
 
     Raises:
         DataNotFound, UnsafePickle, BadAnnotation: From the reader, when the task is built.
@@ -45,7 +47,8 @@ class ReferSegmentation(ConfigurableTask):
         unknown = sorted(set(settings) - set(_DATA_KEYS))
         if unknown or "name" not in settings:
             raise UnknownArgument(
-                f"dataset_kwargs of {self.config.task} need `name` and may have {', '.join(_DATA_KEYS[1:])}; got {unknown or settings}"
+                f"dataset_kwargs of {self.config.task} need `name` and may have {', '.join(_DATA_KEYS[1:])}; "
+                f"got {unknown or settings}"
             )
         split = str(self.config.test_split)
         dataset = ReferDataset(settings.get("root"), settings["name"], split, settings.get("by"))
@@ -58,10 +61,10 @@ class ReferSegmentation(ConfigurableTask):
         if len(self.docs) == 0:
             present = ", ".join(f"{split} {count}" for split, count in sorted(self.docs.split_counts.items()))
             logger.warning(
-                f"{self.config.task}: {self.docs.refs_path} has no ref of split {self.config.test_split} (it has: {present}); "
-                "the task is skipped and has no result"
+                f"{self.config.task}: {self.docs.refs_path} has no ref of split {self.config.test_split} "
+                f"(it has: {present}); the task is skipped and has no result"
             )
-            self._instances = []
+            self._instances: list[Any] = []
             return
         super().build_all_requests(**options)
 
@@ -72,7 +75,6 @@ class ReferSegmentation(ConfigurableTask):
         reply = results[0]
         return scoring.score_reply(doc, reply if isinstance(reply, str) else str(reply))
 
-
     def aggregation(self) -> dict[str, Any]:
         """The template's aggregations; the one of ``complete`` also says aloud that a result is partial."""
         listed: dict[str, Any] = super().aggregation()
@@ -81,10 +83,10 @@ class ReferSegmentation(ConfigurableTask):
     def _complete(self, samples: list[scoring.Sample]) -> int:
         complete = scoring.complete(samples)
         if not complete:
-            scored, official = scoring.total(samples), self.docs.expected_items
+            scored, official = scoring.total(samples), self.docs.expected_items or "an unknown number of"
             logger.warning(
-                f"{self.config.task}: PARTIAL RESULT over {scored} of {'an unknown number of' if official is None else official} "
-                f"official items ({self.docs.items} in {self.docs.refs_path}); do not set it beside published numbers"
+                f"{self.config.task}: PARTIAL RESULT over {scored} of {official} official items "
+                f"({self.docs.items} in {self.docs.refs_path}); do not set it beside published numbers"
             )
         return complete
 

@@ -1,0 +1,53 @@
+"""What ``--model_args`` may hold, and an answer to what it may not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from flmm_plugin.errors import UnknownArgument
+
+#: Name -> what it means, as shown for an unknown one.
+MODEL_ARGUMENTS = {
+    "pretrained": "folder or hub id of the LMM",
+    "revision": "version of it on the hub",
+    "dtype": "float32, bfloat16, float16 or auto",
+    "device": "cpu, cuda, cuda:1",
+    "device_map": "how to split the LMM over devices, e.g. auto",
+    "attn_implementation": "sdpa, eager, flash_attention_2",
+    "batch_size": "requests per forward pass",
+    "max_batch_size": "accepted because lmms-eval passes it on; not used",
+    "system_prompt": "a system turn before every chat",
+    "heads": "the grounding heads' file, `auto` or `none`",
+    "sam_checkpoint": "SAM weights for heads that were saved without an image encoder",
+    "merge": "how the attention of a phrase's tokens is merged: mean or max",
+}
+
+
+def refuse_unknown(names: Iterable[str], model: str) -> None:
+    """Raise `UnknownArgument` for the first name that is no model argument, with the nearest one that is."""
+    for name in names:
+        if name not in MODEL_ARGUMENTS:
+            near = difflib.get_close_matches(name, MODEL_ARGUMENTS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            listed = ", ".join(f"{known} ({meaning})" for known, meaning in MODEL_ARGUMENTS.items())
+            raise UnknownArgument(f"{model} has no model argument {name!r}{hint} It takes: {listed}")
+
+
+def checked_batch_size(value: Any) -> int:
+    """A positive whole number; lmms-eval also hands over text."""
+    try:
+        size = int(value)
+    except (TypeError, ValueError):
+        size = 0
+    if size < 1:
+        raise UnknownArgument(
+            f"batch_size {value!r} is no positive whole number; this model does not search for one, give it"
+        )
+    return size
+
+
+def none_if_said(value: Any) -> Any:
+    """None for the words ``none`` and ``null``: a command line cannot say None otherwise."""
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "") else value

@@ -1,0 +1,278 @@
+"""The request loop: one lmms-eval model that chats as the stock adapter does and grounds where a task asks for masks.
+
+Both kinds go through one `GroundedLMM`. Chat is its plain ``generate()``; grounding is a separate pass. A failed
+sample is answered with an error record (masks) or an empty text (chat), counted and shown; it ends neither the run
+nor a batch. At the end of a run the seal on the frozen weights is checked: if one weight changed, there is no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, TokenCounts
+from lmms_eval.api.model import lmms
+from loguru import logger
+from tqdm import tqdm
+
+from flmm_plugin.adapters.lmms_eval import chat
+from flmm_plugin.adapters.lmms_eval.arguments import checked_batch_size, none_if_said, refuse_unknown
+from flmm_plugin.adapters.lmms_eval.failures import FailureLog
+from flmm_plugin.adapters.lmms_eval.requests import Request, chat_of, question_of, unpack
+from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
+from flmm_plugin.records import error_json, masks_json
+
+T = TypeVar("T")
+Reply: TypeAlias = "str | GenerationResult"
+
+
+class FlmmModel(lmms):
+    """A grounded LMM as an lmms-eval model, in chat form.
+
+    Subclasses name their default checkpoint; `simple_form` makes the class for ``--force_simple``.
+
+    Args:
+        pretrained: Folder or hub id of the LMM.
+        heads: Grounding heads: a file, ``auto`` (those that belong to the LMM), ``none`` for chat alone.
+        batch_size: Requests per forward pass.
+        device: Where to run; the default is a GPU per process if there is one.
+        **options: `flmm_plugin.adapters.lmms_eval.arguments` lists them all; an unknown one is refused.
+    """
+
+    is_simple = False
+    #: Tells `flmm_plugin.adapters.lmms_eval.seam` what this is when a model object is evaluated, not a name.
+    answers_with_masks: ClassVar[bool] = True
+    default_pretrained: ClassVar[str] = ""
+    default_heads: ClassVar[str | None] = "auto"
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        heads: str | None = "",
+        batch_size: int | str = 1,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        refuse_unknown(options, type(self).__name__)
+        options.pop("max_batch_size", None)
+        self._batch_size = checked_batch_size(batch_size)
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        settings = {name: none_if_said(value) for name, value in options.items()}
+        settings["device"] = None if settings.get("device_map") else self._place(none_if_said(device))
+        settings = {name: value for name, value in settings.items() if value is not None}
+        chosen_heads = self.default_heads if heads == "" else none_if_said(heads)
+        self.lmm = self.load(pretrained or self.default_pretrained, heads=chosen_heads, **settings)
+        self._grounds = chosen_heads is not None
+        # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
+        self._seal = self.lmm.seal
+        self._strings: bool | None = None
+
+    def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> Any:
+        """The `GroundedLMM` that answers. Imported here: naming this class must not cost torch models."""
+        from flmm_plugin.grounded_lmm import GroundedLMM
+
+        return GroundedLMM.from_pretrained(pretrained, heads=heads, **settings)
+
+    @property
+    def batch_size(self) -> int:
+        """Requests per forward pass."""
+        return self._batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where lmms-eval puts the small tensors that ranks exchange."""
+        return self.accelerator.device if self.world_size > 1 else torch.device(self._model().backbone.device)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The LMM's tokenizer."""
+        return self._model().backbone.tokenizer
+
+    def generate_until(self, requests: list[Any]) -> list[Reply]:
+        """Answer every request, in order: masks JSON where the task asked for masks, text elsewhere."""
+        unpacked = list(unpack(requests))
+        asked = [request for request in unpacked if not request.padding]
+        self._refuse_masks_without_heads(asked)
+        replies: list[Reply] = [""] * len(unpacked)
+        failures = FailureLog(self.rank)
+        for batch in self._batches(asked, "flmm"):
+            answer = self._ground if batch[0].wants_masks else self._chat
+            for request, reply in zip(batch, answer(batch, failures), strict=True):
+                replies[request.index] = reply
+        failures.report(len(asked))
+        return replies
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Mean loss of each continuation, and whether it is what greedy decoding writes; one request at a time."""
+        failures = FailureLog(self.rank)
+        scores = []
+        for instance in tqdm(requests, desc="flmm", disable=self.rank != 0):
+            context, target, doc_to_visual, doc_id, task, split = instance.args
+            try:
+                doc = self.task_dict[task][split][doc_id]
+                continuation = target if isinstance(target, str) else target(doc)
+                pictures = list(doc_to_visual(doc) or [])
+                scores.append(chat.loglikelihood(self._model().backbone, context, continuation, pictures))
+            except Exception as exc:
+                failures.add(task, doc_id, exc)
+                # The worst loss: the choice that could not be read is never the chosen one.
+                scores.append((float("inf"), False))
+        failures.report(len(requests))
+        return scores
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Not offered, as in lmms-eval's ``llava_hf``."""
+        raise NotImplementedError("flmm models answer single rounds; leave multi-round tasks out of --tasks")
+
+    def clean(self) -> None:
+        """Called once, after the last request: check the seal on the frozen weights, then free the model.
+
+        Raises:
+            FrozenWeightsChanged: On every rank, if on any rank a weight is not what it was when it was loaded.
+        """
+        if self.lmm is not None:
+            problem = self._seal_problem()
+            self.lmm = self._seal = None
+            super().clean()
+            if problem is not None:
+                raise problem
+            if self.rank == 0:
+                logger.info("flmm: the seal holds, no weight of the LMM changed during this run")
+
+    def _seal_problem(self) -> Exception | None:
+        problem: Exception | None = None
+        try:
+            self._seal.verify()
+        except Exception as exc:
+            problem = exc
+        if self.world_size > 1:
+            # All ranks decide together: one that raised alone would leave the others waiting at the next barrier.
+            broken = self.accelerator.gather(torch.tensor([problem is not None], device=self.accelerator.device))
+            if problem is None and bool(broken.any()):
+                problem = FrozenWeightsChanged("a weight of the LMM changed on another rank; its log names the tensor")
+        return problem
+
+    def _ground(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
+        """Masks JSON for each request; the pictures that can be opened go through the model together."""
+        replies: list[Reply] = [""] * len(batch)
+        readable: list[int] = []
+        questions = []
+        for place, request in enumerate(batch):
+            try:
+                questions.append(question_of(request, self._doc(request)))
+                readable.append(place)
+            except Exception as exc:
+                replies[place] = self._no_masks(request, exc, failures)
+        found = _together_or_apart(
+            lambda some: self._model().ground_many(
+                [q.image for q in some], [q.phrases for q in some], batch_size=len(some)
+            ),
+            questions,
+        )
+        for place, question, result in zip(readable, questions, found, strict=True):
+            if isinstance(result, Exception):
+                replies[place] = self._no_masks(batch[place], result, failures)
+            else:
+                replies[place] = masks_json(result, size=(question.image.height, question.image.width))
+        return replies
+
+    def _chat(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
+        """Texts; the requests of a batch share their generation arguments."""
+        replies: list[Reply] = [""] * len(batch)
+        readable: list[int] = []
+        chats: list[tuple[list[dict[str, Any]], list[Any]]] = []
+        for place, request in enumerate(batch):
+            try:
+                chats.append(self._messages(request))
+                readable.append(place)
+            except Exception as exc:
+                failures.add(request.task, request.doc_id, exc)
+        options = chat.generate_options(batch[0].options, self.tokenizer.eos_token_id)
+        answers = _together_or_apart(
+            lambda some: self._model().chat_batch([c[0] for c in some], [c[1] for c in some], **options), chats
+        )
+        for place, answer in zip(readable, answers, strict=True):
+            if isinstance(answer, Exception):
+                failures.add(batch[place].task, batch[place].doc_id, answer)
+            else:
+                replies[place] = GenerationResult(answer.text, TokenCounts(output_tokens=len(answer.token_ids)))
+        return replies
+
+    def _messages(self, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
+        backbone = self._model().backbone
+        if self._strings is None:
+            self._strings = chat.takes_strings(backbone.render)
+        token = backbone.processor.image_token
+        messages, pictures = chat_of(request, self._doc(request), token)
+        return chat.as_the_template_likes(messages, self._strings, token), pictures
+
+    def _no_masks(self, request: Request, error: Exception, failures: FailureLog) -> str:
+        failures.add(request.task, request.doc_id, error)
+        # lmms-eval's response cache keeps whatever is not empty, unless the request was sampled: a picture that is
+        # repaired must be asked again, so the failed request is marked as one that cannot be repeated.
+        request.options["do_sample"] = f"failed: {type(error).__name__}"
+        return error_json(error)
+
+    def _batches(self, requests: Iterable[Request], name: str) -> Iterator[list[Request]]:
+        """Batches in the order of the requests, each of one kind and one set of generation arguments."""
+        groups: dict[Hashable, list[Request]] = {}
+        for request in requests:
+            groups.setdefault(_frozen(request.options), []).append(request)
+        with tqdm(total=sum(map(len, groups.values())), desc=name, disable=self.rank != 0) as bar:
+            for group in groups.values():
+                for start in range(0, len(group), self.batch_size):
+                    batch = group[start : start + self.batch_size]
+                    yield batch
+                    bar.update(len(batch))
+
+    def _refuse_masks_without_heads(self, requests: Iterable[Request]) -> None:
+        """The one trouble that every sample would have, and that all ranks find out at the same moment."""
+        if not self._grounds and any(request.wants_masks for request in requests):
+            raise UnknownArgument(
+                "this model was loaded with heads=none and can only chat; give --model_args heads=<file>"
+            )
+
+    def _doc(self, request: Request) -> Any:
+        return self.task_dict[request.task][request.split][request.doc_id]
+
+    def _model(self) -> Any:
+        if self.lmm is None:
+            raise RuntimeError("lmms-eval freed this model at the end of its run; make a new one")
+        return self.lmm
+
+    def _place(self, device: str | None) -> str:
+        if torch.cuda.is_available() and device in (None, "cuda"):
+            return f"cuda:{self.accelerator.local_process_index}"
+        return device or "cpu"
+
+
+def simple_form(chat_class: type[FlmmModel]) -> type[FlmmModel]:
+    """The class for ``--force_simple``: the same model, asked with lmms-eval's plain prompts."""
+    namespace = {
+        "is_simple": True,
+        "__module__": chat_class.__module__,
+        "__doc__": f"`{chat_class.__name__}`, simple form.",
+    }
+    return type(f"{chat_class.__name__}Simple", (chat_class,), namespace)
+
+
+def _together_or_apart(ask: Callable[[list[T]], list[Any]], items: list[T]) -> list[Any]:
+    """Results of a batch; if it fails, of each item alone, with the exception in place of those that fail alone."""
+    if not items:
+        return []
+    try:
+        return list(ask(items))
+    except Exception as exc:
+        if len(items) == 1:
+            return [exc]
+        logger.warning(f"flmm: a batch of {len(items)} failed ({type(exc).__name__}: {exc}); asking one by one")
+    return [result for item in items for result in _together_or_apart(ask, [item])]
+
+
+def _frozen(options: Mapping[str, Any]) -> Hashable:
+    """Generation arguments as a key; lists and the like by what they say."""
+    return tuple(sorted((name, repr(value)) for name, value in options.items()))

@@ -1,0 +1,147 @@
+"""How the plugin's tasks become visible to lmms-eval without a flag.
+
+lmms-eval finds models by entry point and tasks by folder. It has no entry point for folders, so the models' entry
+point, which is loaded before ``lmms_eval.tasks``, arranges that `TaskManager` indexes one folder more. This holds on
+to a method that is not public (`TaskManager.initialize_tasks`); where it is missing, one warning names the public
+way, ``--include_path``.
+
+Names: lmms-eval has groups ``refcoco_seg``, ``refcoco+_seg`` and ``refcocog_seg``, which are *captioning*. They mean
+this plugin's mask tasks if, and only if, the model is one of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from loguru import logger
+
+TASKS_FOLDER = Path(__file__).resolve().parents[2] / "tasks"
+
+MODEL_PREFIX = "flmm_"
+
+#: Built-in names that mean mask tasks for this plugin's models.
+OVERRIDDEN_NAMES = ("refcoco_seg", "refcoco+_seg", "refcocog_seg")
+
+_HARNESS_TASKS = "lmms_eval.tasks"
+_MARK = "_flmm_tasks_folder"
+
+
+def install() -> None:
+    """Make every later `TaskManager` know the plugin's tasks. May be called any number of times; never raises."""
+    try:
+        module = sys.modules.get(_HARNESS_TASKS)
+        if module is None:
+            _WrapAfterImport.place()
+        elif getattr(module.__spec__, "_initializing", False):
+            _warn(f"{_HARNESS_TASKS} was half imported when the plugin was loaded")
+        else:
+            wrap(module)
+    except Exception as exc:  # one entry point that raises takes all later ones with it
+        _warn(f"{type(exc).__name__}: {exc}")
+
+
+def wrap(module: ModuleType) -> None:
+    """Wrap `TaskManager.initialize_tasks` of the executed module ``lmms_eval.tasks``, once."""
+    manager = getattr(module, "TaskManager", None)
+    original = getattr(manager, "initialize_tasks", None)
+    if manager is None or not callable(original) or not callable(getattr(manager, "_get_task_and_group", None)):
+        _warn(f"{_HARNESS_TASKS}.TaskManager has no initialize_tasks to extend")
+        return
+    if getattr(original, _MARK, False):
+        return
+    wrapped = _with_our_folder(original)
+    setattr(wrapped, _MARK, True)
+    manager.initialize_tasks = wrapped
+
+
+def speaks_masks(model: Any) -> bool:
+    """Whether `model`, a name or an lmms-eval model object, is one of this plugin's."""
+    if isinstance(model, str):
+        return model.startswith(MODEL_PREFIX)
+    return bool(getattr(model, "answers_with_masks", False))
+
+
+def _with_our_folder(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    @functools.wraps(original)
+    def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        index = original(self, *args, **kwargs)
+        try:
+            ours = self._get_task_and_group(str(TASKS_FOLDER))
+        except Exception as exc:
+            _warn(f"its tasks could not be indexed ({type(exc).__name__}: {exc})")
+            return index
+        merged = {**ours, **index}
+        if speaks_masks(getattr(self, "model_name", None)):
+            taken = [name for name in OVERRIDDEN_NAMES if name in index and name in ours]
+            merged.update({name: ours[name] for name in taken})
+            if taken:
+                _announce_once(", ".join(taken))
+        return merged
+
+    return initialize_tasks
+
+
+@functools.cache
+def _announce_once(names: str) -> None:
+    logger.info(
+        f"flmm: with this model, {names} mean flmm-plugin's mask tasks; lmms-eval's captioning tasks of these "
+        "groups keep their own names (refcoco_seg_val, ...)"
+    )
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    logger.warning(
+        f"flmm: this lmms-eval does not take the plugin's tasks by itself ({reason}); add --include_path {TASKS_FOLDER}"
+    )
+
+
+class _WrapAfterImport(importlib.abc.MetaPathFinder):
+    """Waits on the import path for one module, finds it as usual, and wraps it once it is executed. Then it is gone."""
+
+    @classmethod
+    def place(cls) -> None:
+        if not any(isinstance(finder, cls) for finder in sys.meta_path):
+            sys.meta_path.insert(0, cls())
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _HARNESS_TASKS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
+            _warn(f"{_HARNESS_TASKS} has no loader to wait for")
+            return spec
+        spec.loader = _WrappingLoader(spec.loader)
+        return spec
+
+
+class _WrappingLoader(importlib.abc.Loader):
+    """The module's own loader, followed by `wrap`."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        try:
+            wrap(module)
+        except Exception as exc:  # lmms-eval itself must go on working
+            _warn(f"{type(exc).__name__}: {exc}")

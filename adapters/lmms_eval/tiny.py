@@ -1,0 +1,14 @@
+"""``--model flmm_tiny``: the small LMM that ships with the package, with its heads."""
+
+from __future__ import annotations
+
+from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+
+
+class FlmmTiny(FlmmModel):
+    """The embedded LMM of a procedural world; it knows no photographs."""
+
+    default_pretrained = "flmm_tiny"
+
+
+FlmmTinySimple = simple_form(FlmmTiny)
