@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 # Set before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,3 +35,129 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+# --- tiny real models ----------------------------------------------------------------------------------------------
+# transformers' own LLaVA classes with random weights and a real processor, saved and loaded as any checkpoint is.
+
+_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% endif %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+_SENTENCES = [
+    "USER: What is in the image? Please give me a description of the image. ASSISTANT: a man rides a brown horse.",
+    "the dog and the cat sit on a red sofa near the window, on the left of the big blue table.",
+]
+
+
+@dataclass(frozen=True)
+class LlavaShape:
+    """A variant of the tiny LLaVA; 4 x 4 image tokens of 14 pixels, 3 layers x 4 heads, hidden size 64."""
+
+    kv_heads: int = 4
+    processor: str = "crop"  # crop | pad | squash
+
+    def save(self, folder: Path) -> Path:
+        import torch
+        from transformers import (
+            CLIPImageProcessor,
+            CLIPVisionConfig,
+            LlamaConfig,
+            LlavaConfig,
+            LlavaForConditionalGeneration,
+            LlavaImageProcessor,
+            LlavaProcessor,
+        )
+
+        tokenizer = tiny_tokenizer()
+        text = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=self.kv_heads, max_position_embeddings=2048, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+            initializer_range=0.2,  # peaked attention: a wrong row shows
+        )  # fmt: skip
+        vision = CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=56,
+            patch_size=14, projection_dim=16,
+        )  # fmt: skip
+        image_id = tokenizer.convert_tokens_to_ids("<image>")
+        torch.manual_seed(0)
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_id, image_seq_length=16)
+        )
+        # A random model may say the placeholder, which no real one does.
+        model.generation_config.bad_words_ids = [[image_id]]
+        square = {"height": 56, "width": 56}
+        if self.processor == "crop":
+            pictures = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=square)
+        elif self.processor == "pad":
+            pictures = LlavaImageProcessor(size={"shortest_edge": 56}, crop_size=square, do_pad=True)
+        else:
+            pictures = CLIPImageProcessor(size=square, do_center_crop=False)
+        processor = LlavaProcessor(
+            pictures, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=_TEMPLATE,
+        )  # fmt: skip
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return folder
+
+
+def tiny_tokenizer() -> Any:
+    """Byte-level BPE: any text encodes, and offsets work."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(unk_token=None))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=["<pad>", "<s>", "</s>", "<image>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(_SENTENCES * 20, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left",
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def llava_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints on disk: ``mha`` (centre crop), ``gqa`` (centre crop, 2 of 4 key heads), ``pad`` and ``squash``."""
+    shapes = {
+        "mha": LlavaShape(),
+        "gqa": LlavaShape(kv_heads=2),
+        "pad": LlavaShape(processor="pad"),
+        "squash": LlavaShape(processor="squash"),
+    }
+    return {name: shape.save(tmp_path_factory.mktemp(f"llava_{name}")) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def load_llava(llava_folders: dict[str, Path]) -> Callable[..., Any]:
+    """``load_llava(name, **options)``: the backbone of a folder, loaded once per set of options; leave it unchanged."""
+    from flmm_plugin.backbones import load_backbone
+
+    loaded: dict[tuple[Any, ...], Any] = {}
+
+    def load(name: str = "mha", **options: Any) -> Any:
+        key = (name, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load_backbone(llava_folders[name], device="cpu", **options)
+        return loaded[key]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def noise_image() -> Callable[..., Image.Image]:
+    """``noise_image(width, height, seed)``: a picture that no two seeds share."""
+
+    def make(width: int = 100, height: int = 60, seed: int = 0) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make

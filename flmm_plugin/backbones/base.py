@@ -1,0 +1,351 @@
+"""The contract of a model family: how it is loaded, how a chat becomes its inputs, where the image tokens lie.
+
+A family implements one method, `Backbone.image_tokens`; everything else is the same for all families that transformers
+loads with a processor. Nothing here touches how the model computes: `generate` is the model's own.
+
+Shapes: b batch, l sequence length, h x w image-token grid, n phrases, m layers, c heads per layer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, BadImage, UnknownArgument
+from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.heads.manifest import BackboneFacts
+
+Message = dict[str, Any]
+Messages = list[Message]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """Image tokens of one picture in one sequence.
+
+    Attributes:
+        slots: Their sequence slots, ``[h * w]`` int64 on the CPU, raster order, left padding counted.
+        grid: How they lie on the picture.
+    """
+
+    slots: Tensor
+    grid: ImageGrid
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedChat:
+    """Chats as model inputs, padded on the left.
+
+    Attributes:
+        inputs: What the model takes: ``input_ids [b, l]``, ``attention_mask [b, l]``, ``pixel_values``...
+        image_tokens: Per chat, per picture in order of appearance.
+    """
+
+    inputs: dict[str, Tensor]
+    image_tokens: list[list[ImageTokens]]
+
+    @property
+    def length(self) -> int:
+        """Slots per sequence, left padding included."""
+        return int(self.inputs["input_ids"].shape[1])
+
+    def item_ids(self, item: int) -> list[int]:
+        """Token ids of one chat without its padding."""
+        ids, seen = self.inputs["input_ids"][item], self.inputs["attention_mask"][item].bool()
+        return cast("list[int]", ids[seen].tolist())
+
+    def extended(self, answers: Sequence[Sequence[int]], pad_id: int) -> EncodedChat:
+        """The same chats with token ids written behind each (teacher forcing), padded on the left anew.
+
+        The answer of chat b then occupies the last ``len(answers[b])`` slots. Everything tied to pictures is shared.
+        """
+        old = self.inputs["attention_mask"].sum(dim=1).tolist()
+        length = max(kept + len(answer) for kept, answer in zip(old, answers, strict=True))
+        parts: dict[str, list[Tensor]] = {key: [] for key in self._sequences()}
+        image_tokens = []
+        for item, (kept, answer) in enumerate(zip(old, answers, strict=True)):
+            left = length - kept - len(answer)
+            for key in parts:
+                row = self.inputs[key][item, self.length - kept :]
+                new = {"input_ids": torch.tensor(list(answer), dtype=row.dtype, device=row.device)}.get(key)
+                if new is None:
+                    new = row.new_full((len(answer),), 1 if key == "attention_mask" else 0)
+                fill = pad_id if key == "input_ids" else 0
+                parts[key].append(F.pad(torch.cat([row, new]), (left, 0), value=fill))
+            shift = left - (self.length - kept)
+            image_tokens.append([replace(one, slots=one.slots + shift) for one in self.image_tokens[item]])
+        stacked = {key: torch.stack(rows) for key, rows in parts.items()}
+        return EncodedChat({**self.inputs, **stacked}, image_tokens)
+
+    def _sequences(self) -> list[str]:
+        """Names of the inputs that have one value per token."""
+        shape = self.inputs["input_ids"].shape
+        return [key for key, value in self.inputs.items() if value.shape == shape]
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What ``generate`` returned.
+
+    Attributes:
+        sequences: Prompt and answer ids, ``[b, prompt_length + t]``, answers padded on the right.
+        past_key_values: The model's cache, or None when it has none or its rows do not belong to the sequences (beams).
+        prompt_length: Slots of the prompt, left padding included.
+        lengths: Tokens of each answer, the end token included, padding not.
+    """
+
+    sequences: Tensor
+    past_key_values: Any | None
+    prompt_length: int
+    lengths: tuple[int, ...]
+
+    def answer_ids(self, item: int) -> list[int]:
+        """Ids that the model generated for one chat."""
+        row = self.sequences[item, self.prompt_length : self.prompt_length + self.lengths[item]]
+        return cast("list[int]", row.tolist())
+
+
+class Backbone(ABC):
+    """A frozen model with its processor.
+
+    Args:
+        model: A transformers model that generates; put into evaluation mode, its parameters marked as frozen.
+        processor: The processor that belongs to it, chat template included.
+        name: How the user called it.
+        revision: Which version of it.
+        system_prompt: A system turn put before every chat that has none.
+
+    Attributes:
+        decoder: The language model's body, whose layers' attention is read.
+        num_layers: m.
+        num_heads: c, query heads per layer.
+        hidden_size: d.
+        maps_per_image: Attention maps per head and picture; 2 for families with a coarse and a fine view.
+    """
+
+    family: ClassVar[str]
+    maps_per_image: ClassVar[int] = 1
+
+    def __init__(
+        self, model: Any, processor: Any, *, name: str, revision: str | None = None, system_prompt: str | None = None
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        # Batches are padded on the left: answers begin in the same slot. Without a pad token, the end token pads.
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.name, self.revision, self.system_prompt = name, revision, system_prompt
+        self.decoder: nn.Module = model.get_decoder()
+        text = self.decoder.config
+        self.num_layers = int(text.num_hidden_layers)
+        self.num_heads = int(text.num_attention_heads)
+        self.hidden_size = int(text.hidden_size)
+        if not getattr(processor, "chat_template", None):
+            raise BackboneUnsupported(
+                f"{name} has no chat template; put a chat_template.jinja beside its processor configuration"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        *,
+        name: str,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        system_prompt: str | None = None,
+    ) -> Self:
+        """Load model and processor with transformers; arguments as in `flmm_plugin.backbones.load_backbone`.
+
+        Raises:
+            BackboneUnsupported: transformers cannot load it.
+            BadCheckpoint: Its weights are damaged or incomplete.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if device is not None and device_map is not None:
+            raise UnknownArgument("give either device or device_map, not both")
+        options: dict[str, Any] = {"revision": revision, "dtype": _dtype(dtype)}
+        if device_map is not None:
+            options["device_map"] = device_map
+        if attn_implementation is not None:
+            options["attn_implementation"] = attn_implementation
+        try:
+            processor = AutoProcessor.from_pretrained(folder, revision=revision)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+        except SafetensorError as exc:
+            raise BadCheckpoint(f"the weights of {name} are damaged ({exc}); fetch them again") from exc
+        except (OSError, ValueError, ImportError) as exc:
+            raise BackboneUnsupported(f"transformers cannot load {name}: {exc}") from exc
+        model, info = loaded
+        if info["missing_keys"]:
+            first = ", ".join(sorted(info["missing_keys"])[:3])
+            raise BadCheckpoint(
+                f"the weights of {name} lack {len(info['missing_keys'])} tensors ({first}...), which would be random; "
+                "fetch the checkpoint again"
+            )
+        if device_map is None:
+            model = model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model, processor, name=name, revision=revision, system_prompt=system_prompt)
+
+    @abstractmethod
+    def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
+        """Where the image tokens of each picture are, and how they lie on it.
+
+        Args:
+            inputs: What the processor made of the chats, padded.
+            images: The pictures of each chat, at least one in some chat.
+        """
+
+    def attention_maps(self, rows: Tensor, tokens: ImageTokens) -> Tensor:
+        """Attention to the image tokens, ``[n, m, c, h * w]``, as maps ``[n, m * c, h, w]``, layer by layer."""
+        return rows.reshape(len(rows), -1, tokens.grid.height, tokens.grid.width)
+
+    @property
+    def facts(self) -> BackboneFacts:
+        """The numbers that heads must fit."""
+        return BackboneFacts(
+            self.name, self.num_layers, self.num_heads, self.hidden_size, self.maps_per_image, self.revision
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. Of a split or offloaded model: where its first module runs."""
+        hook = getattr(self.model, "_hf_hook", None)
+        place = getattr(hook, "execution_device", None)
+        return torch.device(place if place is not None else self.model.device)
+
+    @property
+    def output_device(self) -> torch.device:
+        """Where the last layer runs, and so where captured rows arrive."""
+        norm = cast("nn.Module", self.decoder.norm)
+        place = getattr(getattr(norm, "_hf_hook", None), "execution_device", None)
+        return torch.device(place if place is not None else next(norm.parameters()).device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return cast("torch.dtype", self.model.dtype)
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up shorter sequences."""
+        return int(self.tokenizer.pad_token_id)
+
+    def encode(
+        self, messages: list[Messages], images: list[list[Image.Image]], *, add_generation_prompt: bool = True
+    ) -> EncodedChat:
+        """Chats to model inputs through the model's own chat template and processor.
+
+        Args:
+            messages: One chat per batch item, in transformers' form. A turn's content is either a list of
+                ``{"type": "image"}`` and ``{"type": "text", "text": ...}``, or a string that holds the image tokens
+                itself.
+            images: The pictures of each chat in order of appearance.
+            add_generation_prompt: End with the opening of the answer turn.
+
+        Raises:
+            BadImage: A chat has another number of pictures than of places for them.
+        """
+        texts = [self.render(chat, add_generation_prompt=add_generation_prompt) for chat in messages]
+        for index, (text, pictures) in enumerate(zip(texts, images, strict=True)):
+            places = text.count(self.processor.image_token)
+            if places != len(pictures):
+                raise BadImage(
+                    f"chat {index} has {places} places for images and {len(pictures)} images; give one image for each "
+                    f"image entry, and no {self.processor.image_token!r} in the text"
+                )
+        flat = [picture for pictures in images for picture in pictures]
+        bos = self.tokenizer.bos_token
+        # As transformers' own tokenising templates do: a template that writes the first token must not get a second
+        # one.
+        special = {} if bos is None or not texts[0].startswith(bos) else {"add_special_tokens": False}
+        features = self.processor(images=flat or None, text=texts, padding=True, return_tensors="pt", **special)
+        inputs: dict[str, Tensor] = dict(features.to(self.device, self.dtype))
+        return EncodedChat(inputs, self.image_tokens(inputs, images) if flat else [[] for _ in texts])
+
+    def render(self, chat: Messages, *, add_generation_prompt: bool = True) -> str:
+        """One chat as the text that the model reads, image placeholders not yet expanded."""
+        if self.system_prompt is not None and not (chat and chat[0].get("role") == "system"):
+            plain = bool(chat) and isinstance(chat[0].get("content"), str)
+            content: Any = self.system_prompt if plain else [{"type": "text", "text": self.system_prompt}]
+            chat = [{"role": "system", "content": content}, *chat]
+        text: str = self.processor.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return text
+
+    @torch.no_grad()
+    def generate(self, encoded: EncodedChat, **gen: Any) -> Generated:
+        """The model's own ``generate``; nothing of this package is in its way.
+
+        Args:
+            encoded: The chats.
+            **gen: Passed on. More than one sequence per chat is refused.
+        """
+        config = gen.get("generation_config") or self.model.generation_config
+        setting: dict[str, Any] = {
+            key: gen.get(key, getattr(config, key, None))
+            for key in ("num_beams", "num_return_sequences", "pad_token_id")
+        }
+        if (setting["num_return_sequences"] or 1) > 1:
+            raise UnknownArgument("num_return_sequences is not supported: a chat has one answer; call once per answer")
+        if setting["pad_token_id"] is None:
+            gen["pad_token_id"] = self.pad_id
+        out = self.model.generate(**encoded.inputs, **gen, return_dict_in_generate=True)
+        ends = gen.get("eos_token_id", config.eos_token_id)
+        answers = out.sequences[:, encoded.length :]
+        pad = int(gen.get("pad_token_id", setting["pad_token_id"]))
+        lengths = tuple(_answer_length(answer, ends, pad) for answer in answers.tolist())
+        beams = (setting["num_beams"] or 1) > 1
+        return Generated(out.sequences, None if beams else out.get("past_key_values"), encoded.length, lengths)
+
+    @torch.no_grad()
+    def forward_body(self, inputs: Mapping[str, Any], **options: Any) -> Any:
+        """One forward pass without vocabulary logits (those of the last position alone are computed)."""
+        return self.model(**{"use_cache": False, **inputs, **options}, logits_to_keep=1)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions ``[b, l]`` that do not count padding, as ``generate`` gives them."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, pad: int) -> int:
+    """Tokens up to the first end token; without one, up to the padding of a sequence that another criterion ended."""
+    if isinstance(ends, Tensor):
+        ends = ends.flatten().tolist()
+    stop = {ends} if isinstance(ends, int) else set(ends or ())
+    for index, token in enumerate(answer):
+        if token in stop:
+            return index + 1
+    length = len(answer)
+    while length and answer[length - 1] == pad:
+        length -= 1
+    return length
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if isinstance(found, torch.dtype):
+        return found
+    near = difflib.get_close_matches(dtype, ("auto", "float32", "float16", "bfloat16"), 1, 0.5)
+    raise UnknownArgument(
+        f"there is no dtype {dtype!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'bfloat16'")
+    )

@@ -1,0 +1,224 @@
+"""Where the image tokens lie on the original picture, exactly, through whatever the processor did to it.
+
+Every processor of one whole view (pad, resize, centre crop, in any order) is one affine map per axis. `InputFrame`
+composes that map step by step, `ImageGrid` holds it for the cells of the token grid and carries maps and masks across.
+
+Frames: ``_grid`` (image tokens), ``_input`` (model input pixels), ``_image`` (original pixels). Continuous coordinates:
+pixel k covers [k, k + 1), so pixel centres lie at k + 0.5 (``align_corners=False`` everywhere).
+Shapes: h x w image-token grid, h' x w' a map of any size over the same extent, H x W original image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """The image-token grid on the original picture.
+
+    Cell (i, j) covers the original rows ``[i * scale_y + offset_y, (i + 1) * scale_y + offset_y)`` and the columns
+    likewise. Parts of the extent may lie outside the picture (padding), parts of the picture outside the extent (crop).
+
+    Attributes:
+        height: Rows of the grid, h.
+        width: Columns of the grid, w.
+        scale_y: Original pixels per grid row, > 0.
+        scale_x: Original pixels per grid column, > 0.
+        offset_y: Original row at which the extent begins; negative where the processor padded.
+        offset_x: Original column at which the extent begins.
+        image_height: Rows of the original picture, H.
+        image_width: Columns of the original picture, W.
+    """
+
+    height: int
+    width: int
+    scale_y: float
+    scale_x: float
+    offset_y: float
+    offset_x: float
+    image_height: int
+    image_width: int
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.image_height, self.image_width) < 1:
+            raise ValueError(f"a grid and its picture need at least one row and column each: {self}")
+        if not (self.scale_y > 0 and self.scale_x > 0):
+            raise ValueError(f"grid cells need a positive size in pixels: {self}")
+
+    @classmethod
+    def from_center_crop(cls, image_height: int, image_width: int, size: int, patch: int) -> ImageGrid:
+        """Shortest side resized to ``size`` (the other truncated to whole pixels), then the centre ``size x size``."""
+        frame = InputFrame.of_image(image_height, image_width).resized_shortest_edge(size)
+        return frame.center_cropped(size, size).grid(patch)
+
+    @classmethod
+    def from_pad_then_resize(cls, image_height: int, image_width: int, size: int, patch: int) -> ImageGrid:
+        """Padded to a square at original size, picture in the middle, then resized to ``size x size``."""
+        return InputFrame.of_image(image_height, image_width).padded_to_square().resized(size, size).grid(patch)
+
+    @classmethod
+    def from_resize_then_pad(
+        cls, image_height: int, image_width: int, size: int, patch: int, *, rounded: bool = True
+    ) -> ImageGrid:
+        """Longest side resized to ``size`` (the other ``round``ed, or truncated), then padded to ``size x size``."""
+        shrink = size / max(image_height, image_width)
+        sides = [
+            max(1, round(side * shrink) if rounded else int(side * shrink)) for side in (image_height, image_width)
+        ]
+        return InputFrame.of_image(image_height, image_width).resized(*sides).center_cropped(size, size).grid(patch)
+
+    @classmethod
+    def from_squash(
+        cls, image_height: int, image_width: int, input_height: int, input_width: int, patch: int
+    ) -> ImageGrid:
+        """Both sides resized on their own, whatever the aspect ratio."""
+        return InputFrame.of_image(image_height, image_width).resized(input_height, input_width).grid(patch)
+
+    def grid_to_image(self, maps_grid: Tensor, fill: float) -> Tensor:
+        """Interpolate maps over the grid's extent at the centre of every original pixel.
+
+        Args:
+            maps_grid: ``[..., h', w']``, any size that covers the same extent (a mask decoder's output is finer).
+            fill: Value of pixels outside the extent, e.g. those that a centre crop cut away: nothing was seen there.
+
+        Returns:
+            ``[..., H, W]``, bilinear, float32 (or float64 as given).
+        """
+        maps = maps_grid if maps_grid.dtype == torch.float64 else maps_grid.float()
+        leading, (map_height, map_width) = maps.shape[:-2], maps.shape[-2:]
+        u_y = self._along(self.image_height, self.scale_y * self.height, self.offset_y, maps)
+        u_x = self._along(self.image_width, self.scale_x * self.width, self.offset_x, maps)
+        where = torch.stack(
+            [
+                (2 * u_x - 1).expand(self.image_height, self.image_width),
+                (2 * u_y - 1)[:, None].expand(self.image_height, self.image_width),
+            ],
+            dim=-1,
+        )
+        stacked = maps.reshape(1, -1, map_height, map_width)
+        image = F.grid_sample(stacked, where[None], mode="bilinear", padding_mode="border", align_corners=False)
+        seen = ((u_y >= 0) & (u_y < 1))[:, None] & ((u_x >= 0) & (u_x < 1))
+        return image.masked_fill(~seen, fill).reshape(*leading, self.image_height, self.image_width)
+
+    def image_to_grid(self, masks_image: Tensor) -> Tensor:
+        """Area of every cell that the masks cover.
+
+        Args:
+            masks_image: ``[..., H, W]``, bool or values in 0..1.
+
+        Returns:
+            ``[..., h, w]`` float32 in 0..1; area outside the picture counts as not covered.
+        """
+        if masks_image.shape[-2:] != (self.image_height, self.image_width):
+            raise ValueError(
+                f"masks of {tuple(masks_image.shape[-2:])} pixels on a grid for a picture of "
+                f"({self.image_height}, {self.image_width}); give them at the original size"
+            )
+        rows = self._overlap(self.height, self.scale_y, self.offset_y, self.image_height, masks_image.device)
+        columns = self._overlap(self.width, self.scale_x, self.offset_x, self.image_width, masks_image.device)
+        return (rows @ masks_image.float() @ columns.T).clamp(0, 1)
+
+    @staticmethod
+    def _along(pixels: int, extent: float, offset: float, like: Tensor) -> Tensor:
+        """Position of each pixel centre within the extent, ``[pixels]``, 0..1 inside. In float64: 1e-7 moves edges."""
+        centres = torch.arange(pixels, dtype=torch.float64, device="cpu") + 0.5
+        return ((centres - offset) / extent).to(device=like.device, dtype=like.dtype)
+
+    @staticmethod
+    def _overlap(cells: int, scale: float, offset: float, pixels: int, device: torch.device) -> Tensor:
+        """Share of each cell's length that each pixel covers, ``[cells, pixels]``."""
+        start = torch.arange(cells, dtype=torch.float64)[:, None] * scale + offset
+        pixel = torch.arange(pixels, dtype=torch.float64)
+        length = torch.minimum(start + scale, pixel + 1) - torch.maximum(start, pixel)
+        return (length.clamp(min=0) / scale).to(device=device, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class InputFrame:
+    """Model input pixels on the original picture, while a processor's steps are followed one by one.
+
+    Input row y lies at original row ``y * scale_y + offset_y``; columns likewise. Every step returns a new frame.
+
+    Attributes:
+        height: Rows of the input so far.
+        width: Columns of the input so far.
+        scale_y: Original pixels per input row.
+        scale_x: Original pixels per input column.
+        offset_y: Original row of the input's upper edge.
+        offset_x: Original column of the input's left edge.
+        image_height: Rows of the original picture, H.
+        image_width: Columns of the original picture, W.
+    """
+
+    height: int
+    width: int
+    scale_y: float
+    scale_x: float
+    offset_y: float
+    offset_x: float
+    image_height: int
+    image_width: int
+
+    @classmethod
+    def of_image(cls, image_height: int, image_width: int) -> InputFrame:
+        """The picture itself, before any step."""
+        return cls(image_height, image_width, 1.0, 1.0, 0.0, 0.0, image_height, image_width)
+
+    def resized(self, height: int, width: int) -> InputFrame:
+        """All pixels resized to ``height x width``."""
+        scale_y, scale_x = self.scale_y * self.height / height, self.scale_x * self.width / width
+        return replace(self, height=height, width=width, scale_y=scale_y, scale_x=scale_x)
+
+    def resized_shortest_edge(self, size: int) -> InputFrame:
+        """Shortest side to ``size``; the longest keeps the aspect ratio, truncated to a whole pixel."""
+        if self.width <= self.height:
+            return self.resized(int(size * self.height / self.width), size)
+        return self.resized(size, int(size * self.width / self.height))
+
+    def padded_to_square(self) -> InputFrame:
+        """Padded to the longest side, content in the middle, the odd pixel below or on the right."""
+        side = max(self.height, self.width)
+        return self.moved(-((side - self.height) // 2), -((side - self.width) // 2), side, side)
+
+    def center_cropped(self, height: int, width: int, *, pad_up: bool = False) -> InputFrame:
+        """The middle ``height x width``; sides that are too short are padded instead.
+
+        Args:
+            height: Rows to keep.
+            width: Columns to keep.
+            pad_up: When padding, the odd pixel goes above and on the left (Pillow backend of transformers) instead of
+                below and on the right (torchvision backend).
+        """
+        return self.moved(
+            _crop_start(self.height, height, pad_up), _crop_start(self.width, width, pad_up), height, width
+        )
+
+    def moved(self, top: int, left: int, height: int, width: int) -> InputFrame:
+        """The window that begins at input row ``top`` and column ``left`` (negative: padding) of ``height x width``."""
+        offset_y, offset_x = self.offset_y + top * self.scale_y, self.offset_x + left * self.scale_x
+        return replace(self, height=height, width=width, offset_y=offset_y, offset_x=offset_x)
+
+    def grid(self, patch: int) -> ImageGrid:
+        """The grid of ``patch x patch`` input pixels; pixels beyond the last whole patch belong to no cell."""
+        return ImageGrid(
+            self.height // patch,
+            self.width // patch,
+            self.scale_y * patch,
+            self.scale_x * patch,
+            self.offset_y,
+            self.offset_x,
+            self.image_height,
+            self.image_width,
+        )
+
+
+def _crop_start(side: int, crop: int, pad_up: bool) -> int:
+    """First kept pixel of a centre crop; negative = so many pixels of padding before the content."""
+    if side >= crop:
+        return (side - crop) // 2
+    return -((crop - side + 1) // 2) if pad_up else -((crop - side) // 2)

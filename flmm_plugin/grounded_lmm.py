@@ -1,0 +1,443 @@
+"""`GroundedLMM`: a frozen model that chats as ever and says where the things it speaks of are.
+
+Chat is the model's own ``generate``. Grounding is a second look: the attention of the words in question to the image
+tokens, read beside the stock attention, goes through the trained heads. `grounded_chat` generates exactly as `chat`
+does (one method serves both) and looks afterwards.
+
+Shapes: n phrases, t tokens, m layers, c heads per layer, k image tokens, h x w grid, H x W original picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from flmm_plugin.attention import AttentionCapture
+from flmm_plugin.backbones import EMBEDDED, load_backbone, refuse_unknown
+from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
+from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch
+from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.heads import GroundingHeads, load_heads
+from flmm_plugin.images import ImageSource, open_image
+from flmm_plugin.phrases import (
+    Span,
+    check_merge,
+    decoded_offsets,
+    merged_rows,
+    span_tokens,
+    text_offsets,
+    trimmed,
+    written_phrases,
+)
+from flmm_plugin.reading import Reading, ground_reading, keywords
+from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding
+from flmm_plugin.replay import read_answer, read_continuations, read_sequence
+from flmm_plugin.seal import FrozenSeal, fingerprint
+
+# The paper's, for looking at attention without heads; heads carry their own in their manifest.
+PROMPT = "Please give me a description of the image."
+SEPARATOR = "."
+
+# Rows of a whole answer are read in the same pass as its hidden states up to this size; larger answers are read twice.
+_ONE_PASS_BYTES = 512 << 20
+# Phrases that share one prompt and are read each on its own, at a time: each holds a copy of the prompt's cache.
+_CONTINUATIONS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """How the tokens of one phrase look at the picture.
+
+    Attributes:
+        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture.
+        grid: How the cells lie on the original picture.
+    """
+
+    maps: npt.NDArray[np.float32]
+    grid: ImageGrid
+
+
+class GroundedLMM:
+    """A frozen backbone, and heads that read it.
+
+    Example::
+
+        lmm = GroundedLMM.from_pretrained("flmm_tiny")
+        lmm.chat("scene.png", "What is in the picture?").text
+        for grounding in lmm.ground("scene.png", ["the small red circle"]):
+            grounding.mask          # bool[H, W] on the original picture
+
+    Args:
+        backbone: The frozen model.
+        heads: Trained for it; None: chat and attention maps only.
+        merge: How a phrase's tokens become one map; None: as the heads were trained.
+
+    Raises:
+        HeadsMismatch: Heads of another backbone's shape.
+    """
+
+    def __init__(self, backbone: Backbone, heads: GroundingHeads | None = None, *, merge: str | None = None) -> None:
+        if heads is not None:
+            heads.manifest.check_fits(backbone.facts)
+        self.backbone = backbone
+        self.heads = heads
+        self.merge = merge or (heads.manifest.merge if heads is not None else "mean")
+        check_merge(self.merge)
+        self._fingerprint = fingerprint(backbone.model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        backbone: str | PathLike[str] = EMBEDDED,
+        heads: str | PathLike[str] | GroundingHeads | None = "auto",
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | dict[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        system_prompt: str | None = None,
+        sam_checkpoint: str | PathLike[str] | None = None,
+        merge: str | None = None,
+        **unknown: Any,
+    ) -> GroundedLMM:
+        """Load a model and heads for it.
+
+        Args:
+            backbone: As in `flmm_plugin.backbones.load_backbone`, and so are the arguments up to ``system_prompt``.
+            heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, or None to
+                chat only.
+            revision: Of the backbone on the hub.
+            dtype: Of the backbone. Heads compute in float32.
+            device: Of backbone and heads.
+            device_map: Splits the backbone; the heads go where its last layer is.
+            attn_implementation: The backbone's attention kernel.
+            system_prompt: A system turn for every chat.
+            sam_checkpoint: Meta's SAM file, for heads of an official SAM size.
+            merge: ``mean`` or ``max``, instead of what the heads were trained with.
+            **unknown: Refused, with the nearest known argument.
+        """
+        known = ("revision", "dtype", "device", "device_map", "attn_implementation", "system_prompt")
+        refuse_unknown("GroundedLMM.from_pretrained", unknown, (*known, "heads", "sam_checkpoint", "merge"))
+        model = load_backbone(
+            backbone,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            system_prompt=system_prompt,
+        )
+        if heads is None or isinstance(heads, GroundingHeads):
+            return cls(model, heads, merge=merge)
+        if heads == "auto":
+            if model.name != EMBEDDED:
+                raise HeadsMismatch(
+                    f"no heads ship for {model.name}; pass heads='file.safetensors' trained for it, or heads=None to "
+                    "chat only"
+                )
+            from flmm_plugin.tiny import heads_path
+
+            heads = heads_path()
+        place = model.output_device
+        loaded = load_heads(str(heads), expect=model.facts, sam_checkpoint=_optional_path(sam_checkpoint), device=place)
+        return cls(model, loaded, merge=merge)
+
+    # Chat: the model's own.
+
+    def chat(
+        self, image: ImageSource | None, question: str | Messages, *, max_new_tokens: int = 64, **generate: Any
+    ) -> ChatAnswer:
+        """Ask about a picture (or, with None, about none).
+
+        Args:
+            image: What to look at.
+            question: The user's words, or a whole chat in transformers' form with one place for the image.
+            max_new_tokens: Length limit.
+            **generate: Passed to the model's ``generate``.
+        """
+        pictures = [] if image is None else [open_image(image)]
+        chat = _chat(question, len(pictures))
+        return self.chat_batch([chat], [pictures], max_new_tokens=max_new_tokens, **generate)[0]
+
+    def chat_batch(
+        self, messages: list[Messages], images: Sequence[Sequence[ImageSource]], **generate: Any
+    ) -> list[ChatAnswer]:
+        """Several chats at once, padded on the left; images in order of appearance in each chat."""
+        encoded = self.backbone.encode(messages, [[open_image(one) for one in pictures] for pictures in images])
+        generated = self._generate(encoded, generate)
+        return [self._answer(generated, item) for item in range(len(messages))]
+
+    def grounded_chat(
+        self,
+        image: ImageSource,
+        question: str | Messages,
+        *,
+        max_new_tokens: int = 64,
+        threshold: float | None = None,
+        refine: bool = True,
+        **generate: Any,
+    ) -> GroundedAnswer:
+        """Chat, then ground what the answer names. Text and ids are those of `chat` with the same arguments.
+
+        Args:
+            image: What to look at.
+            question: As for `chat`.
+            max_new_tokens: Length limit.
+            threshold: Score from which the keyword selector takes a token; None: the heads' own.
+            refine: Use the mask refiner.
+            **generate: Passed to the model's ``generate``.
+
+        Raises:
+            HeadsMismatch: There are no heads, or they have no keyword selector.
+        """
+        heads = self._need_heads()
+        if heads.keyword_selector is None:
+            raise HeadsMismatch("these heads have no keyword selector; chat, then pass the spans to ground_text")
+        picture = open_image(image)
+        encoded = self.backbone.encode([_chat(question, 1)], [[picture]])
+        generated = self._generate(encoded, {"max_new_tokens": max_new_tokens, **generate})
+        answer = self._answer(generated, 0)
+        text, offsets = decoded_offsets(self.backbone.tokenizer, answer.token_ids)
+        tokens = encoded.image_tokens[0][0]
+        every = list(range(len(answer.token_ids)))
+        facts = self.backbone.facts
+        fits = len(every) * facts.layers * facts.heads * len(tokens.slots) * 4 <= _ONE_PASS_BYTES
+        columns = tokens.slots if fits else tokens.slots[:0]
+        capture = read_answer(self.backbone, encoded, generated, [every], [columns])
+        limit = heads.manifest.keyword_threshold if threshold is None else threshold
+        groups = keywords(heads.keyword_selector, capture.hidden(0)[:, -1], text, offsets, limit)
+        if not groups:
+            return GroundedAnswer(answer.text, answer.token_ids, ())
+        picked = [index for group, _ in groups for index in group]
+        if fits:
+            rows, hidden = capture.attention(0)[picked], capture.hidden(0)[picked]
+        else:
+            capture = read_answer(self.backbone, encoded, generated, [picked], [tokens.slots])
+            rows, hidden = capture.attention(0), capture.hidden(0)
+        phrases = tuple((text[span[0] : span[1]], span) for _, span in groups)
+        reading = Reading(rows, hidden, tuple(len(group) for group, _ in groups), phrases, tokens)
+        return GroundedAnswer(answer.text, answer.token_ids, tuple(self._masks(reading, picture, refine)))
+
+    # Grounding of given words.
+
+    def ground(
+        self,
+        image: ImageSource,
+        phrases: Sequence[str],
+        *,
+        prompt: str | None = None,
+        joint: bool = True,
+        refine: bool = True,
+    ) -> list[Grounding]:
+        """Find each phrase in a picture.
+
+        Args:
+            image: Where to look; encoded once however many phrases there are.
+            phrases: What to look for; one string is refused, since its letters would be phrases.
+            prompt: The user's turn before the phrases; None: the heads' own.
+            joint: All phrases in one answer, "phrase one. phrase two.", so that later ones see earlier ones (the
+                paper's protocol). False: each phrase as an answer of its own, picture and prompt still computed once.
+            refine: Use the mask refiner; False: the mask decoder's masks.
+
+        Returns:
+            One grounding per phrase, in order.
+
+        Raises:
+            BadImage: The picture cannot be read.
+            EmptyPhrase: A phrase without text.
+        """
+        if joint:
+            return self.ground_many([image], [phrases], prompt=prompt, refine=refine)[0]
+        _refuse_string(phrases)
+        self._need_heads()
+        picture = open_image(image)
+        encoded = self.backbone.encode([_chat(self._prompt(prompt), 1)], [[picture]])
+        tokens = encoded.image_tokens[0][0]
+        found: list[Grounding] = []
+        for start in range(0, len(phrases), _CONTINUATIONS):
+            some = phrases[start : start + _CONTINUATIONS]
+            written = [written_phrases(self.backbone.tokenizer, [phrase], self._separator) for phrase in some]
+            texts, indices = [ids for ids, _ in written], [groups[0] for _, groups in written]
+            capture = read_continuations(self.backbone, encoded, texts, indices, tokens.slots)
+            for item, phrase in enumerate(some):
+                rows, hidden = capture.attention(item), capture.hidden(item)
+                reading = Reading(rows, hidden, (len(rows),), ((phrase, None),), tokens)
+                found += self._masks(reading, picture, refine)
+        return found
+
+    def ground_many(
+        self,
+        images: Sequence[ImageSource],
+        phrases: Sequence[Sequence[str]],
+        *,
+        prompt: str | None = None,
+        refine: bool = True,
+        batch_size: int = 8,
+    ) -> list[list[Grounding]]:
+        """`ground` for several pictures, ``batch_size`` at a time in one forward pass. No phrases: no groundings."""
+        self._need_heads()
+        found: list[list[Grounding]] = [[] for _ in images]
+        if len(images) != len(phrases):
+            raise EmptyPhrase(f"{len(images)} images but {len(phrases)} lists of phrases; give one list for each image")
+        for some_phrases in phrases:
+            _refuse_string(some_phrases)
+        asked = [index for index, some in enumerate(phrases) if len(some)]
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            pictures = [open_image(images[index]) for index in batch]
+            capture, encoded, groups = self._read_phrases(pictures, [phrases[index] for index in batch], prompt)
+            for item, index in enumerate(batch):
+                reading = Reading(
+                    capture.attention(item),
+                    capture.hidden(item),
+                    tuple(len(group) for group in groups[item]),
+                    tuple((phrase, None) for phrase in phrases[index]),
+                    encoded.image_tokens[item][0],
+                )
+                found[index] = self._masks(reading, pictures[item], refine)
+        return found
+
+    def ground_text(
+        self,
+        image: ImageSource,
+        messages: str | Messages,
+        text: str,
+        spans: Sequence[Span],
+        *,
+        where: Literal["answer", "question"] = "answer",
+        refine: bool = True,
+    ) -> list[Grounding]:
+        """Ground parts of a text that is given, e.g. an answer from elsewhere or the question itself.
+
+        Args:
+            image: What the text is about.
+            messages: The chat, ending with the user's turn; a string is the user's words.
+            text: ``where="answer"``: what follows the chat. ``where="question"``: words of the chat after the image.
+            spans: Characters ``[start, end)`` of ``text``, one pair per phrase.
+            where: Which of the two ``text`` is.
+            refine: Use the mask refiner.
+
+        Raises:
+            EmptyPhrase: A span without words, or a question that the chat does not contain.
+        """
+        self._need_heads()
+        if not spans:
+            return []
+        picture = open_image(image)
+        encoded = self.backbone.encode([_chat(messages, 1)], [[picture]])
+        if where == "answer":
+            ids, offsets = text_offsets(self.backbone.tokenizer, text)
+            groups = [span_tokens(text, offsets, span) for span in spans]
+            encoded = encoded.extended([ids], self.backbone.pad_id)
+            first = encoded.length - len(ids)
+        else:
+            groups, first = self._question_tokens(encoded, text, spans)
+        tokens = encoded.image_tokens[0][0]
+        slots = torch.tensor([index for group in groups for index in group]) + first
+        capture = read_sequence(self.backbone, encoded, [slots], [tokens.slots])
+        words = [trimmed(text, span) for span in spans]
+        phrases = tuple((text[span[0] : span[1]], span) for span in words)
+        sizes = tuple(len(group) for group in groups)
+        return self._masks(Reading(capture.attention(0), capture.hidden(0), sizes, phrases, tokens), picture, refine)
+
+    def attention_maps(self, image: ImageSource, phrase: str, *, prompt: str | None = None) -> AttentionMaps:
+        """The maps that the heads would read for one phrase; needs no heads."""
+        capture, encoded, _ = self._read_phrases([open_image(image)], [[phrase]], prompt)
+        rows, tokens = capture.attention(0), encoded.image_tokens[0][0]
+        merged = merged_rows(rows, [len(rows)], self.merge)
+        maps = self.backbone.attention_maps(merged, tokens)[0]
+        shaped = maps.reshape(self.backbone.num_layers, -1, *maps.shape[-2:])
+        return AttentionMaps(shaped.float().cpu().numpy(), tokens.grid)
+
+    # Proof.
+
+    @cached_property
+    def seal(self) -> FrozenSeal:
+        """Hashes of every weight of the backbone, taken when first asked for; `FrozenSeal.verify` compares.
+
+        Raises:
+            FrozenWeightsChanged: The weights changed between loading and this first call.
+        """
+        if fingerprint(self.backbone.model) != self._fingerprint:
+            raise FrozenWeightsChanged(
+                "the backbone's weights changed between loading and sealing; load it afresh and find what trains it"
+            )
+        return FrozenSeal(self.backbone.model)
+
+    # Inside.
+
+    def _generate(self, encoded: EncodedChat, options: dict[str, Any]) -> Generated:
+        """The one place where answers are made, with or without grounding afterwards."""
+        return self.backbone.generate(encoded, **{"max_new_tokens": 64, **options})
+
+    def _answer(self, generated: Generated, item: int) -> ChatAnswer:
+        ids = generated.answer_ids(item)
+        return ChatAnswer(self.backbone.tokenizer.decode(ids, skip_special_tokens=True), tuple(ids))
+
+    def _need_heads(self) -> GroundingHeads:
+        if self.heads is None:
+            raise HeadsMismatch(f"{self.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
+        return self.heads
+
+    def _masks(self, reading: Reading, picture: Image.Image, refine: bool) -> list[Grounding]:
+        return ground_reading(reading, picture, self.backbone, self._need_heads(), merge=self.merge, refine=refine)
+
+    def _prompt(self, prompt: str | None) -> str:
+        return prompt if prompt is not None else self.heads.manifest.prompt if self.heads is not None else PROMPT
+
+    @property
+    def _separator(self) -> str:
+        return self.heads.manifest.separator if self.heads is not None else SEPARATOR
+
+    def _read_phrases(
+        self, pictures: list[Image.Image], phrases: Sequence[Sequence[str]], prompt: str | None
+    ) -> tuple[AttentionCapture, EncodedChat, list[list[list[int]]]]:
+        """One teacher-forced pass over a batch; rows of all phrase tokens, separators left out, phrase after phrase."""
+        chats = [_chat(self._prompt(prompt), 1) for _ in pictures]
+        written = [written_phrases(self.backbone.tokenizer, some, self._separator) for some in phrases]
+        encoded = self.backbone.encode(chats, [[picture] for picture in pictures])
+        encoded = encoded.extended([ids for ids, _ in written], self.backbone.pad_id)
+        slots = [
+            torch.tensor([index for group in groups for index in group]) + encoded.length - len(ids)
+            for ids, groups in written
+        ]
+        columns = [tokens[0].slots for tokens in encoded.image_tokens]
+        return read_sequence(self.backbone, encoded, slots, columns), encoded, [groups for _, groups in written]
+
+    def _question_tokens(self, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> tuple[list[list[int]], int]:
+        """Tokens of the spans among those that follow the image, and the slot where those begin."""
+        first = int(encoded.image_tokens[0][-1].slots.max()) + 1
+        ids = encoded.inputs["input_ids"][0, first:].tolist()
+        whole, offsets = decoded_offsets(self.backbone.tokenizer, ids)
+        place = whole.rfind(text)
+        if place < 0 or not text:
+            raise EmptyPhrase(
+                f"the chat does not contain {text!r} after the image; words before the image cannot look at it"
+            )
+        return [span_tokens(whole, offsets, (place + start, place + end)) for start, end in spans], first
+
+
+def _chat(question: str | Messages, images: int) -> Messages:
+    """A question as a chat of one turn, images first; a chat as it is."""
+    if not isinstance(question, str):
+        return question
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def _refuse_string(phrases: Sequence[str]) -> None:
+    if isinstance(phrases, str):
+        raise EmptyPhrase(f"phrases is one string; give a list: [{phrases!r}]")
+
+
+def _optional_path(path: str | PathLike[str] | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,169 @@
+"""Read back the attention of text that a model has already written, or that is written for it.
+
+Chat is the plain ``generate()``; nothing is captured while it runs. Afterwards the answer is fed once more, as one
+chunk, on a *copy* of the prompt's part of the returned key-value cache (tail replay): picture and prompt are not
+computed again, every answer token is an input and so has a row of its own, the last one too. Where there is no such
+cache (beam search, ``use_cache=False``, sliding windows) the whole sequence is run again (full replay). The replayed
+cache never goes back into the chat: its last digits differ, and the next answer would no longer be that of the plain
+model.
+
+Shapes: b batch, l prompt slots, t answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticLayer
+
+from flmm_plugin.attention import AttentionCapture
+from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, position_ids
+from flmm_plugin.errors import CaptureError
+
+
+def read_sequence(
+    backbone: Backbone, encoded: EncodedChat, rows: Sequence[Tensor], columns: Sequence[Tensor]
+) -> AttentionCapture:
+    """Run given sequences once, without vocabulary logits and without a cache, and capture rows of them.
+
+    Args:
+        backbone: The frozen model.
+        encoded: Sequences, e.g. `EncodedChat.extended` by a text.
+        rows: Per item, sequence slots to read.
+        columns: Per item, slots of its image tokens.
+    """
+    inputs = {**encoded.inputs, "position_ids": position_ids(encoded.inputs["attention_mask"])}
+    return _captured(backbone, inputs, rows, columns)
+
+
+def read_answer(
+    backbone: Backbone,
+    encoded: EncodedChat,
+    generated: Generated,
+    rows: Sequence[Sequence[int]],
+    columns: Sequence[Tensor],
+    *,
+    tail: bool = True,
+) -> AttentionCapture:
+    """Capture rows of generated answers.
+
+    Args:
+        backbone: The frozen model.
+        encoded: The prompts.
+        generated: What the model answered to them.
+        rows: Per item, indices of answer tokens.
+        columns: Per item, slots of its image tokens.
+        tail: Use the cache where there is one; False: always run the whole sequence.
+    """
+    start = generated.prompt_length
+    slots = [torch.tensor(list(one), dtype=torch.long) + start for one in rows]
+    cache = prompt_cache(generated.past_key_values, start) if tail else None
+    longest = max(1, *generated.lengths)
+    answers = generated.sequences[:, start : start + longest]
+    lengths = torch.tensor(generated.lengths, device=answers.device)[:, None]
+    written = torch.arange(answers.shape[1], device=answers.device) < lengths
+    prompt_mask = encoded.inputs["attention_mask"]
+    mask = torch.cat([prompt_mask, written.to(prompt_mask.dtype)], dim=1)
+    if cache is not None:
+        return _captured(backbone, _continuation(answers, mask, start, cache), slots, columns)
+    image_token = getattr(backbone.model.config, "image_token_id", None)
+    if image_token is not None and bool((answers == image_token).any()):
+        raise CaptureError(
+            "the answer contains the image placeholder and there is no cache to read it from; generate with "
+            "use_cache=True and without beams"
+        )
+    pictures = {key: value for key, value in encoded.inputs.items() if value.shape != prompt_mask.shape}
+    ids = torch.cat([encoded.inputs["input_ids"], answers], dim=1)
+    whole = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
+    return _captured(backbone, {**pictures, **whole}, slots, columns)
+
+
+def read_continuations(
+    backbone: Backbone,
+    encoded: EncodedChat,
+    texts: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int]],
+    columns: Tensor,
+) -> AttentionCapture:
+    """Capture rows of several texts, each written behind the same single prompt, computing prompt and picture once.
+
+    Args:
+        backbone: The frozen model.
+        encoded: One prompt.
+        texts: Token ids of each text.
+        rows: Per text, indices of its tokens.
+        columns: Slots of the prompt's image tokens.
+    """
+    out = backbone.forward_body(encoded.inputs, use_cache=True)
+    start, mask = encoded.length, encoded.inputs["attention_mask"]
+    cache = prompt_cache(out.past_key_values, start, repeats=len(texts))
+    if cache is None:
+        # Nothing to share (sliding windows): every sequence whole.
+        parts = EncodedChat(
+            {key: value.repeat_interleave(len(texts), dim=0) for key, value in encoded.inputs.items()},
+            encoded.image_tokens * len(texts),
+        ).extended(texts, backbone.pad_id)
+        slots = [
+            torch.tensor(list(row), dtype=torch.long) + (parts.length - len(text))
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        shifts = [parts.length - len(text) - start for text in texts]
+        return read_sequence(backbone, parts, slots, [columns + shift for shift in shifts])
+    longest = max(len(text) for text in texts)
+    ids = torch.full((len(texts), longest), backbone.pad_id, dtype=torch.long, device=mask.device)
+    written = torch.zeros_like(ids)
+    for index, text in enumerate(texts):
+        ids[index, : len(text)] = torch.tensor(list(text), device=ids.device)
+        written[index, : len(text)] = 1
+    whole = torch.cat([mask.expand(len(texts), -1), written.to(mask.dtype)], dim=1)
+    slots = [torch.tensor(list(row), dtype=torch.long) + start for row in rows]
+    return _captured(backbone, _continuation(ids, whole, start, cache), slots, [columns] * len(texts))
+
+
+def prompt_cache(cache: Any, length: int, *, repeats: int = 1) -> DynamicCache | None:
+    """The first ``length`` slots of a cache, for a forward pass that must leave the cache itself as it is.
+
+    Args:
+        cache: A key-value cache of transformers, or None.
+        length: Slots of the prompt.
+        repeats: Copies along the batch, for one prompt with several continuations.
+
+    Returns:
+        A new cache, or None when the prompt's keys cannot be taken from this one: sliding windows drop them, quantised
+        and offloaded layers hold them in another form.
+    """
+    layers = getattr(cache, "layers", None)
+    if not layers or getattr(cache, "offloading", False):
+        return None
+    if not all(type(layer) in (DynamicLayer, StaticLayer) and layer.is_initialized for layer in layers):
+        return None
+    if any(layer.keys.shape[-2] < length for layer in layers):
+        return None
+    copy = DynamicCache()
+    for index, layer in enumerate(layers):
+        keys, values = layer.keys[..., :length, :], layer.values[..., :length, :]
+        # `update` concatenates into new memory; what was cached is read and never written.
+        copy.update(keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0), index)
+    return copy
+
+
+def _continuation(ids: Tensor, mask: Tensor, start: int, cache: DynamicCache) -> dict[str, Any]:
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": position_ids(mask)[:, start:],
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+
+
+def _captured(
+    backbone: Backbone, inputs: dict[str, Any], rows: Sequence[Tensor], columns: Sequence[Tensor]
+) -> AttentionCapture:
+    capture = AttentionCapture(backbone.decoder, rows, columns)
+    with capture.active():
+        backbone.forward_body(inputs)
+    return capture
