@@ -93,7 +93,7 @@ class MaskDecoder(nn.Module):
             self.encoder.append(nn.Sequential(nn.MaxPool2d(2), DoubleConv(widths[stage - 1], widths[stage])))
         self.decoder = nn.ModuleList(UpBlock(widths[stage + 1], widths[stage]) for stage in range(STAGES - 1))
         self.conv_seg = nn.Conv2d(base_channels, 1, 1)
-        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.kaiming_normal_(self.conv_seg.weight, nonlinearity="relu")
         nn.init.zeros_(cast(Tensor, self.conv_seg.bias))
 
     def forward(self, attention: Tensor) -> Tensor:

@@ -88,6 +88,9 @@ def sam_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
         raise UnknownArgument(f"image_size {full['image_size']} must be a multiple of patch_size {full['patch_size']}")
     if full["encoder_dim"] % full["heads"]:
         raise UnknownArgument(f"encoder_dim {full['encoder_dim']} must be a multiple of heads {full['heads']}")
+    if full["mask_channels"] < 8 or full["mask_channels"] % 4:
+        # The mask prompt is normalised over mask_channels / 4 channels: over a single one nothing of it is left.
+        raise UnknownArgument(f"mask_channels {full['mask_channels']} must be a multiple of 4 and at least 8")
     divisor = 2 * full["decoder_heads"]  # SAM's cross attention halves the width
     if full["prompt_dim"] % divisor or full["prompt_dim"] % 8:
         raise UnknownArgument(
