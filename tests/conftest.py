@@ -161,3 +161,93 @@ def noise_image() -> Callable[..., Image.Image]:
         return Image.fromarray(pixels)
 
     return make
+
+
+# --- a RefCOCO folder ----------------------------------------------------------------------------------------------
+# Written here byte for byte as the refer API lays it out, so that its reader is not tested with its own writer.
+
+
+@dataclass(frozen=True)
+class ReferFolder:
+    """A data root with a few pictures of rectangles.
+
+    Attributes:
+        root: What `FLMM_DATA` would be.
+        boxes: By annotation id: x0, y0, x1, y1 of the object, the last column and row exclusive.
+        sizes: By image id: height, width.
+    """
+
+    root: Path
+    boxes: dict[int, tuple[int, int, int, int]]
+    sizes: dict[int, tuple[int, int]]
+
+    def mask(self, ann_id: int, image_id: int) -> Any:
+        x0, y0, x1, y1 = self.boxes[ann_id]
+        mask = np.zeros(self.sizes[image_id], dtype=bool)
+        mask[y0:y1, x0:x1] = True
+        return mask
+
+
+@pytest.fixture
+def refer_folder(tmp_path: Path) -> Callable[..., ReferFolder]:
+    """``refer_folder(name, by, annotations=..., pictures=...)``: 5 refs in 4 pictures; val 3, testA 1, test 1, train 0.
+
+    Every ref has two sentences. Pictures are 100 x 60, 60 x 100, 80 x 80 and 50 x 40 (width x height).
+    """
+    import json
+    import pickle
+
+    def write(
+        name: str = "refcoco", by: str = "unc", annotations: str = "coco/{name}", pictures: str = "coco/train2014"
+    ) -> ReferFolder:
+        sizes = {11: (60, 100), 12: (100, 60), 13: (80, 80), 14: (40, 50)}
+        boxes = {
+            101: (10, 5, 40, 30), 102: (60, 20, 90, 55), 103: (5, 50, 50, 90), 104: (0, 0, 80, 40), 105: (5, 5, 9, 9),
+        }  # fmt: skip
+        of_image = {101: 11, 102: 11, 103: 12, 104: 13, 105: 14}
+        split = {101: "val", 102: "val", 103: "val", 104: "testA", 105: "test"}
+        folder, shown = tmp_path / annotations.format(name=name), tmp_path / pictures
+        folder.mkdir(parents=True, exist_ok=True)
+        shown.mkdir(parents=True, exist_ok=True)
+        instances: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+        for image_id, (height, width) in sizes.items():
+            file_name = f"COCO_train2014_{image_id:012d}.jpg"
+            pixels = np.full((height, width, 3), 40, dtype=np.uint8)
+            for ann_id, (x0, y0, x1, y1) in boxes.items():
+                if of_image[ann_id] == image_id:
+                    pixels[y0:y1, x0:x1] = (200, ann_id % 256, 60)
+            Image.fromarray(pixels).save(shown / file_name)
+            instances["images"].append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        refs = []
+        for number, (ann_id, (x0, y0, x1, y1)) in enumerate(boxes.items()):
+            corners = [x0, y0, x1, y0, x1, y1, x0, y1]
+            instances["annotations"].append(
+                {"id": ann_id, "image_id": of_image[ann_id], "category_id": 1, "segmentation": [corners], "iscrowd": 0}
+            )
+            typed = [f"The {number} Thing!", f"thing no. {number}, again"]
+            sentences = [
+                {"sent_id": 2 * number + at, "raw": raw, "sent": raw.lower().strip("!"), "tokens": raw.lower().split()}
+                for at, raw in enumerate(typed)
+            ]
+            refs.append(
+                {
+                    "ref_id": number, "ann_id": ann_id, "image_id": of_image[ann_id], "category_id": 1,
+                    "file_name": f"COCO_train2014_{of_image[ann_id]:012d}_{number}.jpg", "split": split[ann_id],
+                    "sent_ids": [2 * number, 2 * number + 1], "sentences": sentences,
+                }
+            )  # fmt: skip
+        (folder / "instances.json").write_text(json.dumps(instances))
+        (folder / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+        return ReferFolder(tmp_path, boxes, sizes)
+
+    return write
+
+
+@pytest.fixture
+def real_refer() -> Path:
+    """The sample of real COCO pictures and polygons, where this checkout has one."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "real" / "refer"
+    root = Path(os.environ.get("FLMM_REAL_SAMPLE", beside))
+    if not root.is_dir():
+        pytest.skip("needs real annotations and pictures in RefCOCO's layout: set FLMM_REAL_SAMPLE to their folder")
+    return root

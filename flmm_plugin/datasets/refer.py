@@ -288,7 +288,8 @@ def _known(what: str, name: str, known: Iterable[str]) -> str:
     options = list(known)
     if name in options:
         return name
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.3)
+    near = [option for option in options if option.lower() == name.lower()]
+    near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise UnknownArgument(f"no {what} {name!r}{hint} Known: {', '.join(options)}")
 

@@ -1,0 +1,197 @@
+"""The reader of RefCOCO's official files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from flmm_plugin.datasets.refer import (
+    OFFICIAL_SIZES,
+    SPLITTERS,
+    ReferDataset,
+    segmentation_rle,
+    split_matches,
+)
+from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument, UnsafePickle
+from flmm_plugin.records import decode_rle
+
+LAYOUTS = [
+    ("coco/{name}", "coco/train2014"),
+    ("{name}", "train2014"),
+    ("{name}", "images/mscoco/images/train2014"),
+]
+
+
+@pytest.mark.parametrize(("annotations", "pictures"), LAYOUTS)
+def test_every_layout_is_found(refer_folder: Callable[..., Any], annotations: str, pictures: str) -> None:
+    folder = refer_folder(annotations=annotations, pictures=pictures)
+    items = list(ReferDataset(folder.root, "refcoco", "val"))
+    assert [item.ann_id for item in items] == [101, 102, 103]
+    assert all(Image.open(item.image_path).size == (item.width, item.height) for item in items)
+    assert items[0].sentences == ("The 0 Thing!", "thing no. 0, again")
+    assert items[0].cleaned == ("the 0 thing", "thing no. 0, again")
+
+
+def test_masks_lie_where_the_objects_are(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    dataset = ReferDataset(folder.root, "refcoco", "val")
+    for item in dataset:
+        assert np.array_equal(dataset.mask(item), folder.mask(item.ann_id, item.image_id))
+
+
+def test_the_root_comes_from_the_environment(refer_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = refer_folder()
+    monkeypatch.setenv("FLMM_DATA", str(folder.root))
+    assert len(ReferDataset(None, "refcoco", "testA")) == 1
+    monkeypatch.delenv("FLMM_DATA")
+    monkeypatch.chdir(folder.root.parent)
+    os.symlink(folder.root, folder.root.parent / "data")
+    assert len(ReferDataset(None, "refcoco", "testA")) == 1
+
+
+def test_split_rules_are_the_refer_api_s() -> None:
+    asked = ("train", "val", "test", "testA", "testB", "testC")
+    answers = {name: [split for split in asked if split_matches(name, split)] for name in ("testAB", "testC", "val")}
+    assert answers == {"testAB": ["test", "testA", "testB"], "testC": ["test", "testC"], "val": ["val"]}
+
+
+def test_sizes_of_lettered_splits_add_up() -> None:
+    for name in ("refcoco", "refcoco+"):
+        sizes = OFFICIAL_SIZES[name, "unc"]
+        assert sizes["test"].refs == sizes["testA"].refs + sizes["testB"].refs
+        assert sizes["test"].sentences == (sizes["testA"].sentences or 0) + (sizes["testB"].sentences or 0)
+        assert sizes["test"].images == sizes["testA"].images + sizes["testB"].images
+    # RefCOCO has 50,000 objects in all.
+    assert sum(OFFICIAL_SIZES["refcoco", "unc"][split].refs for split in ("train", "val", "testA", "testB")) == 50_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(("refcoc", "val"), "'refcoco'"), (("refcoco", "testa"), "'testA'"), (("refcocog", "val", "umb"), "'umd'")],
+)
+def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
+    with pytest.raises(UnknownArgument, match=f"did you mean {hint}"):
+        ReferDataset(tmp_path, *arguments)
+
+
+def test_a_missing_file_is_named_with_its_source_and_command(refer_folder: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(DataNotFound, match=r"no annotations of refcoco\+.*refcoco\+\.zip.*unzip.*FLMM_DATA"):
+        ReferDataset(tmp_path, "refcoco+", "val")
+    folder = refer_folder(by="google")
+    with pytest.raises(DataNotFound, match=r"refs\(unc\)\.p.*refcoco\.zip"):
+        ReferDataset(folder.root, "refcoco", "val")
+    refer_folder().root.joinpath("coco/train2014").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataNotFound, match=r"pictures of COCO train2014.*train2014\.zip"):
+        ReferDataset(folder.root, "refcoco", "val")
+
+
+def test_annotations_that_contradict_each_other_are_named(refer_folder: Callable[..., Any]) -> None:
+    root = refer_folder().root
+    instances = root / "coco/refcoco/instances.json"
+    content = json.loads(instances.read_text())
+    content["annotations"] = [one for one in content["annotations"] if one["id"] != 102]
+    instances.write_text(json.dumps(content))
+    with pytest.raises(BadAnnotation, match=r"ref 1 .*annotation 102"):
+        ReferDataset(root, "refcoco", "val")
+    instances.write_text(instances.read_text()[:-20])
+    with pytest.raises(BadAnnotation, match="truncated"):
+        ReferDataset(root, "refcoco", "val")
+    refs = root / "coco/refcoco/refs(unc).p"
+    refs.write_bytes(pickle.dumps({"not": "a list"}, 2))
+    with pytest.raises(BadAnnotation, match="not a list of refs"):
+        ReferDataset(root, "refcoco", "val")
+    refs.write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UnsafePickle):
+        ReferDataset(root, "refcoco", "val")
+
+
+def test_the_digest_tells_data_apart(refer_folder: Callable[..., Any]) -> None:
+    root = refer_folder().root
+    before = ReferDataset(root, "refcoco", "val").digest
+    assert ReferDataset(root, "refcoco", "testA").digest == before
+    instances = root / "coco/refcoco/instances.json"
+    instances.write_text(instances.read_text() + "\n")
+    assert ReferDataset(root, "refcoco", "val").digest != before
+
+
+def test_overlapping_polygons_are_united() -> None:
+    left, right = [0, 0, 6, 0, 6, 8, 0, 8], [4, 2, 9, 2, 9, 8, 4, 8]
+    mask = decode_rle(segmentation_rle([left, right], 8, 10))
+    expected = np.zeros((8, 10), dtype=bool)
+    expected[0:8, 0:6] = expected[2:8, 4:9] = True
+    assert np.array_equal(mask, expected)
+
+
+def test_polygons_without_area_are_ignored_and_none_left_is_empty() -> None:
+    square = [1, 1, 4, 1, 4, 4, 1, 4]
+    assert segmentation_rle([[1, 1, 5, 5], square], 6, 6) == segmentation_rle([square], 6, 6)
+    for nothing in ([], [[0, 0, 3, 3]], [[]]):
+        assert not decode_rle(segmentation_rle(nothing, 6, 7)).any()
+        assert segmentation_rle(nothing, 6, 7)["size"] == [6, 7]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=35, max_size=35), min_size=1, max_size=3))
+def test_run_length_codes_of_every_form_are_united(bits: list[list[bool]]) -> None:
+    masks = [np.array(one).reshape(5, 7) for one in bits]
+    packed = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
+    readable = [{"size": list(code["size"]), "counts": code["counts"].decode()} for code in packed]
+    loose = [{"size": [5, 7], "counts": runs(mask)} for mask in masks]
+    for form in (packed, readable, loose):
+        assert np.array_equal(decode_rle(segmentation_rle(form, 5, 7)), np.logical_or.reduce(masks))
+    assert np.array_equal(decode_rle(segmentation_rle(loose[0], 5, 7)), masks[0])
+
+
+def runs(mask: Any) -> list[int]:
+    """Uncompressed COCO counts: lengths of runs in column order, beginning with zeros."""
+    counts, value, length = [], False, 0
+    for pixel in mask.ravel(order="F"):
+        if pixel != value:
+            counts.append(length)
+            value, length = bool(pixel), 0
+        length += 1
+    return [*counts, length]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ("polygon", "list of polygons"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "x without its y"),
+        ([[0, 0, float("nan"), 1, 2, 2]], "finite"),
+        ([["a", "b"]], "flat list of numbers"),
+        ({"size": [9, 9], "counts": [81]}, "on a picture of"),
+        ({"size": [4, 5], "counts": [3]}, "covers 3 pixels"),
+    ],
+)
+def test_broken_segmentations_are_named(segmentation: Any, message: str) -> None:
+    with pytest.raises(BadAnnotation, match=message):
+        segmentation_rle(segmentation, 4, 5, where="annotation 7")
+
+
+def test_the_real_sample_reads(real_refer: Path) -> None:
+    sizes = {}
+    for name in SPLITTERS:
+        splits = ("val", "test") if name == "refcocog" else ("val", "testA", "testB")
+        for split in splits:
+            dataset = ReferDataset(real_refer, name, split)
+            sizes[name, split] = len(dataset)
+            for item in dataset:
+                assert Image.open(item.image_path).size == (item.width, item.height)
+                assert 0 < dataset.mask(item).mean() < 1
+    assert sizes == {
+        ("refcoco", "val"): 5, ("refcoco", "testA"): 3, ("refcoco", "testB"): 3,
+        ("refcoco+", "val"): 2, ("refcoco+", "testA"): 2, ("refcoco+", "testB"): 3,
+        ("refcocog", "val"): 2, ("refcocog", "test"): 3,
+    }  # fmt: skip
