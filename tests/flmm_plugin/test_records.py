@@ -86,9 +86,12 @@ def test_grounding_derives_mask_box_and_score_from_logits() -> None:
 
 def test_empty_and_extreme_masks() -> None:
     empty = Grounding.from_logits("nothing", np.full((3, 3), -1e6, np.float32))
-    assert empty.box == EMPTY_BOX and empty.score == 0.0 and not empty.mask.any()
+    assert empty.box == EMPTY_BOX
+    assert empty.score == 0.0
+    assert not empty.mask.any()
     full = Grounding.from_logits("all", np.full((3, 4), 1e6, np.float32))
-    assert full.box == (0.0, 0.0, 4.0, 3.0) and full.score == 1.0
+    assert full.box == (0.0, 0.0, 4.0, 3.0)
+    assert full.score == 1.0
     one = np.zeros((5, 5), bool)
     one[4, 0] = True
     assert mask_box(one) == (0.0, 4.0, 1.0, 5.0)
@@ -99,9 +102,11 @@ def test_masks_json_speaks_the_sam3_form_and_parses_back() -> None:
     content = json.loads(masks_json([square()], text, size=(4, 6)))
     assert content["phrases"] == [{"phrase": "the red circle", "span": [4, 18], "mask": 0}]
     assert content["boxes"] == [{"x_min": 2 / 6, "y_min": 0.25, "x_max": 5 / 6, "y_max": 0.75}]
-    assert content["size"] == [4, 6] and "error" not in content
+    assert content["size"] == [4, 6]
+    assert "error" not in content
     reply = parse_masks_json(json.dumps(content))
-    assert reply.error is None and reply.text == text
+    assert reply.error is None
+    assert reply.text == text
     assert np.array_equal(reply.masks[0], square().mask)
     assert reply.scores == (pytest.approx(square().score, abs=1e-5),)
 
@@ -109,12 +114,15 @@ def test_masks_json_speaks_the_sam3_form_and_parses_back() -> None:
 def test_reply_without_phrases_or_boxes_is_fine() -> None:
     bare = json.dumps({"masks": [encode_rle(np.eye(3, dtype=bool))]})
     reply = parse_masks_json(bare)
-    assert reply.error is None and reply.masks[0].sum() == 3 and reply.scores == ()
+    assert reply.error is None
+    assert reply.masks[0].sum() == 3
+    assert reply.scores == ()
 
 
 def test_error_reply_keeps_type_and_message() -> None:
     reply = parse_masks_json(error_json(BadImage("a.png is not a picture; give a PNG")))
-    assert reply.masks == () and reply.error == {"type": "BadImage", "message": "a.png is not a picture; give a PNG"}
+    assert reply.masks == ()
+    assert reply.error == {"type": "BadImage", "message": "a.png is not a picture; give a PNG"}
 
 
 @settings(max_examples=80, deadline=None)
@@ -123,8 +131,12 @@ def test_error_reply_keeps_type_and_message() -> None:
         st.text(),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-            lambda inner: st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["masks", "size", "counts", "boxes", "scores", "phrases", "error"]), inner),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["masks", "size", "counts", "boxes", "scores", "phrases", "error"]), inner
+                )
+            ),
             max_leaves=8,
         ).map(json.dumps),
     )
@@ -136,11 +148,14 @@ def test_parsing_never_raises(reply: str) -> None:
 
 def test_plain_text_reply_is_an_error_with_its_text_kept() -> None:
     reply = parse_masks_json("The cat is left.")
-    assert reply.error is not None and reply.text == "The cat is left." and reply.masks == ()
+    assert reply.error is not None
+    assert reply.text == "The cat is left."
+    assert reply.masks == ()
 
 
 def test_package_exports_are_lazy_and_named() -> None:
-    assert flmm_plugin.Grounding is Grounding and flmm_plugin.FlmmError is FlmmError
+    assert flmm_plugin.Grounding is Grounding
+    assert flmm_plugin.FlmmError is FlmmError
     assert set(flmm_plugin.__all__) <= set(dir(flmm_plugin))
     with pytest.raises(AttributeError, match="it offers"):
         flmm_plugin.nothing_of_the_kind  # noqa: B018

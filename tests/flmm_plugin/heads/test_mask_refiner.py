@@ -1,4 +1,4 @@
-"""The refiner against segment_anything's own forward pass, and what is particular to it: text, padding, groups, cache."""
+"""The refiner against segment_anything's own forward pass, and its own: text, padding, groups, cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def test_box_and_mask_prompts_equal_sams_own_forward(small_sam: dict[str, Any], 
     sam = build_sam(small_sam)
     refiner = MaskRefiner(sam, use_text=False).eval()
     image, coarse = picture(height, width), blobs(2, height, width)
-    resized, (h, w) = refiner._resize.apply_image(np.asarray(image)), refiner._resize.get_preprocess_shape(height, width, 32)
+    resized, (h, w) = (
+        refiner._resize.apply_image(np.asarray(image)),
+        refiner._resize.get_preprocess_shape(height, width, 32),
+    )
     square = torch.full((2, 1, 32, 32), min(-1.0, float(coarse.min())))
     square[..., :h, :w] = F.interpolate(coarse[:, None], (h, w), mode="bilinear")
     boxes = []
@@ -125,12 +128,14 @@ def test_padding_is_the_lowest_logit_of_the_call(refiner: MaskRefiner) -> None:
 
 def test_gradients_reach_the_coarse_logits_through_the_mask_prompt_alone(refiner: MaskRefiner) -> None:
     refiner.train()
-    assert not refiner.sam.image_encoder.training and refiner.sam.mask_decoder.training
+    assert not refiner.sam.image_encoder.training
+    assert refiner.sam.mask_decoder.training
     coarse, text = blobs(2, 20, 20).requires_grad_(), [t.requires_grad_() for t in words(1, 2)]
     embedding = refiner.encode_image(picture(20, 20))
     assert not embedding.features.requires_grad
     refiner(embedding, coarse, text).sum().backward()
-    assert coarse.grad is not None and coarse.grad.abs().sum() > 0
+    assert coarse.grad is not None
+    assert coarse.grad.abs().sum() > 0
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in text)
     assert all(p.grad is None for p in refiner.sam.image_encoder.parameters())
     assert refiner.sam.mask_decoder.transformer.layers[0].mlp.lin1.weight.grad is not None
@@ -144,12 +149,14 @@ def test_embedding_is_made_once_per_content_and_the_oldest_goes(refiner: MaskRef
     calls: list[int] = []
     refiner.sam.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     first = refiner.encode_image(picture(20, 20))
-    assert refiner.encode_image(picture(20, 20).copy()) is first and len(calls) == 1
+    assert refiner.encode_image(picture(20, 20).copy()) is first
+    assert len(calls) == 1
     refiner.cache_size = 2
     refiner.encode_image(picture(20, 20, seed=1))
     refiner.encode_image(picture(20, 20))  # used again: now the newest
     refiner.encode_image(picture(20, 20, seed=2))
-    assert len(refiner._cache) == 2 and refiner.encode_image(picture(20, 20)) is first
+    assert len(refiner._cache) == 2
+    assert refiner.encode_image(picture(20, 20)) is first
     before = len(calls)
     refiner.encode_image(picture(20, 20, seed=1))
     assert len(calls) == before + 1
@@ -159,7 +166,8 @@ def test_same_bytes_in_another_shape_is_another_picture(refiner: MaskRefiner) ->
     pixels = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(20, 10, 3)
     tall = refiner.encode_image(Image.fromarray(pixels))
     wide = refiner.encode_image(Image.fromarray(pixels.reshape(10, 20, 3)))
-    assert tall.original_size == (20, 10) and wide.original_size == (10, 20)
+    assert tall.original_size == (20, 10)
+    assert wide.original_size == (10, 20)
 
 
 def test_new_weights_or_another_device_empty_the_cache(refiner: MaskRefiner) -> None:
@@ -177,7 +185,8 @@ def test_half_precision_image_encoder_gives_nearly_the_same(refiner: MaskRefiner
         refiner.sam.image_encoder.to(torch.bfloat16)
         refiner.clear_cache()
         half = refiner(refiner.encode_image(picture(20, 20)), blobs(1, 20, 20), words(1))
-    assert half.dtype == torch.float32 and (full - half).abs().max() < 0.1 * full.abs().max()
+    assert half.dtype == torch.float32
+    assert (full - half).abs().max() < 0.1 * full.abs().max()
 
 
 def test_texts_and_masks_must_pair_and_none_is_fine(refiner: MaskRefiner) -> None:
@@ -224,7 +233,9 @@ def test_sam_checkpoint_is_loaded_strictly(small_sam: dict[str, Any], tmp_path: 
     donor = build_sam(small_sam)
     torch.save(donor.state_dict(), path)
     loaded = build_sam(small_sam, path)
-    assert all(torch.equal(a, b) for a, b in zip(donor.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(donor.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     with pytest.raises(HeadsMismatch, match="is not a SAM of variant"):
         build_sam({**small_sam, "depth": 2}, path)
     path.write_bytes(path.read_bytes()[:200])

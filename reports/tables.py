@@ -1,0 +1,152 @@
+"""Tables of Markdown files, made from committed CSV files and checked against them; no number is typed twice.
+
+A place for a table in a Markdown file::
+
+    <!-- table:tiny -->
+    <!-- /table:tiny -->
+
+is filled from ``docs/results/tiny.csv`` (or the path in ``<!-- table:docs/results/tiny.csv -->``), relative to the
+repository's root, which is the nearest folder above the file that has a ``setup.cfg``.
+
+    python -m flmm_plugin.reports.tables README.md            fill
+    python -m flmm_plugin.reports.tables --check README.md    exit 1 if anything would change
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flmm_plugin.errors import DataNotFound, FlmmError
+
+RESULTS = Path("docs") / "results"
+_OPEN = re.compile(r"^<!-- table:(?P<name>[^\s>]+) -->[ \t]*$", re.MULTILINE)
+
+
+def markdown(table: pd.DataFrame, *, digits: Mapping[str, int] | None = None) -> str:
+    """A data frame as a Markdown table: numbers to the right, empty cells for missing values, pipes escaped.
+
+    Args:
+        table: Its index is not shown.
+        digits: Decimals of a column; others are shown as they are stored.
+
+    >>> print(markdown(pd.DataFrame({"arm": ["trained", "random"], "cIoU": [0.75, 0.1]}), digits={"cIoU": 2}))
+    | arm | cIoU |
+    |---|--:|
+    | trained | 0.75 |
+    | random | 0.10 |
+    """
+    digits = digits or {}
+    lines = [_row([str(name) for name in table.columns])]
+    right = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
+    lines.append("|" + "|".join("--:" if number else "---" for number in right) + "|")
+    for _, values in table.iterrows():
+        lines.append(_row([_cell(values[name], digits.get(str(name))) for name in table.columns]))
+    return "\n".join(lines)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A result file with numbers kept as they are written: columns of mixed content stay text.
+
+    Lines that begin with ``#`` are provenance, not data.
+
+    Raises:
+        DataNotFound: There is no such file.
+    """
+    if not path.is_file():
+        raise DataNotFound(f"no result file {path}; make it first (`make docs`), or correct the name in the marker")
+    return pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+
+
+def from_csv(path: Path) -> str:
+    """A CSV file as a Markdown table, its digits untouched."""
+    text = read_csv(path)
+    lines = [_row([str(name) for name in text.columns])]
+    numbers = text.apply(lambda column: pd.to_numeric(column.replace("", None), errors="coerce"))
+    right = [
+        bool(((numbers[name].notna()) | (text[name] == "")).all()) and bool(numbers[name].notna().any())
+        for name in text.columns
+    ]
+    lines.append("|" + "|".join("--:" if number else "---" for number in right) + "|")
+    lines.extend(_row([_cell(value, None) for value in values]) for values in text.to_numpy().tolist())
+    return "\n".join(lines)
+
+
+def fill(text: str, root: Path) -> str:
+    """Markdown with every marked table replaced by its CSV's content.
+
+    Raises:
+        DataNotFound: A marker names a CSV file that is not there.
+        FlmmError: A marker is never closed.
+    """
+    out, position = [], 0
+    for match in _OPEN.finditer(text):
+        if match.start() < position:
+            continue
+        name = match["name"]
+        closing = f"<!-- /table:{name} -->"
+        end = text.find(closing, match.end())
+        if end < 0:
+            raise FlmmError(f"table {name!r} is never closed: put {closing} on a line of its own after it")
+        path = root / name if name.endswith(".csv") else root / RESULTS / f"{name}.csv"
+        out += [text[position : match.end()], "\n", from_csv(path), "\n"]
+        position = end
+    return "".join([*out, text[position:]])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill or check the tables of Markdown files; 0 if all is (now) as it should be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flmm_plugin.reports.tables", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="Markdown files")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
+    args = parser.parse_args(argv)
+    stale = []
+    for path in args.files:
+        try:
+            before = path.read_text(encoding="utf-8")
+            after = fill(before, _root_of(path))
+        except (FlmmError, OSError) as exc:
+            print(f"{path}: {exc}", file=sys.stderr)
+            return 2
+        if before == after:
+            continue
+        stale.append(path)
+        if not args.check:
+            path.write_text(after, encoding="utf-8")
+            print(f"{path}: tables filled")
+    if args.check and stale:
+        names = " ".join(str(path) for path in stale)
+        print(f"out of date: {names}; run: python -m flmm_plugin.reports.tables {names}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _root_of(path: Path) -> Path:
+    for folder in path.resolve().parents:
+        if (folder / "setup.cfg").is_file():
+            return folder
+    return path.resolve().parent
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any, digits: int | None) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if digits is not None and isinstance(value, int | float):
+        return f"{value:.{digits}f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
