@@ -96,7 +96,8 @@ class FlmmModel(lmms):
         """Answer every request, in order: masks JSON where the task asked for masks, text elsewhere."""
         unpacked = list(unpack(requests))
         asked = [request for request in unpacked if not request.padding]
-        self._refuse_masks_without_heads(asked)
+        # Of all requests, padding too: a rank with nothing else must raise with the others, not wait for them.
+        self._refuse_masks_without_heads(unpacked)
         replies: list[Reply] = [""] * len(unpacked)
         failures = FailureLog(self.rank)
         for batch in self._batches(asked, "flmm"):
@@ -112,6 +113,9 @@ class FlmmModel(lmms):
         scores = []
         for instance in tqdm(requests, desc="flmm", disable=self.rank != 0):
             context, target, doc_to_visual, doc_id, task, split = instance.args
+            if (instance.metadata or {}).get("__padding_only__"):
+                scores.append((0.0, False))
+                continue
             try:
                 doc = self.task_dict[task][split][doc_id]
                 continuation = target if isinstance(target, str) else target(doc)
@@ -245,7 +249,8 @@ class FlmmModel(lmms):
         return self.lmm
 
     def _place(self, device: str | None) -> str:
-        if torch.cuda.is_available() and device in (None, "cuda"):
+        """A GPU of its own for each process that accelerate gives one, unless the user named a device."""
+        if device in (None, "cuda") and self.accelerator.device.type == "cuda":
             return f"cuda:{self.accelerator.local_process_index}"
         return device or "cpu"
 
