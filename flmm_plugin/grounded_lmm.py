@@ -48,8 +48,6 @@ SEPARATOR = "."
 
 # Rows of a whole answer are read in the same pass as its hidden states up to this size; larger answers are read twice.
 _ONE_PASS_BYTES = 512 << 20
-# Phrases that share one prompt and are read each on its own, at a time: each holds a copy of the prompt's cache.
-_CONTINUATIONS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +212,9 @@ class GroundedLMM:
         columns = tokens.slots if fits else tokens.slots[:0]
         capture = read_answer(self.backbone, encoded, generated, [every], [columns])
         limit = heads.manifest.keyword_threshold if threshold is None else threshold
-        groups = keywords(heads.keyword_selector, capture.hidden(0)[:, -1], text, offsets, limit)
+        special = set(self.backbone.tokenizer.all_special_ids)
+        names = [token not in special for token in answer.token_ids]
+        groups = keywords(heads.keyword_selector, capture.hidden(0)[:, -1], names, text, offsets, limit)
         if not groups:
             return GroundedAnswer(answer.text, answer.token_ids, ())
         picked = [index for group, _ in groups for index in group]
@@ -262,16 +262,13 @@ class GroundedLMM:
         picture = open_image(image)
         encoded = self.backbone.encode([_chat(self._prompt(prompt), 1)], [[picture]])
         tokens = encoded.image_tokens[0][0]
+        written = [written_phrases(self.backbone.tokenizer, [phrase], self._separator) for phrase in phrases]
+        texts, indices = [ids for ids, _ in written], [groups[0] for _, groups in written]
         found: list[Grounding] = []
-        for start in range(0, len(phrases), _CONTINUATIONS):
-            some = phrases[start : start + _CONTINUATIONS]
-            written = [written_phrases(self.backbone.tokenizer, [phrase], self._separator) for phrase in some]
-            texts, indices = [ids for ids, _ in written], [groups[0] for _, groups in written]
-            capture = read_continuations(self.backbone, encoded, texts, indices, tokens.slots)
-            for item, phrase in enumerate(some):
-                rows, hidden = capture.attention(item), capture.hidden(item)
-                reading = Reading(rows, hidden, (len(rows),), ((phrase, None),), tokens)
-                found += self._masks(reading, picture, refine)
+        read = read_continuations(self.backbone, encoded, texts, indices, tokens.slots)
+        for phrase, (rows, hidden) in zip(phrases, read, strict=True):
+            reading = Reading(rows, hidden, (len(rows),), ((phrase, None),), tokens)
+            found += self._masks(reading, picture, refine)
         return found
 
     def ground_many(

@@ -72,20 +72,25 @@ def ground_reading(
 
 @torch.no_grad()
 def keywords(
-    selector: KeywordSelector, hidden: Tensor, text: str, offsets: Sequence[Span], threshold: float
+    selector: KeywordSelector,
+    hidden: Tensor,
+    names: Sequence[bool],
+    text: str,
+    offsets: Sequence[Span],
+    threshold: float,
 ) -> list[tuple[list[int], Span]]:
     """What an answer names: runs of adjacent picked tokens, and the characters that each run covers.
 
     Args:
         selector: Trained for the backbone.
         hidden: States of the answer's tokens after the final norm, ``[t, d]``.
+        names: Whether a token is part of the text at all; the end token, though it may score, names nothing.
         text: The answer.
         offsets: Characters ``[start, end)`` of each token.
         threshold: Score above which a token is picked.
     """
     scores = selector(hidden.to(next(selector.parameters()).device)).cpu()
-    # Tokens without characters (the end token) name nothing.
-    scores = scores * torch.tensor([end > start for start, end in offsets])
+    scores = scores.masked_fill(~torch.tensor(list(names), dtype=torch.bool), float("-inf"))
     found: list[tuple[list[int], Span]] = []
     for start, end in selector.select(scores, threshold):
         span = trimmed(text, (offsets[start][0], offsets[end - 1][1]))

@@ -12,7 +12,7 @@ Shapes: b batch, l prompt slots, t answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,40 +87,44 @@ def read_continuations(
     texts: Sequence[Sequence[int]],
     rows: Sequence[Sequence[int]],
     columns: Tensor,
-) -> AttentionCapture:
-    """Capture rows of several texts, each written behind the same single prompt, computing prompt and picture once.
+    *,
+    at_once: int = 8,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read several texts, each written alone behind the same single prompt; prompt and picture are computed once.
 
     Args:
         backbone: The frozen model.
         encoded: One prompt.
         texts: Token ids of each text.
-        rows: Per text, indices of its tokens.
+        rows: Per text, indices of the tokens to read.
         columns: Slots of the prompt's image tokens.
+        at_once: Texts per forward pass; each holds a copy of the prompt's cache.
+
+    Yields:
+        Per text, its rows ``[t, m, c, k]`` and hidden states ``[t, m, d]``.
     """
     out = backbone.forward_body(encoded.inputs, use_cache=True)
     start, mask = encoded.length, encoded.inputs["attention_mask"]
-    cache = prompt_cache(out.past_key_values, start, repeats=len(texts))
-    if cache is None:
-        # Nothing to share (sliding windows): every sequence whole.
-        parts = EncodedChat(
-            {key: value.repeat_interleave(len(texts), dim=0) for key, value in encoded.inputs.items()},
-            encoded.image_tokens * len(texts),
-        ).extended(texts, backbone.pad_id)
-        slots = [
-            torch.tensor(list(row), dtype=torch.long) + (parts.length - len(text))
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        shifts = [parts.length - len(text) - start for text in texts]
-        return read_sequence(backbone, parts, slots, [columns + shift for shift in shifts])
-    longest = max(len(text) for text in texts)
-    ids = torch.full((len(texts), longest), backbone.pad_id, dtype=torch.long, device=mask.device)
-    written = torch.zeros_like(ids)
-    for index, text in enumerate(texts):
-        ids[index, : len(text)] = torch.tensor(list(text), device=ids.device)
-        written[index, : len(text)] = 1
-    whole = torch.cat([mask.expand(len(texts), -1), written.to(mask.dtype)], dim=1)
-    slots = [torch.tensor(list(row), dtype=torch.long) + start for row in rows]
-    return _captured(backbone, _continuation(ids, whole, start, cache), slots, [columns] * len(texts))
+    for first in range(0, len(texts), at_once):
+        some, asked = texts[first : first + at_once], rows[first : first + at_once]
+        cache = prompt_cache(out.past_key_values, start, repeats=len(some))
+        if cache is None:
+            # Nothing that can be shared (sliding windows): every sequence whole.
+            for text, row in zip(some, asked, strict=True):
+                slots = torch.tensor(list(row), dtype=torch.long) + start
+                capture = read_sequence(backbone, encoded.extended([text], backbone.pad_id), [slots], [columns])
+                yield capture.attention(0), capture.hidden(0)
+            continue
+        ids = torch.full((len(some), max(len(text) for text in some)), backbone.pad_id, device=mask.device)
+        written = torch.zeros_like(ids)
+        for index, text in enumerate(some):
+            ids[index, : len(text)] = torch.tensor(list(text), device=ids.device)
+            written[index, : len(text)] = 1
+        whole = torch.cat([mask.expand(len(some), -1), written.to(mask.dtype)], dim=1)
+        slots_of = [torch.tensor(list(row), dtype=torch.long) + start for row in asked]
+        capture = _captured(backbone, _continuation(ids, whole, start, cache), slots_of, [columns] * len(some))
+        for item in range(len(some)):
+            yield capture.attention(item), capture.hidden(item)
 
 
 def prompt_cache(cache: Any, length: int, *, repeats: int = 1) -> DynamicCache | None:

@@ -69,9 +69,9 @@ def fingerprint(model: nn.Module) -> str:
     whole = hashlib.sha256()
     for name, tensor in _tensors(model):
         flat = tensor.reshape(-1)
-        places = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLES, flat.numel()), device=flat.device).long()
+        places = torch.linspace(0, max(flat.numel() - 1, 0), min(_SAMPLES, flat.numel()), dtype=torch.float64)
         whole.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
-        whole.update(_bytes(flat[places]))
+        whole.update(_bytes(flat[places.long().to(flat.device)]))
     return whole.hexdigest()
 
 

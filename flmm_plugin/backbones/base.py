@@ -225,16 +225,12 @@ class Backbone(ABC):
     @property
     def device(self) -> torch.device:
         """Where inputs go. Of a split or offloaded model: where its first module runs."""
-        hook = getattr(self.model, "_hf_hook", None)
-        place = getattr(hook, "execution_device", None)
-        return torch.device(place if place is not None else self.model.device)
+        return _execution_device(self.model)
 
     @property
     def output_device(self) -> torch.device:
         """Where the last layer runs, and so where captured rows arrive."""
-        norm = cast("nn.Module", self.decoder.norm)
-        place = getattr(getattr(norm, "_hf_hook", None), "execution_device", None)
-        return torch.device(place if place is not None else next(norm.parameters()).device)
+        return _execution_device(cast("nn.Module", self.decoder.norm))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -323,6 +319,17 @@ class Backbone(ABC):
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions ``[b, l]`` that do not count padding, as ``generate`` gives them."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes: accelerate brings weights from elsewhere, so a parameter's device may not say."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            place = getattr(one, "execution_device", None)
+            if place is not None:
+                return torch.device(place)
+    return next(module.parameters()).device
 
 
 def _answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, pad: int) -> int:

@@ -1,0 +1,347 @@
+"""The whole of it on tiny random models: chat untouched, masks on the picture, clear refusals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flmm_plugin import attention, grounded_lmm
+from flmm_plugin.backbones import EMBEDDED
+from flmm_plugin.errors import (
+    BadImage,
+    CaptureError,
+    EmptyPhrase,
+    FrozenWeightsChanged,
+    HeadsMismatch,
+    UnknownArgument,
+)
+from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
+from flmm_plugin.phrases import decoded_offsets
+
+Load = Callable[..., Any]
+SAM = {
+    "image_size": 64,
+    "patch_size": 16,
+    "encoder_dim": 32,
+    "depth": 1,
+    "heads": 2,
+    "prompt_dim": 32,
+    "decoder_mlp_dim": 32,
+    "decoder_heads": 2,
+}
+PHRASES = ["the brown horse", "a man", "the big blue table near the window"]
+
+
+def make_heads(**changes: Any) -> GroundingHeads:
+    facts: dict[str, Any] = {
+        "backbone": "mha",
+        "layers": 3,
+        "heads": 4,
+        "hidden_size": 64,
+        "decoder": {"base_channels": 4, "upsample_to": 16},
+        "sam": SAM,
+        "keyword_selector": True,
+    }
+    torch.manual_seed(0)
+    return GroundingHeads.build(HeadsManifest(**{**facts, **changes})).eval()
+
+
+@pytest.fixture(scope="module")
+def lmm(load_llava: Load) -> GroundedLMM:
+    backbone = copy.copy(load_llava("mha"))
+    backbone.name = "somewhere/mha"
+    return GroundedLMM(backbone, make_heads())
+
+
+def same(one: Any, two: Any, tolerance: float = 2e-3) -> bool:
+    """Two groundings agree; random heads amplify the last digits of the attention."""
+    return bool(np.abs(one.logits - two.logits).max() < tolerance) and one.phrase == two.phrase
+
+
+# --- chat ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "top_k": 40}, {"num_beams": 2}])
+def test_grounded_chat_says_what_chat_says_and_chat_what_the_plain_model_says(
+    lmm: GroundedLMM, noise_image: Load, options: dict[str, Any]
+) -> None:
+    image, model = noise_image(), lmm.backbone.model
+    encoded = lmm.backbone.encode(
+        [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]], [[image]]
+    )
+    torch.manual_seed(5)
+    plain = model.generate(**encoded.inputs, max_new_tokens=10, pad_token_id=0, **options)[0, encoded.length :].tolist()
+    torch.manual_seed(5)
+    chatted = lmm.chat(image, "What?", max_new_tokens=10, **options)
+    torch.manual_seed(5)
+    grounded = lmm.grounded_chat(image, "What?", max_new_tokens=10, threshold=0.5, **options)
+    assert list(chatted.token_ids) == plain
+    assert (grounded.text, grounded.token_ids) == (chatted.text, chatted.token_ids)
+    assert chatted.text == lmm.backbone.tokenizer.decode(plain, skip_special_tokens=True)
+
+
+def test_batched_chat_answers_as_single_chat_does(lmm: GroundedLMM, noise_image: Load) -> None:
+    questions, images = ["What?", "Where is the big blue table?"], [noise_image(seed=1), noise_image(seed=2)]
+    chats = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}] for question in questions
+    ]
+    batch = lmm.chat_batch(chats, [[image] for image in images], max_new_tokens=5, do_sample=False)
+    for answer, question, image in zip(batch, questions, images, strict=True):
+        assert answer.token_ids == lmm.chat(image, question, max_new_tokens=5, do_sample=False).token_ids
+    assert lmm.chat(None, "Without a picture?", max_new_tokens=2).token_ids
+
+
+def test_grounded_chat_names_parts_of_its_text(lmm: GroundedLMM, noise_image: Load) -> None:
+    image = noise_image(50, 70)
+    everything = lmm.grounded_chat(image, "What?", max_new_tokens=12, threshold=-1.0, do_sample=False)
+    assert len(everything.groundings) == 1  # every token is picked, the end token left out: one run
+    assert everything.groundings[0].phrase == everything.text.strip()
+    answer = lmm.grounded_chat(image, "What?", max_new_tokens=12, threshold=0.5, do_sample=False)
+    for grounding in (*everything.groundings, *answer.groundings):
+        assert grounding.span is not None
+        assert grounding.phrase == answer.text[slice(*grounding.span)] == grounding.phrase.strip() != ""
+        assert grounding.mask.shape == (70, 50)
+    assert lmm.grounded_chat(image, "What?", max_new_tokens=12, threshold=1.0, do_sample=False).groundings == ()
+
+
+def test_adjacent_picks_form_one_phrase(lmm: GroundedLMM, noise_image: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    picked = torch.tensor([0.0, 0.9, 0.8, 0.0, 0.9, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(lmm.heads.keyword_selector, "forward", lambda hidden: picked[: len(hidden)])  # type: ignore[union-attr]
+    answer = lmm.grounded_chat(noise_image(), "What?", max_new_tokens=8, do_sample=False, eos_token_id=-1)
+    text, offsets = decoded_offsets(lmm.backbone.tokenizer, answer.token_ids)
+    expected = [text[offsets[1][0] : offsets[2][1]].strip(), text[slice(*offsets[4])].strip()]
+    assert any(expected)
+    assert [grounding.phrase for grounding in answer.groundings] == [words for words in expected if words]
+
+
+def test_long_answers_are_read_twice_with_the_same_result(
+    lmm: GroundedLMM, noise_image: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_new_tokens": 10, "threshold": 0.45, "do_sample": False}
+    once = lmm.grounded_chat(noise_image(), "What?", **options)
+    monkeypatch.setattr(grounded_lmm, "_ONE_PASS_BYTES", 0)
+    twice = lmm.grounded_chat(noise_image(), "What?", **options)
+    assert len(once.groundings) == len(twice.groundings) > 0
+    assert all(same(one, two) for one, two in zip(once.groundings, twice.groundings, strict=True))
+
+
+# --- grounding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refine", [True, False])
+@pytest.mark.parametrize(("width", "height"), [(100, 60), (33, 170)])
+def test_masks_lie_on_the_original_picture(
+    lmm: GroundedLMM, noise_image: Load, refine: bool, width: int, height: int
+) -> None:
+    found = lmm.ground(noise_image(width, height), PHRASES, refine=refine)
+    assert [grounding.phrase for grounding in found] == PHRASES
+    for grounding in found:
+        assert grounding.mask.shape == grounding.logits.shape == grounding.decoder_logits.shape == (height, width)
+        assert np.array_equal(grounding.mask, grounding.logits > 0)
+        assert np.array_equal(grounding.logits, grounding.decoder_logits) == (not refine)
+        assert grounding.span is None
+
+
+def test_maps_are_the_mean_of_eager_attention_over_the_phrase(
+    lmm: GroundedLMM, load_llava: Load, noise_image: Load
+) -> None:
+    """From the ids on, without any of the code under test: prompt, phrase alone, and eager's own attentions."""
+    image, phrase = noise_image(), PHRASES[2]
+    backbone = load_llava("mha", attn_implementation="eager")
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": grounded_lmm.PROMPT}]}]
+    text = backbone.processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = backbone.processor(images=[image], text=[text], return_tensors="pt")
+    words = torch.tensor([backbone.tokenizer.encode(phrase, add_special_tokens=False)])
+    ids = torch.cat([inputs["input_ids"], words], dim=1)
+    with torch.no_grad():
+        out = backbone.model(input_ids=ids, pixel_values=inputs["pixel_values"], output_attentions=True)
+    image_columns = (ids[0] == backbone.image_token_id).nonzero().flatten()
+    rows = torch.stack(out.attentions)[:, 0, :, -words.shape[1] :][..., image_columns]
+    for merge, expected in (("mean", rows.mean(dim=2)), ("max", rows.amax(dim=2))):
+        maps = GroundedLMM(lmm.backbone, merge=merge).attention_maps(image, phrase)
+        assert maps.maps.shape == (3, 4, 4, 4)
+        assert np.abs(maps.maps - expected.reshape(3, 4, 4, 4).numpy()).max() < 1e-5
+        assert (maps.grid.image_height, maps.grid.image_width) == (60, 100)
+
+
+def test_separate_phrases_do_not_see_each_other(lmm: GroundedLMM, noise_image: Load) -> None:
+    image = noise_image()
+    alone = [lmm.ground(image, [phrase])[0] for phrase in PHRASES]
+    apart = lmm.ground(image, PHRASES, joint=False)
+    joint = lmm.ground(image, PHRASES)
+    assert all(same(one, two) for one, two in zip(alone, apart, strict=True))
+    # Nothing stands before the first phrase.
+    assert np.abs(joint[0].decoder_logits - alone[0].decoder_logits).max() < 2e-3
+    assert not np.array_equal(joint[2].decoder_logits, alone[2].decoder_logits)
+
+
+def test_batches_give_what_single_pictures_give(lmm: GroundedLMM, noise_image: Load) -> None:
+    images = [noise_image(seed=1), noise_image(40, 90, seed=2), noise_image(seed=3), noise_image(64, 64, seed=4)]
+    phrases = [PHRASES, PHRASES[:1], [], PHRASES[1:]]
+    batch = lmm.ground_many(images, phrases, batch_size=2)
+    assert [len(found) for found in batch] == [3, 1, 0, 2]
+    for found, image, some in zip(batch, images, phrases, strict=True):
+        if some:
+            assert all(same(one, two) for one, two in zip(found, lmm.ground(image, some), strict=True))
+
+
+def test_one_look_at_the_picture_however_many_phrases(
+    lmm: GroundedLMM, noise_image: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    tower = lmm.backbone.model.model.vision_tower
+    refiner = lmm.heads.mask_refiner  # type: ignore[union-attr]
+    hooks = [
+        tower.register_forward_hook(lambda *args: looks.append("tower")),
+        refiner.sam.image_encoder.register_forward_hook(lambda *args: looks.append("sam")),
+    ]
+    most: list[int] = []
+    scores = attention._scores
+
+    def watched(query: Any, key: Any, scaling: Any) -> Any:
+        most.append(query.shape[1])
+        return scores(query, key, scaling)
+
+    monkeypatch.setattr(attention, "_scores", watched)
+    many = [f"thing {index}" for index in range(9)]
+    for seed, joint in ((21, True), (22, False)):
+        looks.clear()
+        assert len(lmm.ground(noise_image(seed=seed), many, joint=joint)) == 9
+        assert sorted(looks) == ["sam", "tower"]
+    for hook in hooks:
+        hook.remove()
+    tokens = sum(len(lmm.backbone.tokenizer.encode(phrase, add_special_tokens=False)) for phrase in many)
+    assert max(most) == tokens  # rows of the phrases' tokens, never of the prompt or the picture
+
+
+def test_spans_of_a_given_answer(lmm: GroundedLMM, noise_image: Load) -> None:
+    image, text = noise_image(), "a man rides a brown horse."
+    found = lmm.ground_text(image, "What?", text, [(0, 5), (12, 26), (14, 25)])
+    assert [(one.phrase, one.span) for one in found] == [
+        ("a man", (0, 5)),
+        ("a brown horse.", (12, 26)),
+        ("brown horse", (14, 25)),
+    ]
+    again = lmm.ground_text(image, "What?", text, [(14, 25)], refine=False)[0]
+    assert np.abs(again.logits - found[2].decoder_logits).max() < 2e-3
+    assert lmm.ground_text(image, "What?", text, []) == []
+
+
+def test_spans_of_the_question(lmm: GroundedLMM, noise_image: Load) -> None:
+    image, text = noise_image(), "Where is the brown horse?"
+    found = lmm.ground_text(image, text, text, [(13, 24)], where="question")[0]
+    assert (found.phrase, found.span) == ("brown horse", (13, 24))
+    other = lmm.ground_text(image, text, text, [(0, 5)], where="question")[0]
+    assert not np.array_equal(found.decoder_logits, other.decoder_logits)
+    with pytest.raises(EmptyPhrase, match="does not contain"):
+        lmm.ground_text(image, text, "Elsewhere?", [(0, 3)], where="question")
+
+
+# --- loading and proof ---------------------------------------------------------------------------------------------
+
+
+def test_from_pretrained_with_a_heads_file(
+    llava_folders: dict[str, Path], tmp_path: Path, lmm: GroundedLMM, noise_image: Load
+) -> None:
+    path = tmp_path / "heads.safetensors"
+    folder = llava_folders["mha"]
+    save_heads(path, make_heads(backbone=folder.name))
+    loaded = GroundedLMM.from_pretrained(folder, path, device="cpu")
+    for one, two in zip(loaded.ground(noise_image(), PHRASES), lmm.ground(noise_image(), PHRASES), strict=True):
+        assert same(one, two)
+
+
+def test_the_seal_holds_through_everything_and_breaks_with_a_weight(
+    llava_folders: dict[str, Path], noise_image: Load
+) -> None:
+    folder = llava_folders["mha"]
+    lmm = GroundedLMM.from_pretrained(folder, make_heads(backbone=folder.name), device="cpu")
+    seal = lmm.seal
+    lmm.chat(noise_image(), "What?", max_new_tokens=2)
+    lmm.grounded_chat(noise_image(), "What?", max_new_tokens=4, threshold=0.0)
+    lmm.ground(noise_image(), PHRASES, joint=False)
+    seal.verify()
+    assert lmm.seal is seal
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        dict(lmm.backbone.model.named_parameters())[name][0, 0] += 1
+    with pytest.raises(FrozenWeightsChanged, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        lmm.seal.verify()
+
+
+def test_weights_that_changed_before_sealing_are_noticed(llava_folders: dict[str, Path]) -> None:
+    lmm = GroundedLMM.from_pretrained(llava_folders["mha"], None, device="cpu")
+    with torch.no_grad():
+        lmm.backbone.model.lm_head.weight.mul_(1.01)
+    with pytest.raises(FrozenWeightsChanged, match="between loading and sealing"):
+        _ = lmm.seal
+
+
+def test_no_gradients_and_no_grad_mode_left_behind(lmm: GroundedLMM, noise_image: Load) -> None:
+    lmm.ground(noise_image(), PHRASES[:1])
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in lmm.backbone.model.parameters())
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_heads_that_do_not_fit_are_refused(load_llava: Load) -> None:
+    with pytest.raises(HeadsMismatch, match="expect 16 attention maps"):
+        GroundedLMM(load_llava("mha"), make_heads(layers=4))
+    with pytest.raises(UnknownArgument, match="'median'"):
+        GroundedLMM(load_llava("mha"), merge="median")
+
+
+def test_chat_only_models_say_so(llava_folders: dict[str, Path], noise_image: Load) -> None:
+    folder = llava_folders["mha"]
+    with pytest.raises(HeadsMismatch, match="heads=None to chat only"):
+        GroundedLMM.from_pretrained(folder, device="cpu")
+    with pytest.raises(UnknownArgument, match="did you mean 'sam_checkpoint'"):
+        GroundedLMM.from_pretrained(EMBEDDED, sam_checkpont="x")
+    lmm = GroundedLMM.from_pretrained(folder, None, device="cpu")
+    assert lmm.chat(noise_image(), "What?", max_new_tokens=2).token_ids
+    for call in (
+        lambda: lmm.ground(noise_image(), PHRASES),
+        lambda: lmm.ground(noise_image(), PHRASES, joint=False),
+        lambda: lmm.ground_text(noise_image(), "What?", "a man", [(0, 5)]),
+        lambda: lmm.grounded_chat(noise_image(), "What?"),
+    ):
+        with pytest.raises(HeadsMismatch, match="chat only"):
+            call()
+
+
+def test_heads_without_a_selector_cannot_pick(load_llava: Load, noise_image: Load) -> None:
+    backbone = copy.copy(load_llava("mha"))
+    backbone.name = "mha"
+    with pytest.raises(HeadsMismatch, match="no keyword selector"):
+        GroundedLMM(backbone, make_heads(keyword_selector=False, sam=None)).grounded_chat(noise_image(), "What?")
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_bad_phrases_and_pictures_are_refused(lmm: GroundedLMM, noise_image: Load, joint: bool) -> None:
+    with pytest.raises(EmptyPhrase, match="one string"):
+        lmm.ground(noise_image(), "the horse", joint=joint)
+    with pytest.raises(EmptyPhrase, match="is empty"):
+        lmm.ground(noise_image(), ["the horse", " "], joint=joint)
+    with pytest.raises(BadImage):
+        lmm.ground(b"no picture", PHRASES, joint=joint)
+    assert lmm.ground(noise_image(), [], joint=joint) == []
+    with pytest.raises(EmptyPhrase, match="lists of phrases"):
+        lmm.ground_many([noise_image()], [])
+
+
+def test_attention_that_is_not_finite_is_refused(
+    lmm: GroundedLMM, noise_image: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = attention._scores
+    monkeypatch.setattr(attention, "_scores", lambda *args: scores(*args) * float("nan"))
+    with pytest.raises(CaptureError, match="bfloat16"):
+        lmm.ground(noise_image(), PHRASES)
