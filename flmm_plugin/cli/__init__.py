@@ -1,0 +1,69 @@
+"""The ``flmm`` command. The rooms meet here; each is imported only by the command that needs it.
+
+A command is a function ``run(args) -> exit status``. What goes wrong on purpose is a `FlmmError`: one line on stderr
+that names the fix, exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import flmm_plugin
+from flmm_plugin.errors import FlmmError
+
+_EXAMPLES = """\
+examples:
+  flmm ground scene.png "the small red circle" "the star"   masks: scene.ground.png, scene.ground.json
+  flmm chat scene.png "What is in the picture?"             the answer, and masks of what it names
+  flmm attention scene.png "the small red circle"           every attention map of a phrase on one sheet
+  flmm list                                                 models and tasks, and what each needs
+  flmm doctor                                               is this installation all right?
+  flmm demo                                                 the whole of it inside lmms-eval, in minutes
+  flmm tiny path                                            the embedded model, a plain transformers checkpoint
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the process's arguments by default. Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["demo"]:
+            from flmm_plugin.adapters.lmms_eval.demo import main as demo
+
+            return demo(words[1:])
+        args = build_parser(words[0] if words else "").parse_args(words)
+        status: int = args.run(args)
+        return status
+    except FlmmError as exc:
+        print(f"flmm: {type(exc).__name__}: {' '.join(str(exc).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
+    from flmm_plugin.cli import doctor, listing, look
+
+    parser = argparse.ArgumentParser(
+        prog="flmm",
+        description="Ground a frozen large multimodal model: masks for words, read from its own attention.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"flmm-plugin {flmm_plugin.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    look.add_subcommands(commands)
+    listing.add_subcommand(commands)
+    doctor.add_subcommand(commands)
+    commands.add_parser(
+        "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False
+    )
+    tiny = commands.add_parser("tiny", help="the embedded model: its folder, its measures, how it is made")
+    if command == "tiny":
+        from flmm_plugin.tiny import cli as tiny_cli
+
+        tiny_cli.add_subcommands(tiny.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    return parser

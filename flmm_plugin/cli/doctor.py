@@ -1,0 +1,201 @@
+"""``flmm doctor``: what is installed here, and whether it is what the tests ran with."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import flmm_plugin
+from flmm_plugin.errors import FlmmError
+
+# The versions that the tests run with; a test holds this to constraints.txt, which an installation does not have.
+TESTED = {
+    "torch": "2.15.0",
+    "transformers": "5.23.0",
+    "lmms-eval": "0.7.3",
+    "segment-anything": "1.0",
+    "pycocotools": "2.0.11",
+    "numpy": "2.4.6",
+    "safetensors": "0.8.0",
+}
+
+# What has been run, where; said here so that nobody takes silence for a promise.
+VERIFIED = (
+    ("CPU, float32 and bfloat16", "tests and demo: the embedded model, tiny random LLaVA-1.5 instances"),
+    ("CUDA devices, several devices", "not run by the tests of this version"),
+    ("released LMMs and heads", "not run by the tests of this version"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``status``: ``ok``, ``note`` (works, but read it) or ``bad`` (exit status 1)."""
+
+    topic: str
+    name: str
+    status: str
+    detail: str
+
+
+def add_subcommand(commands: Any) -> None:
+    """Add ``doctor`` to the parser of ``flmm``."""
+    parser = commands.add_parser(
+        "doctor",
+        help="versions, devices, kernels, embedded weights, lmms-eval, what is verified",
+        description="Report on this installation; exit status 1 if something in it is broken.",
+    )
+    parser.add_argument(
+        "--run", dest="try_it", action="store_true", help="also ground a picture with the embedded model"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(run=_doctor)
+
+
+def examine(try_it: bool = False) -> Iterator[Finding]:
+    """All findings, in order. ``try_it``: also run the embedded model."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("versions", _versions),
+        ("devices", _devices),
+        ("kernels", _kernels),
+        ("embedded model", _weights),
+        ("lmms-eval", _seam),
+    ]
+    if try_it:
+        checks.append(("trial", _trial))
+    for topic, check in checks:
+        try:
+            yield from check()
+        except Exception as exc:  # a broken installation is what this command is for: report it and go on
+            yield Finding(topic, "check", "bad", f"{type(exc).__name__}: {' '.join(str(exc).split())}")
+    yield from (Finding("verified", what, "note", where) for what, where in VERIFIED)
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("versions", "flmm-plugin", "ok", f"{flmm_plugin.__version__}, Python {platform.python_version()}")
+    for name, tested in TESTED.items():
+        try:
+            here = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding("versions", name, "bad", f"not installed: pip install {name}=={tested}")
+            continue
+        same = here.partition("+")[0] == tested
+        yield Finding("versions", name, "ok" if same else "note", here if same else f"{here}; tests ran with {tested}")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding("devices", "cpu", "ok", f"{torch.get_num_threads()} threads; no CUDA device is visible")
+        return
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        yield Finding("devices", f"cuda:{index}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+
+
+def _kernels() -> Iterator[Finding]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = sorted(str(name) for name in ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if "sdpa" in known:
+        yield Finding("kernels", "attention", "ok", f"captured beside the model's own: {', '.join(known)}")
+    else:
+        yield Finding("kernels", "attention", "bad", "transformers has no attention interface to read beside")
+    flash = util.find_spec("flash_attn") is not None
+    yield Finding("kernels", "flash_attn", "note", "installed" if flash else "not installed; sdpa is used")
+
+
+def _weights() -> Iterator[Finding]:
+    from flmm_plugin.heads import load_heads
+    from flmm_plugin.tiny import heads_path, tiny_path
+
+    try:
+        folder, heads = tiny_path(), heads_path()
+        manifest = load_heads(heads).manifest
+    except FlmmError as exc:
+        yield Finding("embedded model", "weights", "bad", " ".join(str(exc).split()))
+        return
+    for file in sorted(folder.glob("*.safetensors")):
+        yield Finding("embedded model", file.name, "ok", f"sha256 {_sha256(file)}, {file.stat().st_size / 1e6:.1f} MB")
+    size = heads.stat().st_size / 1e6
+    yield Finding("embedded model", heads.name, "ok", f"sha256 of tensors {manifest.sha256} verified, {size:.1f} MB")
+
+
+def _seam() -> Iterator[Finding]:
+    from lmms_eval.tasks import TaskManager
+
+    from flmm_plugin.adapters.lmms_eval import seam
+    from flmm_plugin.adapters.lmms_eval.models import MODELS
+
+    points = [point.value for point in metadata.entry_points(group="lmms_eval.models")]
+    registered = any(value.startswith("flmm_plugin.") for value in points)
+    yield Finding(
+        "lmms-eval",
+        "models",
+        "ok" if registered else "bad",
+        ", ".join(MODELS)
+        if registered
+        else "entry point missing: install the package (pip install .), do not only copy it",
+    )
+    seam.install()
+    extended = getattr(getattr(TaskManager, "initialize_tasks", None), "__module__", "") == seam.__name__
+    extended = extended or hasattr(getattr(TaskManager, "initialize_tasks", None), "__wrapped__")
+    yield Finding(
+        "lmms-eval",
+        "tasks",
+        "ok" if extended else "note",
+        "found without a flag" if extended else f"this version needs --include_path {seam.TASKS_FOLDER}",
+    )
+
+
+def _trial() -> Iterator[Finding]:
+    import numpy as np
+
+    from flmm_plugin.grounded_lmm import GroundedLMM
+
+    lmm = GroundedLMM.from_pretrained("flmm_tiny", device="cpu")
+    seal = lmm.seal
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    question = "what is in the picture ?"
+    plain, grounded = lmm.chat(picture, question), lmm.grounded_chat(picture, question)
+    same = plain.token_ids == grounded.token_ids
+    yield Finding(
+        "trial", "chat", "ok" if same else "bad", "same ids with and without grounding" if same else "ids differ: a bug"
+    )
+    (found,) = lmm.ground(picture, ["the red circle"])
+    fits = found.mask.shape == (96, 128)
+    yield Finding("trial", "ground", "ok" if fits else "bad", f"mask {found.mask.shape} of a picture (96, 128)")
+    seal.verify()
+    yield Finding("trial", "seal", "ok", "no weight of the model changed")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    findings: list[Finding] = []
+    topic = ""
+    for finding in examine(args.try_it):
+        findings.append(finding)
+        if args.json:
+            continue
+        if finding.topic != topic:
+            topic = finding.topic
+            print(topic)
+        print(f"  {finding.status:<4}  {finding.name}: {finding.detail}")
+    broken = sum(finding.status == "bad" for finding in findings)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    elif broken:
+        print(f"\n{broken} broken: see the lines marked bad", file=sys.stderr)
+    return 1 if broken else 0
