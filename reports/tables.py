@@ -15,6 +15,7 @@ repository's root, which is the nearest folder above the file that has a ``setup
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -61,7 +62,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise DataNotFound(f"no result file {path}; make it first (`make docs`), or correct the name in the marker")
-    return pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+    # Whole lines only: pandas' own `comment` would also cut a cell that has a # in it.
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return pd.read_csv(io.StringIO("\n".join(lines)), dtype=str, keep_default_na=False)
 
 
 def from_csv(path: Path) -> str:

@@ -98,16 +98,16 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
 
 
 def _ground(args: argparse.Namespace) -> int:
-    picture = _open(args.image)
+    picture, out = _open(args.image), _stem(args, "ground")
     lmm = _load(args, args.heads)
     found = lmm.ground(picture, args.phrases, prompt=args.prompt, joint=not args.separate, refine=not args.no_refine)
     _print_groundings(found)
-    _write(args, picture, found, "", lmm)
+    _write(out, args, picture, found, "", lmm)
     return 0
 
 
 def _chat(args: argparse.Namespace) -> int:
-    picture = _open(args.image)
+    picture, out = _open(args.image), _stem(args, "chat")
     lmm = _load(args, args.heads if args.ground else None)
     if not args.ground:
         print(lmm.chat(picture, args.question, max_new_tokens=args.max_new_tokens).text)
@@ -121,17 +121,17 @@ def _chat(args: argparse.Namespace) -> int:
     )
     print(answer.text)
     _print_groundings(answer.groundings)
-    _write(args, picture, answer.groundings, answer.text, lmm)
+    _write(out, args, picture, answer.groundings, answer.text, lmm)
     return 0
 
 
 def _attention(args: argparse.Namespace) -> int:
     from flmm_plugin.reports.figures import contact_sheet
 
-    picture = _open(args.image)
+    picture, out = _open(args.image), _stem(args, "attention")
     attention = _load(args, None).attention_maps(picture, args.phrase, prompt=args.prompt)
     sheet = contact_sheet(attention.maps, picture, attention.grid, phrase=args.phrase, clusters=args.clusters)
-    path = _target(args, "attention", ".png")
+    path = out.with_name(f"{out.name}.png")
     sheet.save(path)
     print(f"wrote {path}", file=sys.stderr)
     return 0
@@ -168,13 +168,17 @@ def _print_groundings(found: Sequence[Grounding]) -> None:
 
 
 def _write(
-    args: argparse.Namespace, picture: Image.Image, found: Sequence[Grounding], text: str, lmm: GroundedLMM
+    out: Path,
+    args: argparse.Namespace,
+    picture: Image.Image,
+    found: Sequence[Grounding],
+    text: str,
+    lmm: GroundedLMM,
 ) -> None:
     from flmm_plugin.records import masks_json
     from flmm_plugin.reports.figures import overlay
 
-    name = "chat" if args.run is _chat else "ground"
-    drawing, record = _target(args, name, ".png"), _target(args, name, ".json")
+    drawing, record = (out.with_name(out.name + ending) for ending in (".png", ".json"))
     content = json.loads(masks_json(found, text, size=(picture.height, picture.width)))
     heads = lmm.heads.manifest if lmm.heads is not None else None
     content["provenance"] = {
@@ -189,14 +193,17 @@ def _write(
     print(f"wrote {drawing} and {record}", file=sys.stderr)
 
 
-def _target(args: argparse.Namespace, command: str, suffix: str) -> Path:
-    """``--out`` (an ending .png or .json is dropped) or ``<picture>.<command>`` in the current folder."""
+def _stem(args: argparse.Namespace, command: str) -> Path:
+    """Where to write, without ending: ``--out`` (an ending .png or .json is dropped) or ``<picture>.<command>`` here.
+
+    Asked for before a model is loaded, so that a wrong folder costs no minutes.
+    """
     out: Path = args.out if args.out is not None else Path(f"{Path(args.image).stem}.{command}")
     if out.suffix in (".png", ".json"):
         out = out.with_suffix("")
     if not out.parent.is_dir():
         raise DataNotFound(f"there is no folder {out.parent} to write into; make it, or give another --out")
-    return out.with_name(out.name + suffix)
+    return out
 
 
 def _positive(text: str) -> int:

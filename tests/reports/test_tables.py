@@ -10,8 +10,8 @@ import pytest
 from flmm_plugin.errors import DataNotFound, FlmmError
 from flmm_plugin.reports.tables import fill, from_csv, main, markdown
 
-CSV = "# made by a test\narm,cIoU,n,note\ntrained,0.750,600,\nrandom,0.1,600,a|b\n"
-TABLE = "| arm | cIoU | n | note |\n|---|--:|--:|---|\n| trained | 0.750 | 600 |  |\n| random | 0.1 | 600 | a\\|b |"
+CSV = "# made by a test\narm,cIoU,n,note\ntrained,0.750,600,\nrandom,0.1,600,a|b #2\n"
+TABLE = "| arm | cIoU | n | note |\n|---|--:|--:|---|\n| trained | 0.750 | 600 |  |\n| random | 0.1 | 600 | a\\|b #2 |"
 
 
 @pytest.fixture
