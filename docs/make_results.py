@@ -1,0 +1,129 @@
+"""Remake what README shows: the embedded model's results as CSV, its tables, and its picture.
+
+    python docs/make_results.py                     measures (some minutes), then writes
+    python docs/make_results.py --from result.json  writes from what `flmm tiny evaluate --json` printed earlier
+
+Writes ``docs/results/tiny.csv`` (grounding and controls), ``docs/results/tiny_chat.csv``, ``docs/images/grounded.png``
+and the marked places of README.md. Every number in README comes from these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE_BEGIN, PICTURE_END = "<!-- picture:begin -->", "<!-- picture:end -->"
+GROUNDING_COLUMNS = {
+    "method": "method",
+    "decoder_ciou": "mask decoder alone, cIoU",
+    "refined_ciou": "refined, cIoU",
+    "refined_miou": "refined, mIoU",
+    "caption_refined_ciou": "in captions, cIoU",
+    "refer_refined_ciou": "phrase lists, cIoU",
+    "question_refined_ciou": "in questions, cIoU",
+    "n": "phrases",
+}
+CHAT_COLUMNS = {"kind": "question", "exact": "exact", "chance": "chance", "n": "asked"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure or read a measurement, then write CSV, picture and README."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--from", dest="source", type=Path, help="JSON of `flmm tiny evaluate --json`")
+    args = parser.parse_args(argv)
+    measured = json.loads(args.source.read_text(encoding="utf-8")) if args.source else measure(args.seed, args.scenes)
+    results = ROOT / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    chat = [{"kind": kind, **values} for kind, values in measured["chat"].items()]
+    (results / "tiny.csv").write_text(as_csv(measured["grounding"], GROUNDING_COLUMNS, measured), encoding="utf-8")
+    (results / "tiny_chat.csv").write_text(as_csv(chat, CHAT_COLUMNS, measured), encoding="utf-8")
+    picture = ROOT / "docs" / "images" / "grounded.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    grounded_scenes(measured["seed"]).save(picture, optimize=True)
+    readme = ROOT / "README.md"
+    readme.write_text(with_picture(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    from flmm_plugin.reports import tables
+
+    return tables.main([str(readme)])
+
+
+def measure(seed: int, scenes: int) -> dict[str, Any]:
+    """Run ``flmm tiny evaluate``; its progress is shown."""
+    flmm = Path(sysconfig.get_path("scripts")) / "flmm"
+    command = [str(flmm), "tiny", "evaluate", "--seed", str(seed), "--scenes", str(scenes), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], measured: Mapping[str, Any]) -> str:
+    """Rows under readable headings, three decimals, with where they come from in ``#`` lines above."""
+    out = io.StringIO()
+    out.write(f"# flmm tiny evaluate --seed {measured['seed']} --scenes {measured['scenes']} --json\n")
+    for name, value in measured["provenance"].items():
+        out.write(f"# {name}: {value}\n")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns.values())
+    writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
+    """Held-out scenes side by side, each with the masks of what the model itself says about it."""
+    from flmm_plugin import GroundedLMM
+    from flmm_plugin.reports.figures import overlay
+    from flmm_plugin.tiny.evaluate import held_out
+    from flmm_plugin.tiny.language import DESCRIBE_PROMPT
+    from flmm_plugin.tiny.world import render
+
+    lmm = GroundedLMM.from_pretrained("flmm_tiny")
+    tiles = []
+    for scene, _ in held_out(seed, count):
+        image = Image.fromarray(render(scene))
+        answer = lmm.grounded_chat(image, DESCRIBE_PROMPT, max_new_tokens=72, do_sample=False)
+        tiles.append(overlay(image, answer.groundings))
+    return side_by_side(tiles)
+
+
+def side_by_side(tiles: Sequence[Image.Image], gap: int = 16) -> Image.Image:
+    """Pictures in a row, tops aligned, on white."""
+    width = sum(tile.width for tile in tiles) + gap * (len(tiles) - 1)
+    sheet = Image.new("RGB", (width, max(tile.height for tile in tiles)), "white")
+    left = 0
+    for tile in tiles:
+        sheet.paste(tile, (left, 0))
+        left += tile.width + gap
+    return sheet
+
+
+def with_picture(readme: str) -> str:
+    """README with the picture between its markers."""
+    before, found, rest = readme.partition(PICTURE_BEGIN)
+    _, closed, after = rest.partition(PICTURE_END)
+    if not (found and closed):
+        raise SystemExit(f"README.md has no {PICTURE_BEGIN} ... {PICTURE_END}")
+    line = "![Held-out scenes with the masks of what the embedded model says about them](docs/images/grounded.png)"
+    return f"{before}{PICTURE_BEGIN}\n{line}\n{PICTURE_END}{after}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""README's numbers come from committed CSV files, and the CSV from what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from flmm_plugin.reports import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = {
+    "seed": 5,
+    "scenes": 2,
+    "provenance": {"torch": "2.15.0", "heads_sha256": "abc"},
+    "rows": [{"method": "ours", "a": 0.12345, "n": 7}, {"method": "whole image", "a": None, "n": 7}],
+}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_csv_holds_rows_and_where_they_come_from(script: ModuleType, tmp_path: Path) -> None:
+    text = script.as_csv(MEASURED["rows"], {"method": "method", "a": "A, cIoU", "n": "phrases"}, MEASURED)
+    assert text.splitlines() == [
+        "# flmm tiny evaluate --seed 5 --scenes 2 --json",
+        "# torch: 2.15.0",
+        "# heads_sha256: abc",
+        'method,"A, cIoU",phrases',
+        "ours,0.123,7",
+        "whole image,,7",
+    ]
+    (tmp_path / "t.csv").write_text(text)
+    assert "| ours | 0.123 | 7 |" in tables.from_csv(tmp_path / "t.csv")
+
+
+def test_the_picture_replaces_what_was_between_the_markers(script: ModuleType) -> None:
+    readme = f"top\n{script.PICTURE_BEGIN}\nold\n{script.PICTURE_END}\nbottom\n"
+    once = script.with_picture(readme)
+    assert "docs/images/grounded.png" in once
+    assert "old" not in once
+    assert once.startswith("top\n")
+    assert once.endswith("\nbottom\n")
+    assert script.with_picture(once) == once
+    with pytest.raises(SystemExit, match="has no <!-- picture"):
+        script.with_picture("no markers")
+
+
+def test_tiles_stand_side_by_side(script: ModuleType) -> None:
+    sheet = script.side_by_side([Image.new("RGB", (4, 6), "red"), Image.new("RGB", (5, 3), "blue")], gap=1)
+    assert sheet.size == (10, 6)
+    assert sheet.getpixel((0, 0)) == (255, 0, 0)
+    assert sheet.getpixel((5, 0)) == (0, 0, 255)
+    assert sheet.getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_readme_has_the_places_that_are_filled() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for mark in ("<!-- picture:begin -->", "<!-- picture:end -->", "<!-- table:tiny -->", "<!-- /table:tiny -->"):
+        assert readme.count(mark) == 1
+
+
+def test_readme_shows_exactly_the_committed_numbers() -> None:
+    """Before the first measurement the places are empty; afterwards they equal the CSV files."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    if (ROOT / "docs" / "results" / "tiny.csv").exists():
+        assert tables.fill(readme, ROOT) == readme
+    else:
+        between = readme.split("<!-- table:tiny -->")[1].split("<!-- /table:tiny -->")[0]
+        assert between.strip() == "", "a table without a result file"
