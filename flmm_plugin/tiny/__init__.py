@@ -33,7 +33,7 @@ def _present(path: Path, inner: str = "") -> Path:
 
     if not (path / inner).exists():
         raise DataNotFound(
-            f"{path / inner} is not there: this installation lacks the embedded weights; reinstall the package, or make "
-            "them with: flmm tiny train --out DIR --install"
+            f"{path / inner} is not there: this installation lacks the embedded weights; reinstall the package, or "
+            "make them with: flmm tiny train --out DIR --install"
         )
     return path

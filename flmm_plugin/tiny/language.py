@@ -1,7 +1,7 @@
 """What can be said about a scene: captions, referring expressions and questions with exact answers.
 
-Nothing here knows where a pixel is: the words come from the scene's description alone (colour, shape, size, place), so a model
-trained on this language has seen text and pictures, never a mask.
+Nothing here knows where a pixel is: the words come from the scene's description alone (colour, shape, size, place),
+so a model trained on this language has seen text and pictures, never a mask.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_plugin.tiny.world import COLORS, PLACES, SHAPES, SIZES, Scene, Thing
+from flmm_plugin.tiny.world import COLORS, PLACES, SHAPES, Scene, Thing
 
 DESCRIBE_PROMPT = "Please give me a description of the image."
 REFER_PROMPT = "Please name the objects in the image."
@@ -25,9 +25,9 @@ QUESTION_KINDS: tuple[str, ...] = ("color", "size", "shape", "where", "count", "
 class Turn:
     """One question and its answer.
 
-    ``mentions`` are the phrases of the question and the answer that name exactly one object of the scene: (part, start, end,
-    index into ``scene.things``) with character offsets in ``question`` or ``answer``; ``kind`` is one of :data:`QUESTION_KINDS`,
-    ``"caption"`` or ``"refer"``.
+    ``mentions`` are the phrases of the question and the answer that name exactly one object of the scene: (part,
+    start, end, index into ``scene.things``) with character offsets in ``question`` or ``answer``; ``kind`` is one of
+    :data:`QUESTION_KINDS`, ``"caption"`` or ``"refer"``.
     """
 
     kind: str
@@ -36,13 +36,21 @@ class Turn:
     mentions: tuple[tuple[str, int, int, int], ...] = ()
 
 
-def matches(thing: Thing, *, color: str | None = None, shape: str | None = None, size: str | None = None,
-            place: int | None = None) -> bool:  # fmt: skip
+def matches(
+    thing: Thing,
+    *,
+    color: str | None = None,
+    shape: str | None = None,
+    size: str | None = None,
+    place: int | None = None,
+) -> bool:
     """Whether the object has every attribute that is given."""
     return (
-        (color is None or thing.color == color) and (shape is None or thing.shape == shape)
-        and (size is None or thing.size == size) and (place is None or thing.place == place)
-    )  # fmt: skip
+        (color is None or thing.color == color)
+        and (shape is None or thing.shape == shape)
+        and (size is None or thing.size == size)
+        and (place is None or thing.place == place)
+    )
 
 
 def _describe(thing: Thing, *, size: bool, color: bool, shape: bool, place: bool) -> str:
@@ -62,19 +70,36 @@ def referring_expressions(scene: Scene, thing: Thing, *, without: str = "") -> l
     """
     found: list[str] = []
     for size, color, shape, place in (
-        (False, False, True, False), (False, True, False, False), (False, True, True, False), (True, False, True, False),
-        (True, True, False, False), (True, True, True, False), (False, False, False, True), (False, False, True, True),
-        (False, True, False, True), (False, True, True, True), (True, True, True, True),
-    ):  # fmt: skip
-        if (without == "size" and size) or (without == "color" and color) or (without == "shape" and shape) or (
-            without == "place" and place
+        (False, False, True, False),
+        (False, True, False, False),
+        (False, True, True, False),
+        (True, False, True, False),
+        (True, True, False, False),
+        (True, True, True, False),
+        (False, False, False, True),
+        (False, False, True, True),
+        (False, True, False, True),
+        (False, True, True, True),
+        (True, True, True, True),
+    ):
+        if (
+            (without == "size" and size)
+            or (without == "color" and color)
+            or (without == "shape" and shape)
+            or (without == "place" and place)
         ):
             continue
         same = [
-            other for other in scene.things
-            if matches(other, size=thing.size if size else None, color=thing.color if color else None,
-                       shape=thing.shape if shape else None, place=thing.place if place else None)
-        ]  # fmt: skip
+            other
+            for other in scene.things
+            if matches(
+                other,
+                size=thing.size if size else None,
+                color=thing.color if color else None,
+                shape=thing.shape if shape else None,
+                place=thing.place if place else None,
+            )
+        ]
         if len(same) == 1:
             found.append(_describe(thing, size=size, color=color, shape=shape, place=place))
     return found
@@ -96,7 +121,7 @@ def caption(scene: Scene) -> Turn:
 
 
 def refer_list(scene: Scene, rng: np.random.Generator) -> Turn:
-    """Referring expressions in any order, each closed by a full stop: the form in which phrases are fed for grounding."""
+    """Referring expressions in any order, each closed by a full stop: how phrases are fed for grounding."""
     text, mentions = "", []
     for index in rng.permutation(len(scene.things)):
         phrase = _pick(rng, referring_expressions(scene, scene.things[int(index)]))
@@ -152,8 +177,14 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith(("s", "x")) else "s")
 
 
-def yes_no_question(scene: Scene, rng: np.random.Generator, *, truth: bool | None = None, category: str | None = None,
-                    short_share: float = 0.65) -> Turn:  # fmt: skip
+def yes_no_question(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    truth: bool | None = None,
+    category: str | None = None,
+    short_share: float = 0.65,
+) -> Turn:
     """A question that is answered yes or no, of one of MME's coarse perception categories.
 
     Args:
@@ -171,8 +202,9 @@ def yes_no_question(scene: Scene, rng: np.random.Generator, *, truth: bool | Non
     if category == "existence":
         color, shape = thing.color, thing.shape
         if not truth:
-            absent = [(c, s) for c in COLORS for s in SHAPES
-                      if not any(matches(t, color=c, shape=s) for t in scene.things)]  # fmt: skip
+            absent = [
+                (c, s) for c in COLORS for s in SHAPES if not any(matches(t, color=c, shape=s) for t in scene.things)
+            ]
             near = [(c, s) for c, s in absent if any(t.color == c or t.shape == s for t in scene.things)]
             pool = near if rng.random() < 0.7 else absent
             color, shape = pool[int(rng.integers(len(pool)))]
@@ -184,8 +216,11 @@ def yes_no_question(scene: Scene, rng: np.random.Generator, *, truth: bool | Non
         by_color = rng.random() < 0.5
         number = sum(matches(t, color=thing.color) if by_color else matches(t, shape=thing.shape) for t in scene.things)
         asked = number if truth else int(rng.choice([n for n in range(1, 5) if n != number]))
-        noun = (f"{thing.color} object" + ("s" if asked != 1 else "")) if by_color else (
-            plural(thing.shape) if asked != 1 else thing.shape)  # fmt: skip
+        noun = (
+            (f"{thing.color} object" + ("s" if asked != 1 else ""))
+            if by_color
+            else (plural(thing.shape) if asked != 1 else thing.shape)
+        )
         question = f"{'Are' if asked != 1 else 'Is'} there {NUMBER_WORDS[asked]} {noun} in this image?"
         evidence = f", there {'are' if number != 1 else 'is'} {NUMBER_WORDS[number]}"
     elif category == "position":
@@ -208,16 +243,34 @@ def yes_no_question(scene: Scene, rng: np.random.Generator, *, truth: bool | Non
     if mention is not None:
         start = question.index(mention)
         mentions = (("question", start, start + len(mention), index),)
-    return Turn("yes_no", question + (SHORT_SUFFIX if short else ""), answer if short else f"{answer}{evidence}.", mentions)
+    return Turn(
+        "yes_no", question + (SHORT_SUFFIX if short else ""), answer if short else f"{answer}{evidence}.", mentions
+    )
 
 
-def choice_question(scene: Scene, rng: np.random.Generator, *, options: int = 4) -> Turn:
-    """An attribute question with lettered options; the answer is the letter."""
+def choice_question(scene: Scene, rng: np.random.Generator, *, options: int = 4, told: bool = False) -> Turn:
+    """An attribute question with lettered options; the answer is the letter.
+
+    Args:
+        scene: The scene.
+        rng: Source of randomness.
+        options: How many.
+        told: The question itself gives the answer away ("What color is the red circle?"): text alone solves it. A
+        first step
+            towards matching an answer with its letter; never used for measuring.
+    """
     kind = _pick(rng, ["color", "shape", "where"])
-    base = attribute_question(scene, kind, rng)
-    pools: dict[str, list[str]] = {"color": list(COLORS), "shape": list(SHAPES), "where": list(PLACES), "size": list(SIZES)}
+    if told:
+        thing = scene.things[int(rng.integers(len(scene.things)))]
+        answer = thing.place_name if kind == "where" else str(getattr(thing, kind))
+        phrase = _pick(rng, [e for e in referring_expressions(scene, thing) if answer in e])
+        stem = f"Where is the {phrase}?" if kind == "where" else f"What {kind} is the {phrase}?"
+        base = Turn(kind, stem, answer)
+    else:
+        base = attribute_question(scene, kind, rng)
+    pools: dict[str, list[str]] = {"color": list(COLORS), "shape": list(SHAPES), "where": list(PLACES)}
     pool = [value for value in pools[base.kind] if value != base.answer]
-    chosen = [base.answer] + [pool[i] for i in rng.permutation(len(pool))[: options - 1]]
+    chosen = [base.answer] + [pool[int(i)] for i in rng.permutation(len(pool))[: options - 1]]
     order = rng.permutation(len(chosen))
     lines = "".join(f"\n{LETTERS[i]}. {chosen[int(j)]}" for i, j in enumerate(order))
     letter = LETTERS[int(np.flatnonzero(order == 0)[0])]
@@ -226,7 +279,7 @@ def choice_question(scene: Scene, rng: np.random.Generator, *, options: int = 4)
 
 
 def question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:
-    """A question of one of :data:`QUESTION_KINDS`. An attribute that the scene cannot ask for may turn into a colour question."""
+    """A question of one of :data:`QUESTION_KINDS`; one that the scene does not allow turns into a colour question."""
     if kind in ("color", "size", "shape", "where"):
         return attribute_question(scene, kind, rng)
     if kind == "count":

@@ -1,7 +1,7 @@
 """The world written to disk in the benchmarks' official layouts, so that the real readers and harness tasks run on it.
 
-RefCOCO's layout (``coco/<name>/instances.json``, ``refs(<by>).p``, ``coco/train2014/COCO_train2014_%012d.jpg``) and MME's
-(``lmms-lab-encoder/MME/data/test-*.parquet``, two questions a picture, one yes and one no).
+RefCOCO's layout (``coco/<name>/instances.json``, ``refs(<by>).p``, ``coco/train2014/COCO_train2014_%012d.jpg``) and
+MME's (``lmms-lab-encoder/MME/data/test-*.parquet``, two questions a picture, one yes and one no).
 """
 
 from __future__ import annotations
@@ -89,18 +89,33 @@ def write_refer(root: Path, *, scenes: int = 60, seed: int = 1000, names: tuple[
                     box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
                     category = SHAPES.index(scene.things[index].shape) + 1
                     annotations.append(
-                        {"id": annotation_id, "image_id": image_id, "category_id": category, "iscrowd": 0,
-                         "segmentation": polygons(mask), "area": int(mask.sum()), "bbox": box}
-                    )  # fmt: skip
+                        {
+                            "id": annotation_id,
+                            "image_id": image_id,
+                            "category_id": category,
+                            "iscrowd": 0,
+                            "segmentation": polygons(mask),
+                            "area": int(mask.sum()),
+                            "bbox": box,
+                        }
+                    )
                     sentences = [
-                        {"sent_id": sentence_id + i, "sent": t, "raw": t, "tokens": t.split()} for i, t in enumerate(texts)
+                        {"sent_id": sentence_id + i, "sent": t, "raw": t, "tokens": t.split()}
+                        for i, t in enumerate(texts)
                     ]
                     sentence_id += len(texts)
                     refs.append(
-                        {"ref_id": len(refs) + 1, "ann_id": annotation_id, "image_id": image_id, "category_id": category,
-                         "file_name": file_name.replace(".jpg", f"_{annotation_id}.jpg"), "split": split,
-                         "sent_ids": [s["sent_id"] for s in sentences], "sentences": sentences}
-                    )  # fmt: skip
+                        {
+                            "ref_id": len(refs) + 1,
+                            "ann_id": annotation_id,
+                            "image_id": image_id,
+                            "category_id": category,
+                            "file_name": file_name.replace(".jpg", f"_{annotation_id}.jpg"),
+                            "split": split,
+                            "sent_ids": [s["sent_id"] for s in sentences],
+                            "sentences": sentences,
+                        }
+                    )
         folder = root / "coco" / name
         folder.mkdir(parents=True, exist_ok=True)
         categories = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
@@ -111,7 +126,7 @@ def write_refer(root: Path, *, scenes: int = 60, seed: int = 1000, names: tuple[
 
 
 def write_mme(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
-    """Write MME's test split as ``root/lmms-lab-encoder/MME``: run the stock ``mme`` task from ``root`` and it reads this.
+    """Write MME's test split as ``root/lmms-lab-encoder/MME``, which the stock ``mme`` task reads when run in ``root``.
 
     Args:
         root: Working folder of the later run.
@@ -121,8 +136,9 @@ def write_mme(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
     Returns:
         The parquet file.
     """
-    import datasets
     from io import BytesIO
+
+    import datasets
 
     rows: dict[str, list[Any]] = {k: [] for k in ("question_id", "image", "question", "answer", "category")}
     for number in range(scenes):
@@ -139,9 +155,14 @@ def write_mme(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
             rows["answer"].append("Yes" if truth else "No")
             rows["category"].append(category)
     features = datasets.Features(
-        {"question_id": datasets.Value("string"), "image": datasets.Image(), "question": datasets.Value("string"),
-         "answer": datasets.Value("string"), "category": datasets.Value("string")}
-    )  # fmt: skip
+        {
+            "question_id": datasets.Value("string"),
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+            "category": datasets.Value("string"),
+        }
+    )
     path = root / "lmms-lab-encoder" / "MME" / "data" / "test-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)

@@ -1,7 +1,8 @@
 """The embedded LMM: transformers' own LLaVA classes at a size that ships inside the package.
 
-A CLIP vision tower (112 px, 14 x 14 image tokens), a two-layer projector and a Llama decoder over a byte-level BPE vocabulary, so
-that any text round-trips. Built here, trained by :mod:`flmm_plugin.tiny.train_lmm`, saved as a plain transformers checkpoint.
+A CLIP vision tower (112 px, 14 x 14 image tokens), a two-layer projector and a Llama decoder over a byte-level BPE
+vocabulary, so that any text round-trips. Built here, trained by :mod:`flmm_plugin.tiny.train_lmm`, saved as a plain
+transformers checkpoint.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from flmm_plugin.tiny.world import sample_scene
 IMAGE_TOKEN = "<image>"
 IMAGE_SIZE, PATCH = 112, 8
 GRID = IMAGE_SIZE // PATCH
+# A turn's words: a plain string, or transformers' list of parts.
+_WORDS = (
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+)
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{% elif m['role'] == 'assistant' %}{{ ' ASSISTANT: ' }}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{{ eos_token }}"
-    "{% else %}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{{ ' ' }}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ 'USER: ' }}"
+    + _WORDS
+    + "{% elif m['role'] == 'assistant' %}{{ ' ASSISTANT: ' }}"
+    + _WORDS
+    + "{{ eos_token }}"
+    "{% else %}" + _WORDS + "{{ ' ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
 
 
@@ -45,7 +51,7 @@ def corpus(scenes: int = 1500, seed: int = 7) -> Iterable[str]:
 
 
 def build_tokenizer() -> Any:
-    """Byte-level BPE whose merges cover the world's words; every other text falls back to bytes and still round-trips."""
+    """Byte-level BPE whose merges cover the world's words; any other text falls back to bytes, and round-trips."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,15 +59,24 @@ def build_tokenizer() -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=640, min_frequency=20, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=640,
+        min_frequency=20,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<pad>", "<s>", "</s>", IMAGE_TOKEN],
-    )  # fmt: skip
+    )
     backend.train_from_iterator(corpus(), trainer)
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left",
-        model_max_length=2048, clean_up_tokenization_spaces=False, extra_special_tokens={"image_token": IMAGE_TOKEN},
-    )  # fmt: skip
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+    )
 
 
 def build_processor(tokenizer: Any) -> Any:
@@ -69,35 +84,71 @@ def build_processor(tokenizer: Any) -> Any:
     from transformers import LlavaImageProcessor, LlavaProcessor
 
     pictures = LlavaImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_pad=True,
-        image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25],
-    )  # fmt: skip
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        do_pad=True,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.25, 0.25, 0.25],
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return LlavaProcessor(
-        pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE, image_token=IMAGE_TOKEN,
-    )  # fmt: skip
+        pictures,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE_TOKEN,
+    )
 
 
-def build_model(vocab_size: int, image_token_id: int, *, seed: int = 0, width: int = 192, layers: int = 6, heads: int = 6,
-                vision_width: int = 128, vision_layers: int = 4) -> Any:  # fmt: skip
+def build_model(
+    vocab_size: int,
+    image_token_id: int,
+    *,
+    seed: int = 0,
+    width: int = 192,
+    layers: int = 6,
+    heads: int = 6,
+    vision_width: int = 128,
+    vision_layers: int = 4,
+) -> Any:
     """A fresh LMM of the embedded shape, initialised so that a short training moves at once."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     vision = CLIPVisionConfig(
-        hidden_size=vision_width, intermediate_size=2 * vision_width, num_hidden_layers=vision_layers, num_attention_heads=4,
-        image_size=IMAGE_SIZE, patch_size=PATCH, projection_dim=64, hidden_act="gelu",
-    )  # fmt: skip
+        hidden_size=vision_width,
+        intermediate_size=2 * vision_width,
+        num_hidden_layers=vision_layers,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        projection_dim=64,
+        hidden_act="gelu",
+    )
     text = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=image_token_id, image_seq_length=GRID * GRID,
-        vision_feature_layer=-1, vision_feature_select_strategy="default", projector_hidden_act="gelu",
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token_id,
+        image_seq_length=GRID * GRID,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
     initialise(model)
@@ -131,7 +182,9 @@ def sine_cosine(grid: int, width: int) -> Tensor:
     frequency = torch.pi * torch.linspace(0.25, grid / 4, quarter)
     axis = (torch.arange(grid) + 0.5) / grid
     wave = torch.cat([torch.sin(axis[:, None] * frequency), torch.cos(axis[:, None] * frequency)], 1)
-    return torch.cat([wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)], -1).reshape(grid * grid, width)
+    return torch.cat([wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)], -1).reshape(
+        grid * grid, width
+    )
 
 
 def save(model: Any, processor: Any, folder: Path, *, half: bool = True) -> None:

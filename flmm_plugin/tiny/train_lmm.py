@@ -1,12 +1,15 @@
 """Train the embedded LMM from nothing, in LLaVA's own order: the tower first, then projector and language model.
 
-1. **Tower.** From scene *facts* (which colour, shape and size is at which of nine places; no pixel label) through a small
-   attention-pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training that real towers have.
-2. **Chat.** Next-token loss on captions, referring expressions, questions and answers. Many turns share one picture through a
+1. **Tower.** From scene *facts* (which colour, shape and size is at which of nine places; no pixel label) through a
+small
+   attention-pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training that real
+   towers have.
+2. **Chat.** Next-token loss on captions, referring expressions, questions and answers. Many turns share one picture
+through a
    block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower stays frozen.
 
-Nothing here sees a mask. The curriculum advances on accuracy, not on the clock. Everything is resumable: state is written
-atomically, and the data of step ``s`` is a function of the seed and ``s``.
+Nothing here sees a mask. The curriculum advances on accuracy, not on the clock. Everything is resumable: state is
+written atomically, and the data of step ``s`` is a function of the seed and ``s``.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.world import COLORS, SHAPES, SIZES, Scene, render, sample_scene
 
+SAVE_EVERY = 100  # steps between states that a killed run goes on from
 _COLOR_INDEX = {c: i + 1 for i, c in enumerate(COLORS)}
 _SHAPE_INDEX = {s: i + 1 for i, s in enumerate(SHAPES)}
 _SIZE_INDEX = {s: i + 1 for i, s in enumerate(SIZES)}
@@ -34,7 +38,7 @@ _SIZE_INDEX = {s: i + 1 for i, s in enumerate(SIZES)}
 
 @dataclass(frozen=True)
 class Stage:
-    """One rung of the curriculum: how full scenes are, what is asked, and the answer accuracy that opens the next rung."""
+    """One rung of the curriculum: how full scenes are, what is asked, which accuracy opens the next rung."""
 
     max_things: int
     kinds: tuple[str, ...]
@@ -50,17 +54,24 @@ class TrainConfig:
     tower_steps: int = 520
     tower_batch: int = 64
     tower_lr: float = 2e-3
-    steps: int = 5000
-    batch: int = 12
+    steps: int = 3000
+    batch: int = 8
     lr: float = 2e-3
     weight_decay: float = 0.05
-    decay_share: float = 0.4
-    turns_per_scene: int = 6
-    stages: tuple[Stage, ...] = field(default_factory=lambda: (
-        Stage(2, ("color", "shape", "where", "size"), 0.88, 0.18),
-        Stage(3, ("color", "shape", "where", "size", "count", "yes_no", "yes_no"), 0.80, 0.42),
-        Stage(4, ("color", "shape", "where", "size", "count", "yes_no", "yes_no", "choice", "choice"), 2.0, 1.0),
-    ))  # fmt: skip
+    decay_share: float = 0.5
+    turns_per_scene: int = 7
+    stages: tuple[Stage, ...] = field(
+        default_factory=lambda: (
+            Stage(2, ("color", "shape", "where", "size"), 0.88, 0.18),
+            Stage(3, ("color", "shape", "where", "size", "count", "yes_no", "yes_no", "choice"), 0.80, 0.42),
+            Stage(
+                4,
+                ("color", "shape", "size", *["where"] * 3, *["count"] * 2, *["yes_no"] * 2, *["choice"] * 4),
+                2.0,
+                1.0,
+            ),
+        )
+    )
 
 
 def picture(scene: Scene, rng: np.random.Generator) -> Tensor:
@@ -72,8 +83,8 @@ def picture(scene: Scene, rng: np.random.Generator) -> Tensor:
 class PlaceProbe(nn.Module):
     """Reads the tower's tokens around each of the nine named places; discarded after stage 1.
 
-    The only spatial knowledge it is given is what the words mean: "top left" is a soft round region there. (A probe that had to
-    learn where the places are stayed at chance for 11 thousand pictures.)
+    The only spatial knowledge it is given is what the words mean: "top left" is a soft round region there. (A probe
+    that had to learn where the places are stayed at chance for 11 thousand pictures.)
     """
 
     def __init__(self, width: int, spread: float = 0.12) -> None:
@@ -87,7 +98,7 @@ class PlaceProbe(nn.Module):
         self.out = nn.Linear(2 * width, 1 + len(COLORS) + 1 + len(SHAPES) + 1 + len(SIZES))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``tokens [b, h*w, d]`` -> logits of colour, shape, size at each place, ``[b, 9, 1 + choices]`` (0 = nothing)."""
+        """``tokens [b, h*w, d]`` -> logits of colour, shape, size at each place, ``[b, 9, 1 + choices]``, 0 = none."""
         pooled = self.region @ F.gelu(self.hidden(self.norm(tokens)))
         color, shape, size = self.out(pooled * 4).split([1 + len(COLORS), 1 + len(SHAPES), 1 + len(SIZES)], -1)
         return color, shape, size
@@ -107,8 +118,8 @@ def scene_facts(scenes: list[Scene]) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix updates are orthogonalised (Newton-Schulz), scaled to AdamW's usual step size.
 
-    torch's own ``Muon`` iterates in bfloat16, which CPUs without bfloat16 units run an order of magnitude slower than this
-    float32 version that treats all matrices of one shape as a batch.
+    torch's own ``Muon`` iterates in bfloat16, which CPUs without bfloat16 units run an order of magnitude slower than
+    this float32 version that treats all matrices of one shape as a batch.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -135,7 +146,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest orthogonal matrices, ``[k, r, c] -> [k, r, c]`` (quintic, coefficients of Muon)."""
+    """Newton-Schulz iteration (quintic, Muon's coefficients) towards orthogonal matrices, ``[k, r, c]`` each way."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.transpose(1, 2)
@@ -232,8 +243,15 @@ def train_tower(model: Any, config: TrainConfig, out: Path, log: Log) -> None:
             log.write(phase="tower", step=step + 1, loss=float(loss.detach()), color=hit[0], shape=hit[1], size=hit[2])
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", shape=f"{hit[1]:.2f}")
         if step % 200 == 199:
-            atomic_save({"tower": tower.state_dict(), "probe": probe.state_dict(), "opts": [o.state_dict() for o in opts],
-                         "step": step + 1}, state_path)  # fmt: skip
+            atomic_save(
+                {
+                    "tower": tower.state_dict(),
+                    "probe": probe.state_dict(),
+                    "opts": [o.state_dict() for o in opts],
+                    "step": step + 1,
+                },
+                state_path,
+            )
     tower.eval()
     atomic_save(tower.state_dict(), done)
 
@@ -242,7 +260,8 @@ def train_tower(model: Any, config: TrainConfig, out: Path, log: Log) -> None:
 class Packed:
     """Turns of each scene packed behind one picture.
 
-    ``ids``, ``targets``, ``kinds``: ``[b, l]`` (targets -100 where not predicted; kinds index of the turn's kind or -1), ``weight``
+    ``ids``, ``targets``, ``kinds``: ``[b, l]`` (targets -100 where not predicted; kinds index of the turn's kind or
+    -1), ``weight``
     ``[b, l]``, ``block`` ``[b, l]`` (0 = picture prefix, -1 = padding), ``position`` ``[b, l]``.
     """
 
@@ -305,10 +324,11 @@ class Packer:
                 kind = KINDS.index(turn.kind)
                 ids += both
                 q_weight = 0.15 if turn.kind in ("color", "size", "shape", "where") else 0.0
-                a_weight = 1.0 if len(a) > 3 else 2.0
+                # Of a one-word answer the word counts, not the end token that always follows it.
+                a_weights = [1.0] * len(a) if len(a) > 3 else [3.0] * (len(a) - 1) + [0.5]
                 # row t predicts token t + 1 of the same turn
-                targets += both[1:] + [-100]
-                weight += [q_weight] * (len(q) - 1) + [a_weight] * len(a) + [0.0]
+                targets += [*both[1:], -100]
+                weight += [q_weight] * (len(q) - 1) + a_weights + [0.0]
                 kinds += [-1] * (len(q) - 1) + [kind] * len(a) + [-1]
                 block += [number] * len(both)
                 position += list(range(head, head + len(both)))
@@ -319,9 +339,13 @@ class Packer:
             return torch.tensor([r[index] + [fill] * (length - len(r[index])) for r in rows], dtype=dtype)
 
         return Packed(
-            pad(0, 0, torch.long), pad(1, -100, torch.long), pad(2, 0, torch.float), pad(3, -1, torch.long),
-            pad(4, 0, torch.long), pad(5, -1, torch.long),
-        )  # fmt: skip
+            pad(0, 0, torch.long),
+            pad(1, -100, torch.long),
+            pad(2, 0, torch.float),
+            pad(3, -1, torch.long),
+            pad(4, 0, torch.long),
+            pad(5, -1, torch.long),
+        )
 
 
 def sample_turns(scene: Scene, stage: Stage, rng: np.random.Generator, count: int) -> list[language.Turn]:
@@ -329,7 +353,14 @@ def sample_turns(scene: Scene, stage: Stage, rng: np.random.Generator, count: in
     turns = [language.caption(scene), language.refer_list(scene, rng)]
     kinds = list(stage.kinds)
     order = rng.permutation(len(kinds))
-    return turns + [language.question(scene, kinds[int(order[i % len(kinds)])], rng) for i in range(count)]
+    for i in range(count):
+        kind = kinds[int(order[i % len(kinds)])]
+        if kind == "choice":  # fewer options are easier to tell apart at first
+            options, told = int(rng.choice((2, 3, 4, 4))), bool(rng.random() < 0.35)
+            turns.append(language.choice_question(scene, rng, options=options, told=told))
+        else:
+            turns.append(language.question(scene, kind, rng))
+    return turns
 
 
 def chat_loss(model: Any, pixels: Tensor, packed: Packed) -> tuple[Tensor, dict[str, tuple[int, int]]]:
@@ -349,7 +380,9 @@ def chat_loss(model: Any, pixels: Tensor, packed: Packed) -> tuple[Tensor, dict[
     loss = (F.cross_entropy(logits, targets, reduction="none") * weight).sum() / weight.sum()
     hit = logits.argmax(-1) == targets
     counts = {
-        name: (int(hit[kinds == i].sum()), int((kinds == i).sum())) for i, name in enumerate(KINDS) if (kinds == i).any()
+        name: (int(hit[kinds == i].sum()), int((kinds == i).sum()))
+        for i, name in enumerate(KINDS)
+        if (kinds == i).any()
     }
     return loss, counts
 
@@ -392,24 +425,48 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
         for kind, (hits, n) in counts.items():
             running[kind] = 0.97 * running.get(kind, hits / n) + 0.03 * hits / n
         if step % 25 == 24:
-            log.write(phase="chat", step=step + 1, stage=stage_index, loss=round(float(loss.detach()), 4), length=packed.ids.shape[1],
-                      **{k: round(v, 3) for k, v in running.items()})  # fmt: skip
+            log.write(
+                phase="chat",
+                step=step + 1,
+                stage=stage_index,
+                loss=round(float(loss.detach()), 4),
+                length=packed.ids.shape[1],
+                **{k: round(v, 3) for k, v in running.items()},
+            )
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", stage=stage_index)
         asked = [running[k] for k in set(stage.kinds) if k in running]
         ready = len(asked) > 0 and sum(asked) / len(asked) > stage.advance_at and step - stage_start > 150
         if stage_index + 1 < len(config.stages) and (ready or step > stage.max_share * config.steps):
             stage_index, stage_start = stage_index + 1, step
-        if step % 100 == 99 or step == config.steps - 1:
-            atomic_save({"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step + 1,
-                         "stage": stage_index, "stage_start": stage_start, "running": running}, state_path)  # fmt: skip
+        if step % SAVE_EVERY == SAVE_EVERY - 1 or step == config.steps - 1:
+            atomic_save(
+                {
+                    "model": model.state_dict(),
+                    "opts": [o.state_dict() for o in opts],
+                    "step": step + 1,
+                    "stage": stage_index,
+                    "stage_start": stage_start,
+                    "running": running,
+                },
+                state_path,
+            )
     model.eval()
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The run's tokenizer: made once, then read, so that a resumed run cannot number its words anew."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        lmm.build_tokenizer().save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def train(out: Path, config: TrainConfig) -> Path:
     """Run both stages (or what is left of them) and save the checkpoint folder ``out/lmm``."""
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out / "lmm_log.jsonl")
-    tokenizer = lmm.build_tokenizer()
+    tokenizer = _tokenizer(out / "tokenizer")
     model = lmm.build_model(len(tokenizer), tokenizer.convert_tokens_to_ids(lmm.IMAGE_TOKEN), seed=config.seed)
     log.write(phase="config", **asdict(config))
     train_tower(model, config, out, log)

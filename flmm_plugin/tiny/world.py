@@ -1,10 +1,11 @@
 """A procedural world of flat objects on textured grounds: scenes, pictures, exact masks.
 
-A scene is a short list of objects on a 3 x 3 arrangement of places. Objects of the same kind repeat and overlap on purpose, so
-that only language ("the small red star at the left") tells them apart. A scene is a description; it can be rendered at any
-size, so the picture on disk, the model's input and the exact masks all come from one source.
+A scene is a short list of objects on a 3 x 3 arrangement of places. Objects of the same kind repeat and overlap on
+purpose, so that only language ("the small red star at the left") tells them apart. A scene is a description; it can
+be rendered at any size, so the picture on disk, the model's input and the exact masks all come from one source.
 
-Frames: object geometry is in the unit square (x right, y down); pictures are ``uint8 [S, S, 3]``; masks are ``bool [S, S]``.
+Frames: object geometry is in the unit square (x right, y down); pictures are ``uint8 [S, S, 3]``; masks are ``bool
+[S, S]``.
 """
 
 from __future__ import annotations
@@ -30,13 +31,28 @@ COLORS: dict[str, tuple[float, float, float]] = {
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "star", "heart")
 SIZES: tuple[str, ...] = ("small", "large")
 PLACES: tuple[str, ...] = (
-    "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
-)  # fmt: skip
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 GROUNDS: tuple[str, ...] = ("plain", "stripes", "checks", "gradient", "dots", "waves")
 
 _RADIUS = {"small": (0.095, 0.115), "large": (0.165, 0.195)}
 _GROUND_TINTS = np.array(
-    [(0.62, 0.56, 0.46), (0.45, 0.52, 0.56), (0.52, 0.60, 0.48), (0.58, 0.50, 0.56), (0.50, 0.50, 0.50), (0.66, 0.62, 0.58)]
+    [
+        (0.62, 0.56, 0.46),
+        (0.45, 0.52, 0.56),
+        (0.52, 0.60, 0.48),
+        (0.58, 0.50, 0.56),
+        (0.50, 0.50, 0.50),
+        (0.66, 0.62, 0.58),
+    ]
 )
 
 
@@ -74,9 +90,7 @@ class Scene:
         return sorted(self.things, key=lambda thing: thing.place)
 
 
-def sample_scene(
-    rng: np.random.Generator, *, min_things: int = 1, max_things: int = 4, repeat: float = 0.45
-) -> Scene:
+def sample_scene(rng: np.random.Generator, *, min_things: int = 1, max_things: int = 4, repeat: float = 0.45) -> Scene:
     """Draw a scene of ``min_things..max_things`` objects.
 
     Args:
@@ -108,13 +122,16 @@ def sample_scene(
     phase = rng.random(3)
     ground = str(rng.choice(GROUNDS))
     return Scene(
-        tuple(things), ground, (float(tint[0]), float(tint[1]), float(tint[2])),
-        (float(phase[0]), float(phase[1]), float(phase[2])), int(rng.integers(2**31)),
-    )  # fmt: skip
+        tuple(things),
+        ground,
+        (float(tint[0]), float(tint[1]), float(tint[2])),
+        (float(phase[0]), float(phase[1]), float(phase[2])),
+        int(rng.integers(2**31)),
+    )
 
 
 def _signed_distance(shape: str, u: FloatArray, v: FloatArray) -> FloatArray:
-    """Distance to the outline in object units (radius 1), negative inside; ``u`` right, ``v`` down. Approximate far away."""
+    """Distance to the outline in object units, negative inside; ``u`` right, ``v`` down; rough far away."""
     if shape == "circle":
         return np.asarray(np.hypot(u, v) - 0.95)
     if shape == "square":

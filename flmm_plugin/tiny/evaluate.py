@@ -1,0 +1,343 @@
+"""Measure the embedded LMM on fresh scenes of any seed: chat, captions, grounding, and every control in the same table.
+
+Everything goes through the public way in (:class:`flmm_plugin.grounded_lmm.GroundedLMM` on a picture), so what is
+measured is what a user gets. Scenes of evaluation come from streams that training never draws.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flmm_plugin.tiny import heads_path, language, tiny_path
+from flmm_plugin.tiny.world import COLORS, SHAPES, BoolArray, Scene, render, sample_scene, visible_masks
+
+Picture = npt.NDArray[np.uint8]
+SIZE = 224
+WHERE = ("caption", "refer", "question")
+CHANCE = {
+    "color": 1 / 8,
+    "size": 1 / 2,
+    "shape": 1 / 6,
+    "where": 1 / 9,
+    "count": 1 / 5,
+    "yes_no": 1 / 2,
+    "choice": 1 / 4,
+}
+
+
+@dataclass
+class Overlap:
+    """Intersections and unions summed over items: cIoU is sum over sum, mIoU the mean of ratios."""
+
+    intersection: int = 0
+    union: int = 0
+    ratios: list[float] = field(default_factory=list)
+
+    def add(self, predicted: BoolArray, target: BoolArray) -> None:
+        """Count one item, both ``bool [S, S]``."""
+        i, u = int((predicted & target).sum()), int((predicted | target).sum())
+        self.intersection, self.union = self.intersection + i, self.union + u
+        self.ratios.append(i / u if u else 0.0)
+
+    @property
+    def ciou(self) -> float:
+        """Sum of intersections over sum of unions."""
+        return self.intersection / max(self.union, 1)
+
+    @property
+    def miou(self) -> float:
+        """Mean ratio."""
+        return float(np.mean(self.ratios)) if self.ratios else 0.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One way of naming objects of a scene: a text, its phrases, and which object each names."""
+
+    where: str
+    turn: language.Turn
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Character spans of the phrases in the text they stand in."""
+        return [(start, end) for _, start, end, _ in self.turn.mentions]
+
+    def targets(self) -> list[int]:
+        """Indices into the scene's objects."""
+        return [index for *_, index in self.turn.mentions]
+
+
+def held_out(seed: int, scenes: int) -> Iterator[tuple[Scene, np.random.Generator]]:
+    """Evaluation scenes of a seed, each with its own stream for what is asked about it."""
+    for number in range(scenes):
+        rng = np.random.default_rng([seed, 30, number])
+        yield sample_scene(rng), rng
+
+
+def evaluate(
+    *,
+    seed: int = 1,
+    scenes: int = 100,
+    controls: bool = True,
+    lmm_path: Path | None = None,
+    heads_file: Path | None = None,
+) -> dict[str, Any]:
+    """Everything that the embedded model claims, on ``scenes`` fresh scenes.
+
+    Args:
+        seed: Of the scenes.
+        scenes: How many.
+        controls: Also the trained controls (same heads on a random-init LMM; refiner that sees the picture alone).
+        lmm_path: Another checkpoint folder than the embedded one.
+        heads_file: Other heads; their controls are looked for beside them.
+
+    Returns:
+        ``{"seed", "scenes", "chat": {kind: {"exact", "n", "chance"}}, "captions": {"precision", "recall", "n"},
+        "grounding": [{"method", "decoder_ciou", "refined_ciou", "refined_miou", "caption_decoder_ciou", ...}],
+        "keywords": {"precision", "recall", "f1"}, "provenance": {...}}``; a number that does not exist is None.
+    """
+    from flmm_plugin.grounded_lmm import GroundedLMM
+
+    folder, heads = lmm_path or tiny_path(), heads_file or heads_path()
+    embedded = lmm_path is None
+    lmm = GroundedLMM.from_pretrained("flmm_tiny" if embedded else str(folder), heads=str(heads))
+    world = [(scene, rng, render(scene, SIZE)) for scene, rng in held_out(seed, scenes)]
+    chat = measure_chat(lmm, world)
+    captions, keywords = measure_captions(lmm, world)
+    asked = [_asked(scene, np.random.default_rng([seed, 31, i])) for i, (scene, *_) in enumerate(world)]
+    rows = [measure_grounding("frozen LMM + heads", lmm, world, asked), *untrained_rows(world, asked)]
+    rows.insert(1, wrong_phrase_row(lmm, world, asked))
+    if controls:
+        rows.insert(1, _random_row(lmm, heads.parent / "control_random.safetensors", world, asked))
+        rows.insert(3, _image_only_row(lmm, heads.parent / "control_image_only.safetensors", world, asked))
+    lmm.seal.verify()
+    return {
+        "seed": seed,
+        "scenes": scenes,
+        "chat": chat,
+        "captions": captions,
+        "keywords": keywords,
+        "grounding": rows,
+        "provenance": provenance(lmm, heads),
+    }
+
+
+World = list[tuple[Scene, np.random.Generator, Picture]]
+
+
+def _progress(items: list[Any], text: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, desc=text)
+
+
+def _asked(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+    turns = [language.question(scene, kind, rng) for kind in ("color", "size", "shape", "where")]
+    return [
+        Asked("caption", language.caption(scene)),
+        Asked("refer", language.refer_list(scene, rng)),
+        *(Asked("question", turn) for turn in turns if turn.mentions),
+    ]
+
+
+def measure_chat(lmm: Any, world: World, *, batch: int = 16) -> dict[str, dict[str, float]]:
+    """Exact match of the plain ``generate()``, one question of each kind per scene."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for kind in _progress(list(language.QUESTION_KINDS), "chat"):
+        todo = []
+        for scene, rng, picture in world:
+            turn = language.question(scene, kind, rng)
+            if kind == "yes_no":
+                turn = language.yes_no_question(scene, rng, short_share=1.0)
+            if turn.kind == kind:
+                todo.append((turn, picture))
+        for start in range(0, len(todo), batch):
+            part = todo[start : start + batch]
+            messages = [
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": t.question}]}]
+                for t, _ in part
+            ]
+            answers = lmm.chat_batch(messages, [[p] for _, p in part], max_new_tokens=12, do_sample=False)
+            hits[kind] += [a.text.strip() == t.answer for a, (t, _) in zip(answers, part, strict=True)]
+    return {k: {"exact": float(np.mean(v)), "n": len(v), "chance": CHANCE[k]} for k, v in hits.items()}
+
+
+_NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
+
+
+def measure_captions(lmm: Any, world: World) -> tuple[dict[str, float], dict[str, float]]:
+    """Precision and recall of (colour, shape) in free captions, and of the keyword selector's words on them.
+
+    The selector is scored on phrases: of those it chose, how many hold a whole (colour, shape); of those said, how
+    many it chose.
+    """
+    right = said = there = chosen_right = chosen = covered = wanted = 0
+    for scene, _, picture in _progress(world, "captions"):
+        answer = lmm.grounded_chat(picture, language.DESCRIBE_PROMPT, max_new_tokens=72, do_sample=False, refine=False)
+        names = list(_NAMED.finditer(answer.text))
+        found, truth = [(m[1], m[2]) for m in names], [(t.color, t.shape) for t in scene.things]
+        right += sum(min(found.count(pair), truth.count(pair)) for pair in set(found))
+        said, there = said + len(found), there + len(truth)
+        spans = [g.span for g in answer.groundings if g.span is not None]
+        chosen_right += sum(any(a <= m.start() and m.end() <= b for m in names) for a, b in spans)
+        covered += sum(any(a <= m.start() and m.end() <= b for a, b in spans) for m in names)
+        chosen, wanted = chosen + len(spans), wanted + len(names)
+    precision, recall = chosen_right / max(chosen, 1), covered / max(wanted, 1)
+    return (
+        {"precision": right / max(said, 1), "recall": right / max(there, 1), "n": there},
+        {"precision": precision, "recall": recall, "f1": 2 * precision * recall / max(precision + recall, 1e-9)},
+    )
+
+
+def predict(lmm: Any, picture: Picture, asked: Asked) -> list[tuple[BoolArray, BoolArray]]:
+    """(mask decoder's mask, refined mask) of each phrase."""
+    if asked.where == "refer":
+        phrases = [asked.turn.answer[a:b] for a, b in asked.spans()]
+        found = lmm.ground(picture, phrases)
+    elif asked.where == "caption":
+        found = lmm.ground_text(picture, asked.turn.question, asked.turn.answer, asked.spans())
+    else:
+        found = lmm.ground_text(picture, asked.turn.question, asked.turn.question, asked.spans(), where="question")
+    return [(g.decoder_logits > 0, g.mask) for g in found]
+
+
+def measure_grounding(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
+    """A row: cIoU of decoder and refiner on every phrase, in all and by where the phrase stands."""
+    decoder: dict[str, Overlap] = defaultdict(Overlap)
+    refined: dict[str, Overlap] = defaultdict(Overlap)
+    for (scene, _, picture), questions in _progress(list(zip(world, asked, strict=True)), method):
+        masks = visible_masks(scene, SIZE)
+        for item in questions:
+            for index, (coarse, fine) in zip(item.targets(), predict(lmm, picture, item), strict=True):
+                for where in ("all", item.where):
+                    decoder[where].add(coarse, masks[index])
+                    refined[where].add(fine, masks[index])
+    return row(method, decoder, refined)
+
+
+def row(method: str, decoder: dict[str, Overlap], refined: dict[str, Overlap]) -> dict[str, Any]:
+    """One line of the table; None where nothing was measured."""
+
+    def number(overlaps: dict[str, Overlap], where: str) -> float | None:
+        return overlaps[where].ciou if where in overlaps else None
+
+    content: dict[str, Any] = {
+        "method": method,
+        "decoder_ciou": number(decoder, "all"),
+        "refined_ciou": number(refined, "all"),
+    }
+    content["refined_miou"] = refined["all"].miou if "all" in refined else None
+    for where in WHERE:
+        content[f"{where}_decoder_ciou"] = number(decoder, where)
+        content[f"{where}_refined_ciou"] = number(refined, where)
+    content["n"] = len((refined.get("all") or decoder["all"]).ratios)
+    return content
+
+
+def wrong_phrase_row(lmm: Any, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
+    """Control: the mask of one object's phrase scored against the next object of the same scene."""
+    decoder: dict[str, Overlap] = defaultdict(Overlap)
+    refined: dict[str, Overlap] = defaultdict(Overlap)
+    for (scene, _, picture), questions in _progress(list(zip(world, asked, strict=True)), "wrong phrase"):
+        if len(scene.things) < 2:
+            continue
+        masks = visible_masks(scene, SIZE)
+        for item in questions:
+            if item.where != "refer":
+                continue
+            for index, (coarse, fine) in zip(item.targets(), predict(lmm, picture, item), strict=True):
+                other = masks[(index + 1) % len(masks)]
+                for where in ("all", "refer"):
+                    decoder[where].add(coarse, other)
+                    refined[where].add(fine, other)
+    return row("wrong phrase of the same scene", decoder, refined)
+
+
+def untrained_rows(world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
+    """Controls that look at nothing: the whole picture, and a centred box of half the side."""
+    quarter = SIZE // 4
+    box = np.zeros((SIZE, SIZE), np.bool_)
+    box[quarter:-quarter, quarter:-quarter] = True
+    rows = []
+    for method, mask in (("whole image", np.ones((SIZE, SIZE), np.bool_)), ("centre box", box)):
+        rows.append(_fixed_row(method, world, asked, lambda _, mask=mask: mask))
+    return rows
+
+
+def _fixed_row(
+    method: str, world: World, asked: list[list[Asked]], mask_of: Callable[[Picture], BoolArray]
+) -> dict[str, Any]:
+    """A row of a method that gives one mask per picture, whatever is asked."""
+    overlaps: dict[str, Overlap] = defaultdict(Overlap)
+    for (scene, _, picture), questions in zip(world, asked, strict=True):
+        masks, mask = visible_masks(scene, SIZE), mask_of(picture)
+        for item in questions:
+            for index in item.targets():
+                overlaps["all"].add(mask, masks[index])
+                overlaps[item.where].add(mask, masks[index])
+    return row(method, {}, overlaps)
+
+
+def _random_row(trained: Any, path: Path, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
+    """Control: the same recipe on an untrained LMM of the same shape."""
+    from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.tiny import train_heads
+
+    tokenizer = trained.backbone.tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "flmm_tiny"
+        train_heads.random_model(tokenizer).save_pretrained(place)
+        trained.backbone.processor.save_pretrained(place)
+        untrained = GroundedLMM.from_pretrained(str(place), heads=str(path))
+        return measure_grounding("same heads on a random-init LMM", untrained, world, asked)
+
+
+def _image_only_row(lmm: Any, path: Path, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
+    """Control: heads trained to see the picture alone, attention and hidden states zeroed: what saliency gives."""
+    import torch
+    from PIL import Image
+
+    from flmm_plugin.heads import load_heads
+    from flmm_plugin.tiny.train_heads import square_grid
+
+    heads = load_heads(str(path), expect=lmm.backbone.facts)
+    facts, grid = lmm.backbone.facts, square_grid(SIZE)
+
+    @torch.no_grad()
+    def mask_of(picture: Picture) -> BoolArray:
+        maps = torch.zeros(1, facts.attention_maps, grid.height, grid.width)
+        hidden = [torch.zeros(1, facts.layers, facts.hidden_size)]
+        return np.asarray(heads(maps, hidden, Image.fromarray(picture), grid).logits[0].numpy() > 0)
+
+    return _fixed_row("refiner that sees the image alone", world, asked, mask_of)
+
+
+def provenance(lmm: Any, heads: Path) -> dict[str, Any]:
+    """What produced these numbers."""
+    import hashlib
+    import platform
+
+    import torch
+    import transformers
+
+    from flmm_plugin import __version__
+
+    return {
+        "flmm_plugin": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(lmm.backbone.device),
+        "dtype": str(lmm.backbone.dtype),
+        "attention": lmm.backbone.model.config._attn_implementation,
+        "heads_sha256": hashlib.sha256(heads.read_bytes()).hexdigest()[:16],
+    }

@@ -1,0 +1,123 @@
+"""Packing changes nothing, a killed run goes on where it was, and the whole recipe runs from nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flmm_plugin.tiny import evaluate, features, language, lmm, train_heads, train_lmm
+from flmm_plugin.tiny.world import sample_scene
+
+FAST = train_lmm.TrainConfig(tower_steps=2, tower_batch=4, steps=4, batch=2, turns_per_scene=2)
+FAST_HEADS = train_heads.HeadsConfig(sam_steps=2, sam_batch=2, scenes=3, decoder_steps=2, joint_steps=1, joint_batch=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return lmm.build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any) -> Any:
+    return train_heads.random_model(tokenizer)
+
+
+def test_any_text_round_trips_and_world_words_are_single_tokens(tokenizer: Any) -> None:
+    for text in ("A zebra, 3 cafés & <odd> text!", "small purple heart at the top left."):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]).strip() == text
+    assert len(tokenizer("large orange triangle", add_special_tokens=False)["input_ids"]) == 3
+
+
+def test_a_packed_turn_equals_the_same_turn_alone(model: Any, tokenizer: Any) -> None:
+    """The block mask hides the other turns: logits of a turn do not depend on its neighbours."""
+    scene, rng = sample_scene(np.random.default_rng(0)), np.random.default_rng(1)
+    turns = [language.caption(scene), language.question(scene, "color", rng)]
+    packer = train_lmm.Packer(tokenizer)
+    pixels = train_lmm.picture(scene, rng)[None]
+
+    def last_hidden(packed: train_lmm.Packed) -> torch.Tensor:
+        start, patches = len(packer.prefix), lmm.GRID**2
+        embeds = model.get_input_embeddings()(packed.ids)
+        seen = model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state[:, 1:])
+        embeds = torch.cat([embeds[:, :start], seen, embeds[:, start + patches :]], 1)
+        out = model.model.language_model(
+            inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.position, use_cache=False
+        )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    with torch.no_grad():
+        both, alone = packer.pack([turns]), packer.pack([[turns[1]]])
+        of_both, of_alone = last_hidden(both)[both.block[0] == 2], last_hidden(alone)[alone.block[0] == 1]
+    assert torch.allclose(of_both, of_alone, atol=1e-4)
+
+
+def test_packed_ids_are_what_the_processor_writes(tokenizer: Any) -> None:
+    processor = lmm.build_processor(tokenizer)
+    scene = sample_scene(np.random.default_rng(2))
+    turn = language.caption(scene)
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turn.question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
+    ]
+    from PIL import Image
+
+    text = processor.apply_chat_template(chat, tokenize=False)
+    written = processor(images=Image.new("RGB", (50, 40)), text=text, return_tensors="pt")["input_ids"][0].tolist()
+    packed = train_lmm.Packer(tokenizer).pack([[turn]])
+    assert packed.ids[0, : len(written)].tolist() == written
+
+
+def test_features_point_at_the_phrases(model: Any, tokenizer: Any) -> None:
+    pair = (sample_scene(np.random.default_rng(3), min_things=2), np.random.default_rng(4))
+    (item,) = features.extract(model, tokenizer, [pair], picture_size=64)
+    n = len(item.where)
+    assert item.attention.shape == (n, 36, lmm.GRID, lmm.GRID)
+    assert set(item.where) == {"caption", "refer", "question"}
+    assert item.keyword.any()
+    assert not item.keyword.all()
+    assert len(item.hidden) == n
+    assert item.hidden[0].shape[1:] == (6, 192)
+
+
+def test_orthogonalise_gives_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(train_lmm.orthogonalise(torch.randn(3, 20, 50)))
+    assert float(values.min()) > 0.5
+    assert float(values.max()) < 1.4
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_lmm.train(tmp_path / "whole", FAST)
+    original, calls = train_lmm.chat_loss, {"n": 0}
+
+    def dies(*args: Any) -> Any:
+        calls["n"] += 1
+        if calls["n"] == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(train_lmm, "chat_loss", dies)
+    monkeypatch.setattr(train_lmm, "SAVE_EVERY", 2)
+    with pytest.raises(KeyboardInterrupt):
+        train_lmm.train(tmp_path / "killed", FAST)
+    again = train_lmm.train(tmp_path / "killed", FAST)
+    for name in ("model.safetensors",):
+        assert (whole / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_the_whole_recipe_runs_from_nothing(tmp_path: Path) -> None:
+    folder = train_lmm.train(tmp_path, replace(FAST, steps=1))
+    heads = train_heads.train_from(tmp_path, FAST_HEADS, folder)
+    result = evaluate.evaluate(seed=1, scenes=2, lmm_path=folder, heads_file=heads)
+    json.dumps(result)
+    assert set(result["chat"]) <= set(language.QUESTION_KINDS)
+    methods = [row["method"] for row in result["grounding"]]
+    assert len(methods) == 6
+    assert all(0 <= row["refined_ciou"] <= 1 for row in result["grounding"])
