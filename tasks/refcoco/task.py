@@ -68,13 +68,6 @@ class ReferSegmentation(ConfigurableTask):
             return
         super().build_all_requests(**options)
 
-    def process_results(self, doc: ReferDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
-        """Score one document; `results` holds the model's one reply."""
-        if "bypass" in self._metric_fn_list:  # --predict_only replaces every metric by this one
-            return {"bypass": results}
-        reply = results[0]
-        return scoring.score_reply(doc, reply if isinstance(reply, str) else str(reply))
-
     def aggregation(self) -> dict[str, Any]:
         """The template's aggregations; the one of ``complete`` also says aloud that a result is partial."""
         listed: dict[str, Any] = super().aggregation()
@@ -89,6 +82,11 @@ class ReferSegmentation(ConfigurableTask):
                 f"({self.docs.items} in {self.docs.refs_path}); do not set it beside published numbers"
             )
         return complete
+
+
+def score(doc: ReferDoc, results: list[str]) -> dict[str, Any]:
+    """Counts of one document, by metric; `results` holds the model's one reply."""
+    return scoring.score_reply(doc, results[0])
 
 
 def image_of(doc: ReferDoc) -> list[Any]:
