@@ -20,15 +20,14 @@ help:
 	@echo "make constraints  let the resolver remake constraints.txt from setup.cfg"
 	@echo "make clean        remove what was built (not $(VENV))"
 
+# uv is several times faster than pip; pip takes over where uv cannot be had or cannot reach its index.
 # The stamp is written last: an installation that was cut off is done again.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@if command -v uv >/dev/null; then \
-		uv pip install --python $(BIN)/python -c constraints.txt -e '.[demo,test,lint]'; \
-	else \
-		$(BIN)/python -m pip install -c constraints.txt -e '.[demo,test,lint]'; \
-	fi
+	-$(BIN)/python -m pip install --quiet -c constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[demo,test,lint]' || \
+		$(BIN)/python -m pip install -c constraints.txt -e '.[demo,test,lint]'
 	@touch $@
 
 demo: $(STAMP)
@@ -40,6 +39,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@if [ -e docs/results/tiny.csv ]; then $(BIN)/python -m flmm_plugin.reports.tables --check README.md; fi
 
 types: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/types
@@ -54,7 +54,7 @@ docs: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_results.py
 
 constraints: $(STAMP)
-	uv pip compile setup.cfg --all-extras --python-version 3.11 --python-platform linux --annotation-style line \
+	$(BIN)/uv pip compile setup.cfg --all-extras --python-version 3.11 --python-platform linux --annotation-style line \
 		--no-emit-index-url -o constraints.txt
 
 clean:

@@ -219,6 +219,7 @@ def test_no_file_says(what: str) -> None:
     hits = [
         f"{path.relative_to(ROOT)}: {match.group(0)!r}"
         for path in committed_text()
+        if not (what == "a stub" and "tests" in path.parts)  # a test may well need a model that offers nothing
         if (match := FORBIDDEN[what].search(path.read_text(encoding="utf-8", errors="replace")))
     ]
     assert not hits, "\n".join(hits)
