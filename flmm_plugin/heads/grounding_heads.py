@@ -117,7 +117,7 @@ class GroundingHeads(nn.Module):
 
         Pixels that the backbone never saw (a centre crop) get what the refiner's padding gets: ``min(-1, lowest)``.
         """
-        coarse = self.mask_decoder(attention.to(self.device))
+        coarse: Tensor = self.mask_decoder(attention.to(self.device))
         if coarse.shape[0] == 0:
             return coarse.new_zeros((0, grid.image_height, grid.image_width))
         fill = min(-1.0, float(coarse.detach().min()))
