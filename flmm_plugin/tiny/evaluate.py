@@ -266,10 +266,11 @@ def untrained_rows(world: World, asked: list[list[Asked]]) -> list[dict[str, Any
     quarter = SIZE // 4
     box = np.zeros((SIZE, SIZE), np.bool_)
     box[quarter:-quarter, quarter:-quarter] = True
-    rows = []
-    for method, mask in (("whole image", np.ones((SIZE, SIZE), np.bool_)), ("centre box", box)):
-        rows.append(_fixed_row(method, world, asked, lambda _, mask=mask: mask))
-    return rows
+    everything = np.ones((SIZE, SIZE), np.bool_)
+    return [
+        _fixed_row("whole image", world, asked, lambda _: everything),
+        _fixed_row("centre box", world, asked, lambda _: box),
+    ]
 
 
 def _fixed_row(

@@ -95,7 +95,7 @@ def _extract_batch(
         for phrases, answers, _ in plans
     ]
     capture = AttentionCapture(model.model.language_model, rows, [columns] * len(pairs))
-    features = model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state[:, 1:])
+    features = lmm.see(model, pixels)
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = torch.cat([embeds[:, :first], features, embeds[:, first + patches :]], 1)
     with capture.active():

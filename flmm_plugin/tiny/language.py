@@ -17,6 +17,20 @@ REFER_PROMPT = "Please name the objects in the image."
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCD"
+# What a referring expression may mention, shortest first.
+_FORMS: tuple[tuple[str, ...], ...] = (
+    ("shape",),
+    ("color",),
+    ("color", "shape"),
+    ("size", "shape"),
+    ("size", "color"),
+    ("size", "color", "shape"),
+    ("place",),
+    ("shape", "place"),
+    ("color", "place"),
+    ("color", "shape", "place"),
+    ("size", "color", "shape", "place"),
+)
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five")
 QUESTION_KINDS: tuple[str, ...] = ("color", "size", "shape", "where", "count", "yes_no", "choice")
 
@@ -60,35 +74,19 @@ def _describe(thing: Thing, *, size: bool, color: bool, shape: bool, place: bool
     return " ".join(words) + (f" at the {thing.place_name}" if place else "")
 
 
-def referring_expressions(scene: Scene, thing: Thing, *, without: str = "") -> list[str]:
+def referring_expressions(scene: Scene, thing: Thing, *, without: tuple[str, ...] = ()) -> list[str]:
     """Every way this language has to single the object out, shortest first.
 
     Args:
         scene: The scene that holds the object.
         thing: The object.
-        without: An attribute (``"color"``, ``"shape"``, ``"size"`` or ``"place"``) that must not be mentioned.
+        without: Attributes (of ``"color"``, ``"shape"``, ``"size"``, ``"place"``) that must not be mentioned.
     """
     found: list[str] = []
-    for size, color, shape, place in (
-        (False, False, True, False),
-        (False, True, False, False),
-        (False, True, True, False),
-        (True, False, True, False),
-        (True, True, False, False),
-        (True, True, True, False),
-        (False, False, False, True),
-        (False, False, True, True),
-        (False, True, False, True),
-        (False, True, True, True),
-        (True, True, True, True),
-    ):
-        if (
-            (without == "size" and size)
-            or (without == "color" and color)
-            or (without == "shape" and shape)
-            or (without == "place" and place)
-        ):
+    for attributes in _FORMS:
+        if any(attribute in without for attribute in attributes):
             continue
+        size, color, shape, place = (name in attributes for name in ("size", "color", "shape", "place"))
         same = [
             other
             for other in scene.things
@@ -135,10 +133,12 @@ def _short(question: str, rng: np.random.Generator, share: float) -> str:
     return question + SHORT_SUFFIX if rng.random() < share else question
 
 
-def _about(kind: str, template: str, phrase: str, answer: str, index: int, rng: np.random.Generator) -> Turn:
+def _about(
+    kind: str, template: str, phrase: str, answer: str, index: int, rng: np.random.Generator, short_share: float = 0.3
+) -> Turn:
     start = template.index("{}")
     question = template.replace("{}", phrase)
-    return Turn(kind, _short(question, rng, 0.3), answer, (("question", start, start + len(phrase), index),))
+    return Turn(kind, _short(question, rng, short_share), answer, (("question", start, start + len(phrase), index),))
 
 
 def attribute_question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:
@@ -146,13 +146,27 @@ def attribute_question(scene: Scene, kind: str, rng: np.random.Generator) -> Tur
     attribute = "place" if kind == "where" else kind
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
-    options = referring_expressions(scene, thing, without=attribute)
+    options = referring_expressions(scene, thing, without=(attribute,))
     if not options:  # twins that only their place tells apart: their colour can be asked, their place cannot
         return attribute_question(scene, "color", rng)
     phrase = _pick(rng, options)
     if kind == "where":
         return _about(kind, "Where is the {}?", phrase, thing.place_name, index, rng)
     return _about(kind, f"What {kind} is the {{}}?", phrase, str(getattr(thing, kind)), index, rng)
+
+
+def lookup_question(scene: Scene, rng: np.random.Generator) -> Turn:
+    """An attribute question whose phrase says what the object is and never where: it has to be looked for."""
+    for index in rng.permutation(len(scene.things)):
+        thing = scene.things[int(index)]
+        for kind in rng.permutation(["color", "shape", "size", "where", "where"]):
+            attribute = "place" if kind == "where" else str(kind)
+            options = referring_expressions(scene, thing, without=(attribute, "place"))
+            if options:
+                answer = thing.place_name if kind == "where" else str(getattr(thing, kind))
+                template = "Where is the {}?" if kind == "where" else f"What {kind} is the {{}}?"
+                return _about(str(kind), template, _pick(rng, options), answer, int(index), rng, short_share=0.0)
+    return attribute_question(scene, "color", rng)
 
 
 def count_question(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -224,7 +238,7 @@ def yes_no_question(
         question = f"{'Are' if asked != 1 else 'Is'} there {NUMBER_WORDS[asked]} {noun} in this image?"
         evidence = f", there {'are' if number != 1 else 'is'} {NUMBER_WORDS[number]}"
     elif category == "position":
-        options = referring_expressions(scene, thing, without="place")
+        options = referring_expressions(scene, thing, without=("place",))
         if not options:
             return yes_no_question(scene, rng, truth=truth, category="color", short_share=short_share)
         mention = _pick(rng, options)
@@ -232,7 +246,7 @@ def yes_no_question(
         question = f"Is the {mention} at the {place}?"
         evidence = f", it is at the {thing.place_name}"
     else:
-        options = referring_expressions(scene, thing, without="color")
+        options = referring_expressions(scene, thing, without=("color",))
         mention = _pick(rng, options)
         color = thing.color if truth else _pick(rng, [c for c in COLORS if c != thing.color])
         question = f"Is the {mention} {color}?"

@@ -39,13 +39,13 @@ _REFER = {
 def polygons(mask: BoolArray) -> list[list[float]]:
     """Outlines of a mask as COCO polygons (``x0, y0, x1, y1, ...`` in pixels of the image frame)."""
     padded = np.pad(mask.astype(np.float32), 1)
-    lines = contourpy.contour_generator(z=padded).lines(0.5)
+    lines: list[Any] = list(contourpy.contour_generator(z=padded).lines(0.5))
     return [np.round(line - 0.5, 2).ravel().tolist() for line in lines if len(line) > 3]
 
 
 def _sentences(scene: Scene, index: int, name: str, rng: np.random.Generator) -> list[str]:
     thing = scene.things[index]
-    options = language.referring_expressions(scene, thing, without="place" if name == "refcoco+" else "")
+    options = language.referring_expressions(scene, thing, without=("place",) if name == "refcoco+" else ())
     if name == "refcocog":  # long, full descriptions, as there
         options = options[-2:]
     order = rng.permutation(len(options))[:3]

@@ -7,6 +7,7 @@ transformers checkpoint.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -144,7 +145,7 @@ def build_model(
         text_config=text,
         image_token_index=image_token_id,
         image_seq_length=GRID * GRID,
-        vision_feature_layer=-1,
+        vision_feature_layer=[-1, 0],
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
         tie_word_embeddings=True,
@@ -174,6 +175,40 @@ def initialise(model: Any) -> None:
     position = next(m for n, m in model.named_modules() if n.endswith("position_embedding"))
     position.weight.zero_()
     position.weight[1:] = 0.5 * sine_cosine(GRID, position.weight.shape[1])
+    clear_position(model)
+
+
+@torch.no_grad()
+def clear_position(model: Any, directions: int = 8) -> Tensor:
+    """Take the pictures' content out of the directions in which positions differ most.
+
+    Patches fill all channels of the tower; a linear map read the place from that mixture to within two tokens only, too
+    coarse to answer "where".
+
+    Returns:
+        The cleared directions, ``[vision width, directions]``.
+    """
+    tower = model.model.vision_tower
+    position = next(m for n, m in tower.named_modules() if n.endswith("position_embedding")).weight[1:]
+    patch = next(m for n, m in tower.named_modules() if n.endswith("patch_embedding")).weight
+    _, _, rows = torch.linalg.svd(position - position.mean(0), full_matrices=False)
+    basis: Tensor = rows[:directions].T.contiguous()
+    flat = patch.flatten(1)
+    patch.copy_((flat - basis @ (basis.T @ flat)).view_as(patch))
+    return basis
+
+
+def see(model: Any, pixels: Tensor) -> Tensor:
+    """Image tokens as the decoder gets them: ``[b, 3, 112, 112]`` -> ``[b, h*w, d]``.
+
+    Two of the tower's layers side by side, as LLaVA's ``vision_feature_layer`` allows: the last, which knows what is
+    there, and the first, which still says plainly where it is. From the last alone the decoder did not learn to
+    answer "where".
+    """
+    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    chosen = torch.cat([states[layer][:, 1:] for layer in model.config.vision_feature_layer], -1)
+    seen: Tensor = model.model.multi_modal_projector(chosen)
+    return seen
 
 
 def sine_cosine(grid: int, width: int) -> Tensor:
@@ -194,3 +229,9 @@ def save(model: Any, processor: Any, folder: Path, *, half: bool = True) -> None
     folder.mkdir(parents=True, exist_ok=True)
     (copy.deepcopy(model).half() if half else model).save_pretrained(folder)
     processor.save_pretrained(folder)
+    # Stored as halves to be small, computed in single precision: "auto" follows this entry.
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"
+    for part in ("text_config", "vision_config"):
+        config[part]["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -50,13 +50,13 @@ class HeadsConfig:
     """All knobs; the defaults made the shipped heads."""
 
     seed: int = 0
-    sam_steps: int = 700
+    sam_steps: int = 350
     sam_batch: int = 8
     sam_lr: float = 1e-3
-    scenes: int = 900
-    decoder_steps: int = 700
-    decoder_batch: int = 48
-    joint_steps: int = 450
+    scenes: int = 600
+    decoder_steps: int = 400
+    decoder_batch: int = 24
+    joint_steps: int = 260
     joint_batch: int = 4
     phrases_per_picture: int = 8
     lr: float = 1e-3
@@ -205,7 +205,8 @@ def train_heads(
     assert heads.keyword_selector is not None
     heads.mask_refiner.sam.load_state_dict(sam_state)
     grid = square_grid()
-    _train_decoder(heads, features, config, log, name)
+    if any(bool(item.attention.any()) for item in features):  # of blank maps there is nothing to learn on their own
+        _train_decoder(heads, features, config, log, name)
     embeddings: dict[int, ImageEmbedding] = {}
     parameters = [p for p in heads.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01, betas=(0.9, 0.999))
@@ -277,13 +278,15 @@ def random_model(tokenizer: Any, seed: int = 12345) -> Any:
     return lmm.build_model(len(tokenizer), tokenizer.convert_tokens_to_ids(lmm.IMAGE_TOKEN), seed=seed)
 
 
-def train(out: Path, config: HeadsConfig, model: Any, tokenizer: Any) -> Path:
+def train(
+    out: Path, config: HeadsConfig, model: Any, tokenizer: Any, names: tuple[str, ...] = ("heads", *CONTROLS)
+) -> Path:
     """All heads and controls (those already in ``out`` are kept); returns the path of the heads file."""
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out / "heads_log.jsonl")
     log.write(phase="config", **asdict(config))
     sam_state = train_sam(out, config, log)
-    for name in ("heads", *CONTROLS):
+    for name in names:
         path = out / ("heads.safetensors" if name == "heads" else f"control_{name}.safetensors")
         if path.exists():
             continue

@@ -44,7 +44,7 @@ def test_a_packed_turn_equals_the_same_turn_alone(model: Any, tokenizer: Any) ->
     def last_hidden(packed: train_lmm.Packed) -> torch.Tensor:
         start, patches = len(packer.prefix), lmm.GRID**2
         embeds = model.get_input_embeddings()(packed.ids)
-        seen = model.model.multi_modal_projector(model.model.vision_tower(pixels).last_hidden_state[:, 1:])
+        seen = lmm.see(model, pixels)
         embeds = torch.cat([embeds[:, :start], seen, embeds[:, start + patches :]], 1)
         out = model.model.language_model(
             inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.position, use_cache=False
