@@ -146,8 +146,7 @@ def _seam() -> Iterator[Finding]:
         else "entry point missing: install the package (pip install .), do not only copy it",
     )
     seam.install()
-    extended = getattr(getattr(TaskManager, "initialize_tasks", None), "__module__", "") == seam.__name__
-    extended = extended or hasattr(getattr(TaskManager, "initialize_tasks", None), "__wrapped__")
+    extended = hasattr(getattr(TaskManager, "initialize_tasks", None), seam._MARK)
     yield Finding(
         "lmms-eval",
         "tasks",
