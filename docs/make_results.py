@@ -3,8 +3,8 @@
     python docs/make_results.py                     measures (some minutes), then writes
     python docs/make_results.py --from result.json  writes from what `flmm tiny evaluate --json` printed earlier
 
-Writes ``docs/results/tiny.csv`` (grounding and controls), ``docs/results/tiny_chat.csv``, ``docs/images/grounded.png``
-and the marked places of README.md. Every number in README comes from these files.
+Writes ``docs/results/tiny.csv`` (grounding and controls), ``docs/results/tiny_chat.csv``, two pictures in
+``docs/images`` and the marked places of README.md and docs/tiny.md. Every number in README comes from these files.
 """
 
 from __future__ import annotations
@@ -47,17 +47,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = json.loads(args.source.read_text(encoding="utf-8")) if args.source else measure(args.seed, args.scenes)
     results = ROOT / "docs" / "results"
     results.mkdir(parents=True, exist_ok=True)
+    (results / "tiny_evaluate.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     chat = [{"kind": kind, **values} for kind, values in measured["chat"].items()]
+    chat += [
+        {
+            "kind": f"caption names, {which}",
+            "exact": measured["captions"][which],
+            "chance": None,
+            "n": measured["captions"]["n"],
+        }
+        for which in ("precision", "recall")
+    ]
     (results / "tiny.csv").write_text(as_csv(measured["grounding"], GROUNDING_COLUMNS, measured), encoding="utf-8")
     (results / "tiny_chat.csv").write_text(as_csv(chat, CHAT_COLUMNS, measured), encoding="utf-8")
     picture = ROOT / "docs" / "images" / "grounded.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     grounded_scenes(measured["seed"]).save(picture, optimize=True)
+    training_figure(results / "tiny_lmm_log.jsonl").savefig(picture.parent / "tiny_training.png", dpi=110)
     readme = ROOT / "README.md"
     readme.write_text(with_picture(readme.read_text(encoding="utf-8")), encoding="utf-8")
     from flmm_plugin.reports import tables
 
-    return tables.main([str(readme)])
+    return tables.main([str(readme), str(ROOT / "docs" / "tiny.md")])
 
 
 def measure(seed: int, scenes: int) -> dict[str, Any]:
@@ -102,6 +113,27 @@ def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
         answer = lmm.grounded_chat(image, DESCRIBE_PROMPT, max_new_tokens=72, do_sample=False)
         tiles.append(overlay(image, answer.groundings))
     return side_by_side(tiles)
+
+
+def training_figure(log: Path) -> Any:
+    """How the embedded LMM learnt, from the committed log of `flmm tiny train`."""
+    from matplotlib.figure import Figure
+
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["phase"] == "chat":
+            by_step[row["step"]] = row  # a resumed run repeats steps: the last word counts
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    skip = {"phase", "step", "stage", "loss", "length", "seconds"}
+    for kind in sorted({key for row in by_step.values() for key in row} - skip):
+        steps = [step for step in sorted(by_step) if kind in by_step[step]]
+        axes.plot(steps, [by_step[step][kind] for step in steps], label=kind.replace("_", " "))
+    axes.set(xlabel="step", ylabel="answer tokens predicted right (running mean)", ylim=(0, 1))
+    axes.legend(ncols=3, fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure
 
 
 def side_by_side(tiles: Sequence[Image.Image], gap: int = 16) -> Image.Image:

@@ -1,14 +1,10 @@
 """Train the embedded LMM from nothing, in LLaVA's own order: the tower first, then all together.
 
-1. **Tower.** From scene *facts* (which colour, shape and size is at which of nine places; no pixel label) through a
-small
-   attention-pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training that real
-   towers have.
+1. **Tower.** From scene *facts* (which colour, shape and size is at which of nine places; no pixel label) through a small
+   pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training that real towers have.
 2. **Chat.** Next-token loss on captions, referring expressions, questions and answers. Many turns share one picture
-through a
-   block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower goes on
-   learning
-   at a quarter of the rate.
+   through a block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower goes on
+   learning at a quarter of the rate.
 
 Nothing here sees a mask. The curriculum advances on accuracy, not on the clock. Everything is resumable: state is
 written atomically, and the data of step ``s`` is a function of the seed and ``s``.
