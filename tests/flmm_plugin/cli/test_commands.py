@@ -90,7 +90,8 @@ def test_tiny_commands_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["tiny", "--help"])
     assert exit_.value.code == 0
-    assert all(word in capsys.readouterr().out for word in ("path", "evaluate", "train"))
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("path", "evaluate", "train"))
 
 
 # --- flmm list ------------------------------------------------------------------------------------------------------

@@ -112,13 +112,13 @@ def test_wrong_number_of_maps_is_named() -> None:
 
 def test_learns_to_pick_the_right_map() -> None:
     torch.manual_seed(0)
-    decoder = MaskDecoder(2, 4, upsample_to=16)
+    decoder = MaskDecoder(2, 8, upsample_to=16)
     attention = maps(4, 2, 16, 16) * 0.1
     attention[:, 0, 4:10, 3:9] += 1.0
     target = torch.zeros(4, 16, 16)
     target[:, 4:10, 3:9] = 1.0
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
-    for _ in range(15):
+    for _ in range(30):
         optimiser.zero_grad()
         loss = F.binary_cross_entropy_with_logits(decoder(attention), target)
         loss.backward()
