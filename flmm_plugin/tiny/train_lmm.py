@@ -1,10 +1,10 @@
 """Train the embedded LMM from nothing, in LLaVA's own order: the tower first, then all together.
 
-1. **Tower.** From scene *facts* (which colour, shape and size is at which of nine places; no pixel label) through a small
-   pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training that real towers have.
+1. **Tower.** From scene *facts* (which colour, shape and size is at which of nine places; no pixel label) through a
+   small pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training of real towers.
 2. **Chat.** Next-token loss on captions, referring expressions, questions and answers. Many turns share one picture
-   through a block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower goes on
-   learning at a quarter of the rate.
+   through a block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower goes
+   on learning at a quarter of the rate.
 
 Nothing here sees a mask. The curriculum advances on accuracy, not on the clock. Everything is resumable: state is
 written atomically, and the data of step ``s`` is a function of the seed and ``s``.
@@ -92,6 +92,8 @@ class PlaceProbe(nn.Module):
     that had to learn where the places are stayed at chance for 11 thousand pictures.)
     """
 
+    region: Tensor
+
     def __init__(self, width: int, spread: float = 0.12) -> None:
         super().__init__()
         axis = (torch.arange(lmm.GRID) + 0.5) / lmm.GRID
@@ -141,9 +143,11 @@ class Muon(torch.optim.Optimizer):
             for shape, params in by_shape.items():
                 moved = []
                 for p in params:
+                    gradient = p.grad
+                    assert gradient is not None
                     buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    moved.append(p.grad.lerp(buffer, group["momentum"]))
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    moved.append(gradient.lerp(buffer, group["momentum"]))
                 update = orthogonalise(torch.stack(moved))
                 for p, u in zip(params, update, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -154,7 +158,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration (quintic, Muon's coefficients) towards orthogonal matrices, ``[k, r, c]`` each way."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.transpose(1, 2)
+    x: Tensor = matrices if wide else matrices.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
