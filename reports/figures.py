@@ -214,7 +214,7 @@ def cluster_maps(maps: npt.NDArray[np.floating[Any]], clusters: int = 4, seed: i
     rank = np.empty_like(labels)
     for place, label in enumerate(np.argsort(mean, kind="stable")):
         rank[labels == label] = place
-    return rank.reshape(height, width).astype(np.int64)
+    return np.asarray(rank.reshape(height, width), dtype=np.int64)
 
 
 def seen_by_grid(image: Image.Image, grid: PlacedGrid | None) -> Image.Image:

@@ -107,6 +107,6 @@ def install(out: Path) -> Path:
     target = Path(__file__).parent / "weights"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(out / "lmm", target / "lmm")
-    for file in sorted(out.glob("*.safetensors")):
+    for file in sorted(out.glob("*.safetensors")):  # heads and the heads of both controls
         shutil.copy(file, target / file.name)
     return target
