@@ -1,0 +1,77 @@
+"""The weights inside the package: small enough, plain transformers, and as good as the committed table says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flmm_plugin import tiny
+from flmm_plugin.tiny import evaluate, language, world
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """Fifteen scenes of a seed that no committed table used."""
+    return evaluate.evaluate(seed=77, scenes=15, controls=False)
+
+
+def test_everything_that_ships_stays_under_20_mb() -> None:
+    folder = tiny.tiny_path().parent
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 20e6
+
+
+def test_plain_transformers_loads_it_in_single_precision() -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny.tiny_path(), dtype="auto").eval()
+    processor = AutoProcessor.from_pretrained(tiny.tiny_path())
+    assert type(model).__module__.startswith("transformers.")
+    assert model.dtype == torch.float32
+    scene = world.sample_scene(np.random.default_rng(0))
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": language.DESCRIBE_PROMPT}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = processor(images=Image.fromarray(world.render(scene)), text=text, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=72, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert processor.decode(ids, skip_special_tokens=True).strip().startswith("A ")
+
+
+def test_a_string_and_a_list_of_parts_make_the_same_prompt() -> None:
+    """lmms-eval's stock adapter writes the first form, transformers' chats the second."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(tiny.tiny_path())
+    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    plain = [{"role": "user", "content": "<image>\nWhat?"}]
+    prompts = {
+        source.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        for source, chat in ((processor, parts), (processor.tokenizer, plain))
+    }
+    assert prompts == {"USER: <image>\nWhat? ASSISTANT:"}
+
+
+def test_chat_is_as_good_as_the_table_says(measured: dict[str, Any]) -> None:
+    """Within what fifteen samples can tell: three standard errors."""
+    with (RESULTS / "tiny_chat.csv").open() as file:
+        table = {r["question"]: float(r["exact"]) for r in csv.DictReader(r for r in file if not r.startswith("#"))}
+    for kind, got in measured["chat"].items():
+        claimed = table[kind]
+        slack = 3 * np.sqrt(max(claimed * (1 - claimed), 0.05) / got["n"])
+        assert got["exact"] > claimed - slack, kind
+    assert measured["captions"]["recall"] > table["caption names, recall"] - 0.12
+
+
+def test_grounding_is_as_good_as_the_table_says_and_above_looking_at_nothing(measured: dict[str, Any]) -> None:
+    claimed = json.loads((RESULTS / "tiny_evaluate.json").read_text())["grounding"][0]
+    ours, *others = measured["grounding"]
+    for column in ("decoder_ciou", "refined_ciou", "caption_refined_ciou"):
+        assert ours[column] > claimed[column] - 0.12, column
+    assert all(ours["refined_ciou"] > 2 * other["refined_ciou"] for other in others)
