@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     picture = ROOT / "docs" / "images" / "grounded.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     grounded_scenes(measured["seed"]).save(picture, optimize=True)
+    example_scene().save(picture.parent / "scene.png", optimize=True)
     training_figure(results / "tiny_lmm_log.jsonl").savefig(picture.parent / "tiny_training.png", dpi=110)
     readme = ROOT / "README.md"
     readme.write_text(with_picture(readme.read_text(encoding="utf-8")), encoding="utf-8")
@@ -98,8 +99,17 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def example_scene() -> Image.Image:
+    """The held-out scene that README grounds: a red, a green and two orange things."""
+    from flmm_plugin.tiny.evaluate import held_out
+    from flmm_plugin.tiny.world import render
+
+    *_, (scene, _) = held_out(2026, 5)
+    return Image.fromarray(render(scene))
+
+
 def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
-    """Held-out scenes side by side, each with the masks of what the model itself says about it."""
+    """Held-out scenes of three objects or more, side by side, with masks of what the model says of them."""
     from flmm_plugin import GroundedLMM
     from flmm_plugin.reports.figures import overlay
     from flmm_plugin.tiny.evaluate import held_out
@@ -107,8 +117,9 @@ def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
     from flmm_plugin.tiny.world import render
 
     lmm = GroundedLMM.from_pretrained("flmm_tiny")
+    crowded = [scene for scene, _ in held_out(seed, 12 * count) if len(scene.things) > 2]
     tiles = []
-    for scene, _ in held_out(seed, count):
+    for scene in crowded[:count]:
         image = Image.fromarray(render(scene))
         answer = lmm.grounded_chat(image, DESCRIBE_PROMPT, max_new_tokens=72, do_sample=False)
         tiles.append(overlay(image, answer.groundings))
