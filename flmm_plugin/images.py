@@ -7,13 +7,15 @@ the model the stored pixels. A mask must lie on what the model saw.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flmm_plugin.errors import BadImage
 
@@ -69,10 +71,22 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
             raise BadImage(f"{name} has no pixels ({image.width} x {image.height})")
         if image.mode.startswith("I;16"):
             # Pillow clips 16-bit grey at 255 instead of scaling it: nearly every such picture would turn white.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB") if image.mode != "RGB" else _loaded(image)
+            with _strict():
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        with _strict():
+            return image.convert("RGB") if image.mode != "RGB" else _loaded(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as exc:
         raise BadImage(f"{name} is damaged or truncated ({exc}); fetch the picture again") from exc
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Refuse truncated files whatever the process was told: lmms-eval, for one, has Pillow fill the missing part."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _loaded(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from flmm_plugin.errors import BadImage
 from flmm_plugin.images import open_image
@@ -57,7 +57,12 @@ def test_orientation_tags_do_not_turn_the_picture(picture: Image.Image) -> None:
     assert open_image(encoded(picture, "JPEG", exif=exif)).size == picture.size
 
 
-def test_a_truncated_file_is_refused(picture: Image.Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lenient", [False, True])
+def test_a_truncated_file_is_refused(
+    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lenient: bool
+) -> None:
+    """Also inside lmms-eval, which tells Pillow to fill in what is missing."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     for kind in ("JPEG", "PNG"):
         content = encoded(picture, kind)
         with pytest.raises(BadImage, match="damaged or truncated"):
@@ -66,6 +71,7 @@ def test_a_truncated_file_is_refused(picture: Image.Image, tmp_path: Path) -> No
         path.write_bytes(content[:600])
         with pytest.raises(BadImage, match="cut"):
             open_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
