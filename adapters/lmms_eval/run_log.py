@@ -107,7 +107,8 @@ def _scores(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _sample(line: dict[str, Any]) -> Sample:
-    answer = line["resps"]
+    # lmms-eval leaves the raw answer out where its filters changed nothing.
+    answer = line["resps"] if "resps" in line else line["filtered_resps"]
     while isinstance(answer, list):  # nested once per repeat and per filter, depending on the version
         answer = answer[0]
     return Sample(int(line["doc_id"]), str(line["input"]), str(answer), str(line["target"]))

@@ -35,6 +35,9 @@ def write_run(folder: Path, answers: list[str], *, date: str = "20260101_000000"
         {"doc_id": i, "input": f"question {i}", "target": "Yes", "resps": answer, "filtered_resps": answer.strip()}
         for i, answer in enumerate(answers)
     ]
+    for line in lines:  # lmms-eval leaves "resps" out where the filters changed nothing
+        if line["resps"] == line["filtered_resps"]:
+            del line["resps"]
     (inner / f"{date}_samples_mme.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
     return path
 
