@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="work folder (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=30, help="pictures per split (default: %(default)s)")
     parser.add_argument(
-        "--scenes", type=int, default=60, help="scenes that measure the controls (default: %(default)s)"
+        "--scenes", type=int, default=30, help="scenes that measure the controls (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=SEED, help="of the held-out scenes (default: %(default)s)")
     args = parser.parse_args(argv)
