@@ -28,7 +28,7 @@ def add_subcommands(subparsers: Any) -> None:
         "stdout; any seed draws scenes that training never saw.",
     )
     measure.add_argument("--seed", type=int, default=1, help="of the scenes (default: %(default)s)")
-    measure.add_argument("--scenes", type=int, default=100, help="how many (default: %(default)s, about a minute)")
+    measure.add_argument("--scenes", type=int, default=100, help="how many (default: %(default)s, some minutes)")
     measure.add_argument("--no-controls", action="store_true", help="leave out the two trained controls")
     measure.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     measure.add_argument("--lmm", type=Path, help="another checkpoint folder (default: the embedded one)")
@@ -39,11 +39,11 @@ def add_subcommands(subparsers: Any) -> None:
         "train",
         help="remake the embedded LMM, its SAM, heads and controls from nothing",
         description="Train everything from nothing. Killed? Run the same line again: it goes on where it was. Nothing "
-        "of the LMM's training sees a mask. On 2 CPU cores the defaults take about two hours.",
+        "of the LMM's training sees a mask. It runs on the CPU and takes hours on 2 cores.",
     )
     train.add_argument("--out", type=Path, required=True, help="work folder; holds all state for resuming")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--steps", type=int, help="chat steps (default: the shipped model's)")
+    train.add_argument("--steps", type=int, help="chat steps (default: the final recipe's)")
     train.add_argument(
         "--quick", action="store_true", help="a few steps of everything: shows that it runs, not what it reaches"
     )

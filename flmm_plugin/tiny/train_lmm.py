@@ -51,7 +51,10 @@ class Stage:
 
 @dataclass
 class TrainConfig:
-    """All knobs. ``steps`` sets the length of the schedule; the defaults made the shipped model."""
+    """All knobs. ``steps`` sets the length of the schedule; the defaults are the final recipe.
+
+    The shipped model was made on the way to it: docs/decisions/0004 says where its run differed.
+    """
 
     seed: int = 0
     tower_steps: int = 520
