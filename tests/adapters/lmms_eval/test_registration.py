@@ -27,7 +27,7 @@ print(json.dumps({
 
 
 def test_the_registry_finds_the_models_without_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", _START], capture_output=True, text=True, check=True, timeout=240)
+    done = subprocess.run([sys.executable, "-P", "-c", _START], capture_output=True, text=True, check=True, timeout=240)
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["heavy"] == []
     assert seen["waiting"] == 1
