@@ -155,11 +155,22 @@ def attribute_question(scene: Scene, kind: str, rng: np.random.Generator) -> Tur
     return _about(kind, f"What {kind} is the {{}}?", phrase, str(getattr(thing, kind)), index, rng)
 
 
-def lookup_question(scene: Scene, rng: np.random.Generator) -> Turn:
-    """An attribute question whose phrase says what the object is and never where: it has to be looked for."""
+def lookup_question(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    kinds: tuple[str, ...] = ("color", "shape", "size", "where", "where"),
+) -> Turn:
+    """An attribute question whose phrase says what the object is and never where: it has to be looked for.
+
+    Args:
+        scene: The scene.
+        rng: Source of randomness.
+        kinds: What is asked, each as often as it stands there.
+    """
     for index in rng.permutation(len(scene.things)):
         thing = scene.things[int(index)]
-        for kind in rng.permutation(["color", "shape", "size", "where", "where"]):
+        for kind in rng.permutation(list(kinds)):
             attribute = "place" if kind == "where" else str(kind)
             options = referring_expressions(scene, thing, without=(attribute, "place"))
             if options:

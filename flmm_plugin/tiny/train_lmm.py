@@ -38,15 +38,16 @@ _SIZE_INDEX = {s: i + 1 for i, s in enumerate(SIZES)}
 class Stage:
     """One rung of the curriculum: how full scenes are, what is asked, which accuracy opens the next rung.
 
-    ``lookups``: share of steps whose scenes are asked ten questions about things that must be looked for by what they
-    are.
+    ``drills``: share of steps whose scenes are asked a dozen short questions, most of them about things that must be
+    looked for by what they are; ``choices``: share of steps of nothing but multiple choice.
     """
 
     max_things: int
     kinds: tuple[str, ...]
     advance_at: float
     max_share: float
-    lookups: float = 0.0
+    drills: float = 0.0
+    choices: float = 0.0
 
 
 @dataclass
@@ -60,7 +61,7 @@ class TrainConfig:
     tower_steps: int = 520
     tower_batch: int = 64
     tower_lr: float = 2e-3
-    steps: int = 2500
+    steps: int = 5000
     batch: int = 8
     lr: float = 1.2e-3
     weight_decay: float = 0.05
@@ -69,14 +70,15 @@ class TrainConfig:
     turns_per_scene: int = 7
     stages: tuple[Stage, ...] = field(
         default_factory=lambda: (
-            Stage(2, ("color", "shape", "where", "size"), 0.88, 0.18),
-            Stage(3, ("color", "shape", "where", "size", "count", "yes_no", "yes_no", "choice"), 0.80, 0.42),
+            Stage(2, ("color", "shape", "where", "size"), 0.88, 0.09),
+            Stage(3, ("color", "shape", "where", "size", "count", "yes_no", "yes_no", "choice"), 0.80, 0.21),
             Stage(
                 4,
                 ("color", "shape", "size", *["where"] * 3, *["count"] * 2, *["yes_no"] * 2, *["choice"] * 4),
                 2.0,
                 1.0,
-                lookups=0.5,
+                drills=0.35,
+                choices=0.25,
             ),
         )
     )
@@ -368,10 +370,23 @@ def sample_turns(scene: Scene, stage: Stage, rng: np.random.Generator, count: in
     for i in range(count):
         kind = kinds[int(order[i % len(kinds)])]
         if kind == "choice":  # fewer options are easier to tell apart at first
-            options, told = int(rng.choice((2, 3, 4, 4))), bool(rng.random() < 0.35)
-            turns.append(language.choice_question(scene, rng, options=options, told=told))
+            turns.append(_choice(scene, rng, (2, 3, 4, 4), told=0.35))
         else:
             turns.append(language.question(scene, kind, rng))
+    return turns
+
+
+def _choice(scene: Scene, rng: np.random.Generator, options: tuple[int, ...], told: float) -> language.Turn:
+    number, given_away = int(rng.choice(options)), bool(rng.random() < told)
+    return language.choice_question(scene, rng, options=number, told=given_away)
+
+
+def drill_turns(scene: Scene, rng: np.random.Generator) -> list[language.Turn]:
+    """A dozen short questions: things to be looked for by what they are (half of them: where), numbers, yes or no."""
+    turns = [language.lookup_question(scene, rng, kinds=("where",)) for _ in range(4)]
+    turns += [language.lookup_question(scene, rng) for _ in range(4)]
+    turns += [language.count_question(scene, rng) for _ in range(2)]
+    turns += [language.yes_no_question(scene, rng, short_share=1.0) for _ in range(2)]
     return turns
 
 
@@ -422,8 +437,12 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
         rng = np.random.default_rng([config.seed, 2, step])
         stage = config.stages[stage_index]
         scenes = [sample_scene(rng, max_things=stage.max_things) for _ in range(config.batch)]
-        if rng.random() < stage.lookups:  # whole batches, so that short turns are not padded to the length of long ones
-            turns = [[language.lookup_question(s, rng) for _ in range(10)] for s in scenes]
+        # Whole batches of one sort, so that short turns are not padded to the length of long ones.
+        sort = rng.random()
+        if sort < stage.drills:
+            turns = [drill_turns(s, rng) for s in scenes]
+        elif sort < stage.drills + stage.choices:
+            turns = [[_choice(s, rng, (2, 4, 4), told=0.1) for _ in range(6)] for s in scenes]
         else:
             turns = [sample_turns(s, stage, rng, config.turns_per_scene) for s in scenes]
         packed = packer.pack(turns)
