@@ -44,6 +44,12 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     sample["items"] = {"count": len(counts)}
     sample["errors"] = {"count": errors}
     sample["complete"] = {"count": len(counts), "expected": doc["expected_items"]}
+    sample["reference"] = {
+        "phrases": list(doc["expressions"]),
+        "masks": list(doc["masks"]),
+        "size": [doc["height"], doc["width"]],
+        "image_path": doc.get("image_path"),
+    }
     return sample
 
 

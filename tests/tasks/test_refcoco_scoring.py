@@ -52,7 +52,9 @@ def test_our_own_reply_scores_in_order() -> None:
     sample = scoring.score_reply(BOTH, masks_json(groundings, size=SIZE))
     assert pixels(sample) == [(24, 24), (24, 24)]
     assert sample["errors"] == {"count": 0}
-    assert set(sample) == set(scoring.METRICS)
+    assert set(sample) == {*scoring.METRICS, "reference"}
+    assert sample["reference"]["phrases"] == BOTH["expressions"]
+    assert sample["reference"]["masks"] == BOTH["masks"]
 
 
 def test_phrases_say_which_mask_is_whose() -> None:
