@@ -41,6 +41,7 @@ from flmm_plugin.reading import Reading, ground_reading, keywords
 from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding
 from flmm_plugin.replay import read_answer, read_continuations, read_sequence
 from flmm_plugin.seal import FrozenSeal, fingerprint
+from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions, visual_cot
 
 # The paper's, for looking at attention without heads; heads carry their own in their manifest.
 PROMPT = "Please give me a description of the image."
@@ -345,6 +346,33 @@ class GroundedLMM:
         phrases = tuple((text[span[0] : span[1]], span) for span in words)
         sizes = tuple(len(group) for group in groups)
         return self._masks(Reading(capture.attention(0), capture.hidden(0), sizes, phrases, tokens), picture, refine)
+
+    def visual_cot(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        instruction: str = "",
+        options: VisualCotOptions | None = None,
+        **generate: Any,
+    ) -> VisualCotAnswer:
+        """Find what a question is about, zoom in, answer: `flmm_plugin.visual_cot` says how.
+
+        Args:
+            image: What to look at.
+            question: What is asked.
+            instruction: Written behind the question when it is to be answered.
+            options: Variant and details; None: the paper's first variant.
+            **generate: Passed to the model's ``generate`` for the answer (default: 32 new tokens).
+        """
+        asked = CotQuestion(open_image(image), question, instruction)
+        return self.visual_cot_batch([asked], options, **generate)[0]
+
+    def visual_cot_batch(
+        self, asked: Sequence[CotQuestion], options: VisualCotOptions | None = None, **generate: Any
+    ) -> list[VisualCotAnswer]:
+        """`visual_cot` for several questions, padded on the left, as one batch."""
+        return visual_cot(self, asked, options or VisualCotOptions(), **generate)
 
     def attention_maps(self, image: ImageSource, phrase: str, *, prompt: str | None = None) -> AttentionMaps:
         """The maps that the heads would read for one phrase; needs no heads."""

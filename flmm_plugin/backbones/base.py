@@ -31,13 +31,24 @@ Messages = list[Message]
 class ImageTokens:
     """Image tokens of one picture in one sequence.
 
+    A family may show a picture more than once: whole and small, then in tiles. Tiles are put together to one fine
+    grid, which is `grid`; views of less detail are `coarse`.
+
     Attributes:
-        slots: Their sequence slots, ``[h * w]`` int64 on the CPU, raster order, left padding counted.
-        grid: How they lie on the picture.
+        slots: Their sequence slots, int64 on the CPU, left padding counted: of each coarse view, then of `grid`, each
+            in raster order. A token that serves two views is in it twice.
+        grid: How the tokens of the finest view lie on the picture; attention maps have its size.
+        coarse: How those of the other views do.
     """
 
     slots: Tensor
     grid: ImageGrid
+    coarse: tuple[ImageGrid, ...] = ()
+
+    @property
+    def views(self) -> tuple[ImageGrid, ...]:
+        """All views in the order of `slots`."""
+        return (*self.coarse, self.grid)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +140,13 @@ class Backbone(ABC):
         num_heads: c, query heads per layer.
         hidden_size: d.
         maps_per_image: Attention maps per head and picture; 2 for families with a coarse and a fine view.
+        several_images: Whether models of the family were trained on chats with several pictures; a visual chain of
+            thought then answers from the whole picture and the cut-out, else from the cut-out alone.
     """
 
     family: ClassVar[str]
     maps_per_image: ClassVar[int] = 1
+    several_images: ClassVar[bool] = False
 
     def __init__(
         self, model: Any, processor: Any, *, name: str, revision: str | None = None, system_prompt: str | None = None
@@ -212,8 +226,35 @@ class Backbone(ABC):
         """
 
     def attention_maps(self, rows: Tensor, tokens: ImageTokens) -> Tensor:
-        """Attention to the image tokens, ``[n, m, c, h * w]``, as maps ``[n, m * c, h, w]``, layer by layer."""
-        return rows.reshape(len(rows), -1, tokens.grid.height, tokens.grid.width)
+        """Attention to the image tokens, ``[n, m, c, k]`` as `ImageTokens.slots` lists them, as maps.
+
+        Coarse views are resized (bilinear) to the finest one's grid and come first on the channels, as the method does
+        for LLaVA-NeXT: all maps of the coarse view, layer by layer, then all of the fine one.
+
+        Returns:
+            ``[n, views * m * c, h, w]``.
+        """
+        maps = []
+        for part, view in zip(
+            rows.split([v.height * v.width for v in tokens.views], dim=-1), tokens.views, strict=True
+        ):
+            shaped = part.reshape(len(rows), -1, view.height, view.width)
+            if (view.height, view.width) != (tokens.grid.height, tokens.grid.width):
+                shaped = F.interpolate(shaped, (tokens.grid.height, tokens.grid.width), mode="bilinear")
+            maps.append(shaped)
+        return torch.cat(maps, dim=1)
+
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Positions that the model itself would give to these sequences, ``[b, l]``, padding not counted.
+
+        Families whose positions have more axes override this and give ``[axes, b, l]``.
+        """
+        return position_ids(inputs["attention_mask"])
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder of one image token in ``input_ids``."""
+        return int(self.model.config.image_token_id)
 
     @property
     def facts(self) -> BackboneFacts:

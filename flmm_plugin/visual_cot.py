@@ -1,0 +1,289 @@
+"""Visual chain of thought: find what a question is about, zoom in on it, answer (paper, section 4.3 and table 4).
+
+Two looks at a picture, both with the frozen model as it is:
+
+- *Find.* Variant ``v1`` lets the model name the object that matters most and grounds the words it wrote; ``v2`` grounds
+  the words of the question. Grounding is the mask decoder alone unless told otherwise, as in the released evaluation.
+- *Answer.* The box around the mask is cut out. A model that takes several pictures is shown the whole picture and the
+  cut; any other the cut alone, and the result says which.
+
+Prompts and limits are those of the method's released evaluation, quirks included: no space between the question and
+"First", 16 tokens of thought up to the first full stop, the last of them dropped. Where that evaluation breaks (nothing
+was named) or finds nothing (an empty mask), the cut is the whole picture.
+
+Frames: boxes are whole pixels ``(x0, y0, x1, y1)`` of the original picture, right and lower edge exclusive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from flmm_plugin.backbones.base import EncodedChat, Generated, Messages
+from flmm_plugin.errors import EmptyPhrase, HeadsMismatch, UnknownArgument
+from flmm_plugin.phrases import decoded_offsets, trimmed
+from flmm_plugin.reading import Reading, ground_reading
+from flmm_plugin.records import BoolMask, Grounding, masks_json
+from flmm_plugin.replay import read_answer
+
+if TYPE_CHECKING:
+    from flmm_plugin.grounded_lmm import GroundedLMM
+
+Variant = Literal["v1", "v2"]
+Views = Literal["auto", "both", "crop"]
+PixelBox = tuple[int, int, int, int]
+
+THINK = "First think which object in this image is most relevant to the question."
+THOUGHT = " The object most relevant to the question is"
+THOUGHT_TOKENS = 16
+ANSWER_TOKENS = 32
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LEAST_HALF = 8
+
+
+@dataclass(frozen=True)
+class VisualCotOptions:
+    """How the two looks are taken.
+
+    Attributes:
+        variant: ``v1``: ground what the model names; ``v2``: ground the question's own words.
+        views: What the answer may look at: ``both`` pictures, the ``crop`` alone, or ``auto``: both where the model
+            takes several pictures.
+        refine: Use the mask refiner (SAM); the released evaluation does not.
+        box_scale: Factor on the box around the mask before it is cut out.
+
+    Raises:
+        UnknownArgument: A value that does not exist.
+    """
+
+    variant: Variant = "v1"
+    views: Views = "auto"
+    refine: bool = False
+    box_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("visual_cot", self.variant, get_args(Variant)),
+            ("visual_cot_views", self.views, get_args(Views)),
+        ):
+            if value not in known:
+                raise UnknownArgument(f"{name} is one of {', '.join(known)}, not {value!r}")
+        if not 0 < self.box_scale < 100:
+            raise UnknownArgument(f"visual_cot_scale is a factor such as 1.0 or 1.5, not {self.box_scale!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class VisualCotAnswer:
+    """An answer, and the thought behind it.
+
+    Attributes:
+        text: The answer.
+        token_ids: Its ids.
+        variant: How the region was found.
+        thought: The words that were grounded; "" if the model named nothing.
+        grounding: Where they are; None if there was nothing to ground.
+        crop: What was cut out; the whole picture if the mask is empty or missing.
+        views: What the answer was given from, ``both`` pictures or the ``crop`` alone.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    variant: Variant
+    thought: str
+    grounding: Grounding | None
+    crop: PixelBox
+    views: Literal["both", "crop"]
+
+    def to_json(self, size: tuple[int, int]) -> str:
+        """lmms-eval's masks JSON with one mask or none, and the thought as ``"visual_cot"``.
+
+        Args:
+            size: ``(H, W)`` of the picture.
+        """
+        found = [] if self.grounding is None else [self.grounding]
+        reply = json.loads(masks_json(found, self.text, size))
+        reply["visual_cot"] = {
+            "variant": self.variant,
+            "thought": self.thought,
+            "crop": list(self.crop),
+            "views": self.views,
+        }
+        return json.dumps(reply, ensure_ascii=False)
+
+
+@dataclass(frozen=True, eq=False)
+class CotQuestion:
+    """One question about one picture.
+
+    Attributes:
+        image: The picture, RGB.
+        question: What is asked.
+        instruction: Written behind the question when it is to be answered, e.g. `SHORT_ANSWER`; the first look does not
+            see it.
+        system: Turns before the user's, in transformers' form.
+    """
+
+    image: Image.Image
+    question: str
+    instruction: str = ""
+    system: tuple[dict[str, Any], ...] = ()
+
+
+def crop_box(mask: BoolMask, *, scale: float = 1.0, least_half: int = LEAST_HALF) -> PixelBox:
+    """The region to cut out around a mask ``bool[H, W]``, never empty, never outside the picture.
+
+    Each half side is at least ``least_half`` pixels, then scaled, then clipped; fractions are cut off. The box runs
+    from the first to the last pixel of the mask without adding 1, as in the released evaluation.
+
+    >>> mask = np.zeros((100, 100), dtype=bool)
+    >>> mask[40:61, 10:51] = True
+    >>> crop_box(mask), crop_box(mask, scale=2.0), crop_box(np.zeros((100, 80), dtype=bool))
+    ((10, 40, 50, 60), (0, 30, 70, 70), (0, 0, 80, 100))
+    """
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return 0, 0, width, height
+    sides = []
+    for found, limit in ((columns, width), (rows, height)):
+        middle, half = (found[0] + found[-1]) / 2, max((found[-1] - found[0]) / 2, least_half) * scale
+        start = min(int(max(middle - half, 0)), limit - 1)
+        sides.append((start, max(int(min(middle + half, limit)), start + 1)))
+    (x0, x1), (y0, y1) = sides
+    return x0, y0, x1, y1
+
+
+def visual_cot(
+    lmm: GroundedLMM, asked: Sequence[CotQuestion], options: VisualCotOptions, **generate: Any
+) -> list[VisualCotAnswer]:
+    """Answer each question with a second look.
+
+    Args:
+        lmm: A grounded model; its weights and its way of generating stay as they are.
+        asked: One batch: the first looks go through the model together, and so do the answers.
+        options: How.
+        **generate: Of the answers; the thought is always greedy.
+
+    Raises:
+        EmptyPhrase: A question without words.
+        HeadsMismatch: The model was loaded without heads.
+    """
+    for index, one in enumerate(asked):
+        if not one.question.strip():
+            raise EmptyPhrase(f"question {index} is empty; a visual chain of thought needs one")
+    if not asked:
+        return []
+    if lmm.heads is None:
+        raise HeadsMismatch(f"{lmm.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
+    find = _named if options.variant == "v1" else _asked_for
+    found = find(lmm, asked, options.refine)
+    views = _views(lmm, options.views)
+    crops = [
+        crop_box(grounding.mask, scale=options.box_scale)
+        if grounding is not None
+        else (0, 0, one.image.width, one.image.height)
+        for one, (_, grounding) in zip(asked, found, strict=True)
+    ]
+    chats, pictures = [], []
+    for one, crop in zip(asked, crops, strict=True):
+        region = one.image.crop(crop)
+        chats.append(_answer_chat(one, views))
+        pictures.append([one.image, region] if views == "both" else [region])
+    answers = lmm.chat_batch(chats, pictures, **{"max_new_tokens": ANSWER_TOKENS, **generate})
+    return [
+        VisualCotAnswer(answer.text, answer.token_ids, options.variant, thought, grounding, crop, views)
+        for answer, (thought, grounding), crop in zip(answers, found, crops, strict=True)
+    ]
+
+
+def _views(lmm: GroundedLMM, wanted: Views) -> Literal["both", "crop"]:
+    if wanted == "auto":
+        return "both" if lmm.backbone.several_images else "crop"
+    return wanted
+
+
+def _answer_chat(one: CotQuestion, views: Literal["both", "crop"]) -> Messages:
+    words = one.question + one.instruction
+    content: list[dict[str, str]]
+    if views == "both":
+        content = [
+            {"type": "image"},
+            {"type": "text", "text": "the whole image, "},
+            {"type": "image"},
+            {"type": "text", "text": f"the image region that might help you answer the question: {words}"},
+        ]
+    else:
+        content = [{"type": "image"}, {"type": "text", "text": words}]
+    return [*one.system, {"role": "user", "content": content}]
+
+
+def _look_chat(one: CotQuestion, words: str) -> Messages:
+    return [*one.system, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]
+
+
+def _named(lmm: GroundedLMM, asked: Sequence[CotQuestion], refine: bool) -> list[tuple[str, Grounding | None]]:
+    """What the model names as most relevant, and where it is: greedy, and read back from its own cache."""
+    backbone = lmm.backbone
+    chats = [_look_chat(one, one.question + THINK) for one in asked]
+    encoded = backbone.encode(chats, [[one.image] for one in asked])
+    begun = backbone.tokenizer.encode(THOUGHT, add_special_tokens=False)
+    encoded = encoded.extended([begun] * len(asked), backbone.pad_id)
+    generated = backbone.generate(encoded, do_sample=False, num_beams=1, max_new_tokens=THOUGHT_TOKENS)
+    thoughts = [_thought(lmm, generated, item) for item in range(len(asked))]
+    return _where(lmm, asked, encoded, generated, thoughts, refine)
+
+
+def _thought(lmm: GroundedLMM, generated: Generated, item: int) -> tuple[str, int]:
+    """The words before the first full stop or end token, and how many tokens they are; the stopping one is dropped."""
+    ids = generated.answer_ids(item)
+    special = set(lmm.backbone.tokenizer.all_special_ids)
+    text, offsets = decoded_offsets(lmm.backbone.tokenizer, ids)
+    stop = next(
+        (index for index, (start, end) in enumerate(offsets) if ids[index] in special or "." in text[start:end]),
+        len(ids) - 1,
+    )
+    return text[: offsets[stop - 1][1]] if stop > 0 else "", max(stop, 0)
+
+
+def _where(
+    lmm: GroundedLMM,
+    asked: Sequence[CotQuestion],
+    encoded: EncodedChat,
+    generated: Generated,
+    thoughts: Sequence[tuple[str, int]],
+    refine: bool,
+) -> list[tuple[str, Grounding | None]]:
+    heads = lmm.heads
+    assert heads is not None, "refused before the first look"
+    # A thought of no token reads its first one, which is then not used: a capture has a row for every item.
+    rows = [list(range(max(count, 1))) for _, count in thoughts]
+    capture = read_answer(lmm.backbone, encoded, generated, rows, [one[0].slots for one in encoded.image_tokens])
+    found: list[tuple[str, Grounding | None]] = []
+    for item, (one, (text, count)) in enumerate(zip(asked, thoughts, strict=True)):
+        if not text.strip():
+            found.append(("", None))
+            continue
+        span = trimmed(text, (0, len(text)))
+        phrase = ((text[span[0] : span[1]], None),)
+        tokens = encoded.image_tokens[item][0]
+        reading = Reading(capture.attention(item), capture.hidden(item), (count,), phrase, tokens)
+        (grounding,) = ground_reading(reading, one.image, lmm.backbone, heads, merge=lmm.merge, refine=refine)
+        found.append((phrase[0][0], grounding))
+    return found
+
+
+def _asked_for(lmm: GroundedLMM, asked: Sequence[CotQuestion], refine: bool) -> list[tuple[str, Grounding | None]]:
+    """Where the words of the question are, each question in a pass of its own."""
+    found: list[tuple[str, Grounding | None]] = []
+    for one in asked:
+        words = one.question.strip()
+        (grounding,) = lmm.ground_text(
+            one.image, _look_chat(one, words), words, [(0, len(words))], where="question", refine=refine
+        )
+        found.append((words, grounding))
+    return found
