@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticLayer
 
 from flmm_plugin.attention import AttentionCapture
-from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, position_ids
+from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated
 from flmm_plugin.errors import CaptureError
 
 
@@ -35,7 +36,7 @@ def read_sequence(
         rows: Per item, sequence slots to read.
         columns: Per item, slots of its image tokens.
     """
-    inputs = {**encoded.inputs, "position_ids": position_ids(encoded.inputs["attention_mask"])}
+    inputs = {**encoded.inputs, "position_ids": backbone.positions(encoded.inputs)}
     return _captured(backbone, inputs, rows, columns)
 
 
@@ -65,20 +66,16 @@ def read_answer(
     answers = generated.sequences[:, start : start + longest]
     lengths = torch.tensor(generated.lengths, device=answers.device)[:, None]
     written = torch.arange(answers.shape[1], device=answers.device) < lengths
-    prompt_mask = encoded.inputs["attention_mask"]
-    mask = torch.cat([prompt_mask, written.to(prompt_mask.dtype)], dim=1)
+    whole = _grown(encoded, answers, written)
     if cache is not None:
-        return _captured(backbone, _continuation(answers, mask, start, cache), slots, columns)
+        return _captured(backbone, _continuation(whole, backbone.positions(whole), start, cache), slots, columns)
     image_token = getattr(backbone.model.config, "image_token_id", None)
     if image_token is not None and bool((answers == image_token).any()):
         raise CaptureError(
             "the answer contains the image placeholder and there is no cache to read it from; generate with "
             "use_cache=True and without beams"
         )
-    pictures = {key: value for key, value in encoded.inputs.items() if value.shape != prompt_mask.shape}
-    ids = torch.cat([encoded.inputs["input_ids"], answers], dim=1)
-    whole = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
-    return _captured(backbone, {**pictures, **whole}, slots, columns)
+    return _captured(backbone, {**whole, "position_ids": backbone.positions(whole)}, slots, columns)
 
 
 def read_continuations(
@@ -104,7 +101,7 @@ def read_continuations(
         Per text, its rows ``[t, m, c, k]`` and hidden states ``[t, m, d]``.
     """
     out = backbone.forward_body(encoded.inputs, use_cache=True)
-    start, mask = encoded.length, encoded.inputs["attention_mask"]
+    start, device = encoded.length, encoded.inputs["attention_mask"].device
     for first in range(0, len(texts), at_once):
         some, asked = texts[first : first + at_once], rows[first : first + at_once]
         cache = prompt_cache(out.past_key_values, start, repeats=len(some))
@@ -115,14 +112,17 @@ def read_continuations(
                 capture = read_sequence(backbone, encoded.extended([text], backbone.pad_id), [slots], [columns])
                 yield capture.attention(0), capture.hidden(0)
             continue
-        ids = torch.full((len(some), max(len(text) for text in some)), backbone.pad_id, device=mask.device)
-        written = torch.zeros_like(ids)
-        for index, text in enumerate(some):
-            ids[index, : len(text)] = torch.tensor(list(text), device=ids.device)
-            written[index, : len(text)] = 1
-        whole = torch.cat([mask.expand(len(some), -1), written.to(mask.dtype)], dim=1)
+        longest = max(len(text) for text in some)
+        inputs, places = [], []
+        for text in some:
+            ids = torch.full((1, longest), backbone.pad_id, device=device)
+            ids[0, : len(text)] = torch.tensor(list(text), device=device)
+            inputs.append(_grown(encoded, ids, torch.arange(longest, device=device)[None] < len(text)))
+            places.append(backbone.positions(inputs[-1]))
+        whole = {key: torch.cat([one[key] for one in inputs]) for key in ("input_ids", "attention_mask")}
         slots_of = [torch.tensor(list(row), dtype=torch.long) + start for row in asked]
-        capture = _captured(backbone, _continuation(ids, whole, start, cache), slots_of, [columns] * len(some))
+        continuation = _continuation(whole, torch.cat(places, dim=-2), start, cache)
+        capture = _captured(backbone, continuation, slots_of, [columns] * len(some))
         for item in range(len(some)):
             yield capture.attention(item), capture.hidden(item)
 
@@ -154,11 +154,24 @@ def prompt_cache(cache: Any, length: int, *, repeats: int = 1) -> DynamicCache |
     return copy
 
 
-def _continuation(ids: Tensor, mask: Tensor, start: int, cache: DynamicCache) -> dict[str, Any]:
+def _grown(encoded: EncodedChat, ids: Tensor, written: Tensor) -> dict[str, Tensor]:
+    """The inputs with ``ids [b, t]`` behind each sequence, where ``written`` says that they are no padding."""
+    shape = encoded.inputs["input_ids"].shape
+    grown = {
+        key: F.pad(value, (0, ids.shape[1])) if value.shape == shape else value for key, value in encoded.inputs.items()
+    }
+    mask = encoded.inputs["attention_mask"]
+    grown["input_ids"] = torch.cat([encoded.inputs["input_ids"], ids], dim=1)
+    grown["attention_mask"] = torch.cat([mask, written.to(mask.dtype)], dim=1)
+    return grown
+
+
+def _continuation(whole: dict[str, Tensor], positions: Tensor, start: int, cache: DynamicCache) -> dict[str, Any]:
+    """What is fed behind a cache of ``start`` slots."""
     return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": position_ids(mask)[:, start:],
+        "input_ids": whole["input_ids"][:, start:],
+        "attention_mask": whole["attention_mask"],
+        "position_ids": positions[..., start:],
         "past_key_values": cache,
         "use_cache": True,
     }

@@ -67,11 +67,6 @@ class LlavaBackbone(Backbone):
             )
         return frame.grid(int(self.processor.patch_size))
 
-    @property
-    def image_token_id(self) -> int:
-        """The placeholder of one image token."""
-        return int(self.model.config.image_token_id)
-
 
 def follow_processor(image_processor: Any, image_height: int, image_width: int) -> InputFrame:
     """What transformers' CLIP-style image processors do to a picture of this size, as a frame.
