@@ -17,10 +17,11 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from flmm_plugin.adapters.lmms_eval import chat
+from flmm_plugin.adapters.lmms_eval import chat, grounded_chat
 from flmm_plugin.adapters.lmms_eval.arguments import checked_batch_size, none_if_said, refuse_unknown
 from flmm_plugin.adapters.lmms_eval.failures import FailureLog
 from flmm_plugin.adapters.lmms_eval.requests import Request, chat_of, question_of, unpack
+from flmm_plugin.adapters.lmms_eval.visual_cot import VisualCotMode, answers_json, question_of_chat, question_of_doc
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.records import error_json, masks_json
 
@@ -64,7 +65,10 @@ class FlmmModel(lmms):
         settings = {name: none_if_said(value) for name, value in options.items()}
         settings["device"] = None if settings.get("device_map") else self._place(none_if_said(device))
         settings = {name: value for name, value in settings.items() if value is not None}
+        self.visual_cot = VisualCotMode.taken_from(settings)
         chosen_heads = self.default_heads if heads == "" else none_if_said(heads)
+        if self.visual_cot.always and chosen_heads is None:
+            raise UnknownArgument("visual_cot needs heads to find what to look at; give --model_args heads=<file>")
         self.lmm = self.load(pretrained or self.default_pretrained, heads=chosen_heads, **settings)
         self._grounds = chosen_heads is not None
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
@@ -101,7 +105,7 @@ class FlmmModel(lmms):
         replies: list[Reply] = [""] * len(unpacked)
         failures = FailureLog(self.rank)
         for batch in self._batches(asked, "flmm"):
-            answer = self._ground if batch[0].wants_masks else self._chat
+            answer = self._answerer(batch[0])
             for request, reply in zip(batch, answer(batch, failures), strict=True):
                 replies[request.index] = reply
         failures.report(len(asked))
@@ -160,6 +164,14 @@ class FlmmModel(lmms):
                 problem = FrozenWeightsChanged("a weight of the LMM changed on another rank; its log names the tensor")
         return problem
 
+    def _answerer(self, request: Request) -> Callable[[Sequence[Request], FailureLog], list[Reply]]:
+        """What answers requests of this kind; a batch holds one kind."""
+        if request.wants_masks:
+            return self._ground
+        if self.visual_cot.wants(request) and not request.wants_grounded_chat:
+            return self._visual_cot
+        return self._grounded_chat if request.wants_grounded_chat else self._chat
+
     def _ground(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
         """Masks JSON for each request; the pictures that can be opened go through the model together."""
         replies: list[Reply] = [""] * len(batch)
@@ -206,6 +218,59 @@ class FlmmModel(lmms):
                 replies[place] = GenerationResult(answer.text, TokenCounts(output_tokens=len(answer.token_ids)))
         return replies
 
+    def _grounded_chat(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
+        """Text and masks in one JSON for each request; answers are read back one by one."""
+        replies: list[Reply] = []
+        for request in batch:
+            try:
+                messages, pictures = self._messages(request)
+                replies.append(grounded_chat.reply(self._model(), request, messages, pictures))
+            except Exception as exc:
+                replies.append(self._no_masks(request, exc, failures))
+        return replies
+
+    def _visual_cot(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
+        """Answers after a second look; chats that are not about one picture are answered as ever."""
+        replies: list[Reply] = [""] * len(batch)
+        token, in_json = self._model().backbone.processor.image_token, answers_json(batch[0])
+        asked: list[tuple[int, Any]] = []
+        plain: list[int] = []
+        for place, request in enumerate(batch):
+            try:
+                doc = self._doc(request)
+                one = (
+                    question_of_doc(request, doc) if in_json else question_of_chat(*chat_of(request, doc, token), token)
+                )
+                if one is None:
+                    plain.append(place)
+                else:
+                    asked.append((place, one))
+            except Exception as exc:
+                replies[place] = self._no_answer(request, exc, failures, in_json)
+        how = self.visual_cot.options_of(batch[0])
+        options = chat.generate_options(batch[0].options, self.tokenizer.eos_token_id)
+        answers = _together_or_apart(
+            lambda some: self._model().visual_cot_batch([one for _, one in some], how, **options), asked
+        )
+        for (place, one), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                replies[place] = self._no_answer(batch[place], answer, failures, in_json)
+            elif in_json:
+                replies[place] = answer.to_json((one.image.height, one.image.width))
+            else:
+                replies[place] = GenerationResult(answer.text, TokenCounts(output_tokens=len(answer.token_ids)))
+        if plain:
+            logger.debug(f"flmm: {len(plain)} chats of {batch[0].task} are not about one picture; answered directly")
+            for place, reply in zip(plain, self._chat([batch[place] for place in plain], failures), strict=True):
+                replies[place] = reply
+        return replies
+
+    def _no_answer(self, request: Request, error: Exception, failures: FailureLog, in_json: bool) -> str:
+        if in_json:
+            return self._no_masks(request, error, failures)
+        failures.add(request.task, request.doc_id, error)
+        return ""
+
     def _messages(self, request: Request) -> tuple[list[dict[str, Any]], list[Any]]:
         backbone = self._model().backbone
         if self._strings is None:
@@ -235,10 +300,13 @@ class FlmmModel(lmms):
 
     def _refuse_masks_without_heads(self, requests: Iterable[Request]) -> None:
         """The one trouble that every sample would have, and that all ranks find out at the same moment."""
-        if not self._grounds and any(request.wants_masks for request in requests):
+        if not self._grounds and any(self._needs_heads(request) for request in requests):
             raise UnknownArgument(
                 "this model was loaded with heads=none and can only chat; give --model_args heads=<file>"
             )
+
+    def _needs_heads(self, request: Request) -> bool:
+        return request.wants_masks or request.wants_grounded_chat or self.visual_cot.wants(request)
 
     def _doc(self, request: Request) -> Any:
         return self.task_dict[request.task][request.split][request.doc_id]

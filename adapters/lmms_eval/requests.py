@@ -23,6 +23,10 @@ from flmm_plugin.images import open_image
 #: Generation argument with which a task asks for masks. What the text says plays no role.
 GROUND_FLAG = "flmm_ground"
 
+#: Generation argument with which a task asks for an answer *and* masks: ``keywords`` grounds what the answer names,
+#: ``answer`` grounds the answer as a whole.
+GROUNDED_CHAT_FLAG = "flmm_grounded_chat"
+
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -54,6 +58,11 @@ class Request:
     def wants_masks(self) -> bool:
         """Whether the task asked for masks."""
         return bool(self.options.get(GROUND_FLAG))
+
+    @property
+    def wants_grounded_chat(self) -> bool:
+        """Whether the task asked for an answer with masks."""
+        return bool(self.options.get(GROUNDED_CHAT_FLAG))
 
 
 def unpack(instances: list[Any]) -> Iterator[Request]:
