@@ -21,6 +21,10 @@ MODEL_ARGUMENTS = {
     "system_prompt": "a system turn before every chat",
     "heads": "the grounding heads' file, `auto` or `none`",
     "sam_checkpoint": "SAM weights for heads that were saved without an image encoder",
+    "visual_cot": "v1 or v2: answer every question about one picture after a second look at what it is about",
+    "visual_cot_views": "what that answer is given from: auto, both (whole picture and cut-out) or crop",
+    "visual_cot_refine": "true: the mask refiner says where to look, not the mask decoder alone",
+    "visual_cot_scale": "factor on the box that is cut out",
     "merge": "how the attention of a phrase's tokens is merged: mean or max",
 }
 
