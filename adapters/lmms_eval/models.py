@@ -15,6 +15,7 @@ _HOME = "flmm_plugin.adapters.lmms_eval"
 MODELS = {
     "flmm_tiny": f"{_HOME}.tiny.FlmmTiny",
     "flmm_llava": f"{_HOME}.llava.FlmmLlava",
+    "flmm_deepseekvl": f"{_HOME}.deepseek_vl.FlmmDeepseekVL",
 }
 
 

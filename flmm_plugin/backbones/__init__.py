@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # model_type of the checkpoint's config -> where its family is implemented.
 FAMILIES: dict[str, str] = {
     "llava": "flmm_plugin.backbones.llava:LlavaBackbone",
+    "deepseek_vl": "flmm_plugin.backbones.deepseek_vl:DeepseekVLBackbone",
+    "deepseek_vl_hybrid": "flmm_plugin.backbones.deepseek_vl:DeepseekVLHybridBackbone",
 }
 
 EMBEDDED = "flmm_tiny"

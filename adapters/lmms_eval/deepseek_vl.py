@@ -1,0 +1,18 @@
+"""``--model flmm_deepseekvl``: DeepSeek-VL in transformers' form, with heads that were trained for it."""
+
+from __future__ import annotations
+
+from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+
+
+class FlmmDeepseekVL(FlmmModel):
+    """DeepSeek-VL 1.3B (default) or 7B (``pretrained=deepseek-community/deepseek-vl-7b-chat``).
+
+    Without ``heads`` it only chats: none are shipped for it.
+    """
+
+    default_pretrained = "deepseek-community/deepseek-vl-1.3b-chat"
+    default_heads = None
+
+
+FlmmDeepseekVLSimple = simple_form(FlmmDeepseekVL)

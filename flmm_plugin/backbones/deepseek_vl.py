@@ -1,0 +1,72 @@
+"""DeepSeek-VL: 1.3B (SigLIP) and 7B (SigLIP beside SAM's encoder), as transformers' two families know them.
+
+Both processors keep the aspect ratio: the longest side is resized to the input size, the other is rounded (and never
+smaller than ``min_size``), grey bars fill up the square. The hybrid one does so at the size of its high-resolution
+encoder and then shrinks that padded square for SigLIP; its two encoders are merged cell by cell before the language
+model, so the image tokens lie on SigLIP's grid in both. The method's research code truncated where transformers
+rounds: for some sizes the picture is one input row or column larger here (at most 2 original pixels on photographs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from flmm_plugin.backbones.one_view import OneViewBackbone
+from flmm_plugin.errors import BackboneUnsupported
+from flmm_plugin.geometry import ImageGrid, InputFrame
+
+
+class DeepseekVLBackbone(OneViewBackbone):
+    """``DeepseekVLForConditionalGeneration``: 24 x 24 image tokens of 16 pixels."""
+
+    family: ClassVar[str] = "deepseek_vl"
+    several_images: ClassVar[bool] = True
+
+    def grid(self, image_height: int, image_width: int) -> ImageGrid:
+        """The token grid on a picture of this size, through this very processor."""
+        frame = InputFrame.of_image(image_height, image_width)
+        return self._shrunk(frame, self.processor.image_processor.size).grid(self._patch)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Rows and columns of pixels that SigLIP gets."""
+        side = _side(self.processor.image_processor.size)
+        return side, side
+
+    @property
+    def _patch(self) -> int:
+        return int(self.model.config.vision_config.patch_size)
+
+    def _shrunk(self, frame: InputFrame, size: Any) -> InputFrame:
+        """Longest side to ``size``, the other rounded, then grey bars: one step of these processors."""
+        processor = self.processor.image_processor
+        if not (processor.do_resize and processor.do_pad):
+            raise BackboneUnsupported(
+                f"the image processor of {self.name} does not resize and pad (do_resize={processor.do_resize}, "
+                f"do_pad={processor.do_pad}), so the grid is not square; restore its preprocessor_config.json"
+            )
+        side, least = _side(size), int(processor.min_size)
+        shrink = side / max(frame.height, frame.width)
+        height, width = (max(round(length * shrink), least) for length in (frame.height, frame.width))
+        return frame.resized(height, width).padded_to_square()
+
+
+class DeepseekVLHybridBackbone(DeepseekVLBackbone):
+    """``DeepseekVLHybridForConditionalGeneration``: the 7B models."""
+
+    family: ClassVar[str] = "deepseek_vl_hybrid"
+
+    def grid(self, image_height: int, image_width: int) -> ImageGrid:
+        """The token grid: padded at the high-resolution size first, then shrunk as a square."""
+        processor = self.processor.image_processor
+        frame = self._shrunk(InputFrame.of_image(image_height, image_width), processor.high_res_size)
+        return self._shrunk(frame, processor.size).grid(self._patch)
+
+
+def _side(size: Any) -> int:
+    """The side of a square size, of a dictionary or of transformers' ``SizeDict``."""
+    named: Mapping[str, Any] = {key: value for key, value in dict(size).items() if value is not None}
+    if set(named) != {"height", "width"} or named["height"] != named["width"]:
+        raise BackboneUnsupported(f"DeepSeek-VL's image processor makes squares, not {named}; restore its size")
+    return int(named["height"])
