@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.image_processing_utils import select_best_resolution
 
 Shown = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
@@ -61,6 +63,39 @@ def shown_in_one_view(backbone: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """Families with one view per picture: the patches of ``pixel_values [pictures, 3, H, W]`` in raster order."""
     patch = int(backbone.model.config.vision_config.patch_size)
     return F.avg_pool2d(inputs["pixel_values"][:, :1].float(), patch).flatten()
+
+
+def shown_in_tiles(backbone: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """LLaVA's ``anyres``: base view and tiles, ``[pictures, views, 3, H, W]``, packed by the model."""
+    config, model = backbone.model.config, backbone.model.model
+    patch, side = int(config.vision_config.patch_size), int(config.vision_config.image_size)
+    alone = inputs.get("batch_num_images", torch.ones(len(inputs["image_sizes"]), dtype=torch.long))
+    several = [bool(count > 1) for count in alone.tolist() for _ in range(count)]
+    features = []
+    for views, size, one_view in zip(inputs["pixel_values"], inputs["image_sizes"], several, strict=True):
+        height, width = select_best_resolution(size.tolist(), config.image_grid_pinpoints)
+        used = views[:1] if one_view else views[: 1 + (height // side) * (width // side)]
+        features.append(F.avg_pool2d(used[:, :1].float(), patch).flatten(1)[..., None])
+    options = {} if "batch_num_images" in inputs else {"vision_feature_select_strategy": "default"}
+    packed, _ = model.pack_image_features(
+        features, inputs["image_sizes"], image_newline=torch.tensor([float("nan")]), **options
+    )
+    return torch.cat(list(packed)).flatten()
+
+
+def shown_in_merged_patches(backbone: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Qwen: flat patches, those of one token next to each other."""
+    processor = backbone.processor.image_processor
+    red = inputs["pixel_values"].reshape(len(inputs["pixel_values"]), 3, -1)[:, 0]
+    return red.float().mean(-1).reshape(-1, processor.merge_size**2).mean(-1)
+
+
+def shown_after_pixel_shuffle(backbone: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """InternVL: the patches of every tile, merged by the model's own shuffle."""
+    patch = int(backbone.model.config.vision_config.patch_size[0])
+    patches = F.avg_pool2d(inputs["pixel_values"][:, :1].float(), patch).permute(0, 2, 3, 1)
+    merged = backbone.model.model.pixel_shuffle(patches, scale_factor=backbone.model.config.downsample_ratio)
+    return merged.mean(-1).flatten()
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -165,12 +200,12 @@ def save_deepseek_vl(folder: Path) -> None:
         vision_config=deepseek_siglip(), text_config=LlamaConfig(**text_numbers(len(tokens))),
         image_token_id=tokens.image_token_id, tie_word_embeddings=False,
     )  # fmt: skip
-    pictures = DeepseekVLImageProcessor(size=square(56), image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    pictures = DeepseekVLImageProcessor(size=square(168), image_mean=[0.5] * 3, image_std=[0.5] * 3)
     chat = template("<image_placeholder>")
     save(
         folder,
         lambda: DeepseekVL(config),
-        DeepseekVLProcessor(pictures, tokens, chat_template=chat, num_image_tokens=16),
+        DeepseekVLProcessor(pictures, tokens, chat_template=chat, num_image_tokens=144),
     )
 
 
@@ -181,30 +216,165 @@ def save_deepseek_vl_hybrid(folder: Path) -> None:
 
     tokens = tokenizer(image_token="<image_placeholder>")
     sam = SamVisionConfig(
-        hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=128, patch_size=16,
+        hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2, image_size=192, patch_size=16,
         global_attn_indexes=[1], window_size=4, mlp_dim=32, num_pos_feats=8,
     )  # fmt: skip
     config = DeepseekVLHybridConfig(
         vision_config=deepseek_siglip(), high_res_vision_config=sam, image_token_id=tokens.image_token_id,
         text_config=LlamaConfig(**text_numbers(len(tokens))), tie_word_embeddings=False,
     )  # fmt: skip
-    pictures = DeepseekVLHybridImageProcessor(size=square(56), high_res_size=square(128))
+    pictures = DeepseekVLHybridImageProcessor(size=square(168), high_res_size=square(192))
     chat = template("<image_placeholder>")
-    save(folder, lambda: DeepseekVL(config), Processor(pictures, tokens, chat_template=chat, num_image_tokens=16))
+    save(folder, lambda: DeepseekVL(config), Processor(pictures, tokens, chat_template=chat, num_image_tokens=144))
 
 
 def deepseek_siglip() -> Any:
+    """12 x 12 patches: of a wide picture padded to a square, 4 x 4 would leave less than one row."""
     from transformers import SiglipVisionConfig
 
-    return SiglipVisionConfig(**clip_numbers(vision_use_head=False))
+    return SiglipVisionConfig(**clip_numbers(image_size=168, vision_use_head=False))
 
 
 def square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
+# --- LLaVA-NeXT and LLaVA-OneVision --------------------------------------------------------------------------------
+
+TILINGS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+
+
+def save_llava_next(folder: Path, *, mistral: bool) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextImageProcessor, MistralConfig
+    from transformers import LlavaNextForConditionalGeneration as LlavaNext
+    from transformers import LlavaNextProcessor as Processor
+
+    tokens = tokenizer()
+    numbers = text_numbers(len(tokens), num_key_value_heads=2 if mistral else 4)
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**clip_numbers()),
+        text_config=MistralConfig(**numbers, sliding_window=None) if mistral else LlamaConfig(**numbers),
+        image_token_index=tokens.image_token_id, image_grid_pinpoints=TILINGS,
+    )  # fmt: skip
+    pictures = LlavaNextImageProcessor(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=TILINGS
+    )
+    processor = Processor(
+        pictures, tokens, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template(),
+    )  # fmt: skip
+    save(folder, lambda: LlavaNext(config), processor)
+
+
+def save_llava_onevision(folder: Path) -> None:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+    from transformers import LlavaOnevisionForConditionalGeneration as Onevision
+
+    tokens = tokenizer(video_token="<video>")
+    tilings = [[56 * rows, 56 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**clip_numbers(vision_use_head=False)),
+        text_config=Qwen2Config(**text_numbers(len(tokens), num_key_value_heads=2)),
+        image_token_index=tokens.image_token_id, video_token_index=tokens.video_token_id,
+        image_grid_pinpoints=tilings, vision_aspect_ratio="anyres_max_4",
+    )  # fmt: skip
+    pictures = LlavaOnevisionImageProcessor(size={"height": 56, "width": 56}, image_grid_pinpoints=tilings)
+    processor = LlavaOnevisionProcessor(
+        pictures, tokens, LlavaOnevisionVideoProcessor(), num_image_tokens=16, vision_feature_select_strategy="full",
+        chat_template=template(), vision_aspect_ratio="anyres_max_4",
+    )  # fmt: skip
+    save(folder, lambda: Onevision(config), processor)
+
+
+# --- Qwen-VL -------------------------------------------------------------------------------------------------------
+
+_QWEN_TOKENS = {
+    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+}  # fmt: skip
+
+
+def save_qwen_vl(folder: Path, version: str) -> None:
+    """``version``: 2, 2_5 or 3, as in the names of the classes."""
+    import transformers
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    tokens = tokenizer(**_QWEN_TOKENS)
+    name = {"2": "Qwen2VL", "2_5": "Qwen2_5_VL", "3": "Qwen3VL"}[version]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    numbers = text_numbers(len(tokens), num_key_value_heads=2, rope_parameters=rope)
+    if version == "3":
+        numbers["head_dim"] = 8
+        vision = {"hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0], "patch_size": 8}
+    else:
+        vision = {"hidden_size": 32, "patch_size": 7}
+    vision |= {"depth": 2, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+    if version == "2_5":
+        vision |= {"fullatt_block_indexes": [1], "window_size": 28}
+    if version == "2":
+        vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+        for unknown in ("out_hidden_size", "intermediate_size"):
+            del vision[unknown]
+    config = getattr(transformers, f"{name}Config")(
+        text_config=numbers, vision_config=vision, image_token_id=tokens.image_token_id,
+        video_token_id=tokens.video_token_id, vision_start_token_id=tokens.vision_start_token_id,
+        vision_end_token_id=tokens.vision_end_token_id, tie_word_embeddings=False,
+    )  # fmt: skip
+    patch = int(vision["patch_size"])
+    sizes = {"shortest_edge": 16 * patch**2, "longest_edge": 256 * patch**2}
+    pictures = Qwen2VLImageProcessor(size=sizes, patch_size=patch)
+    videos = Qwen2VLVideoProcessor(size=sizes, patch_size=patch)
+    processor = getattr(transformers, "Qwen3VLProcessor" if version == "3" else f"{name}Processor")(
+        pictures, tokens, videos, chat_template=template("<|vision_start|><|image_pad|><|vision_end|>")
+    )
+    save(folder, lambda: getattr(transformers, f"{name}ForConditionalGeneration")(config), processor)
+
+
+# --- InternVL ------------------------------------------------------------------------------------------------------
+
+
+def save_internvl(folder: Path) -> None:
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )
+    from transformers import InternVLForConditionalGeneration as InternVL
+
+    tokens = tokenizer(
+        image_token="<IMG_CONTEXT>", context_image_token="<IMG_CONTEXT>", start_image_token="<img>",
+        end_image_token="</img>", video_token="<video>",
+    )  # fmt: skip
+    vision = clip_numbers(image_size=[56, 56], patch_size=[7, 7])
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**vision),
+        text_config=Qwen2Config(**text_numbers(len(tokens), num_key_value_heads=2)),
+        image_token_id=tokens.context_image_token_id, image_seq_length=16, tie_word_embeddings=False,
+    )  # fmt: skip
+    pictures = GotOcr2ImageProcessor(size={"height": 56, "width": 56}, max_patches=4)
+    processor = InternVLProcessor(
+        pictures, tokens, InternVLVideoProcessor(), image_seq_length=16, chat_template=template("<IMG_CONTEXT>\n")
+    )
+    save(folder, lambda: InternVL(config), processor)
+
+
 FAMILIES: dict[str, Family] = {
-    "deepseek_vl": Family(save_deepseek_vl, shown_in_one_view, "deepseek_vl"),
-    "deepseek_vl_hybrid": Family(save_deepseek_vl_hybrid, shown_in_one_view, "deepseek_vl_hybrid"),
     "llava": Family(save_llava, shown_in_one_view, "llava", paper=True),
+    "llava_next_vicuna": Family(partial(save_llava_next, mistral=False), shown_in_tiles, "llava_next", 2, paper=True),
+    "llava_next_mistral": Family(partial(save_llava_next, mistral=True), shown_in_tiles, "llava_next", 2, paper=True),
+    "llava_onevision": Family(save_llava_onevision, shown_in_tiles, "llava_onevision", 2),
+    "qwen2_vl": Family(partial(save_qwen_vl, version="2"), shown_in_merged_patches, "qwen2_vl"),
+    "qwen2_5_vl": Family(partial(save_qwen_vl, version="2_5"), shown_in_merged_patches, "qwen2_5_vl"),
+    "qwen3_vl": Family(partial(save_qwen_vl, version="3"), shown_in_merged_patches, "qwen3_vl"),
+    "internvl": Family(save_internvl, shown_after_pixel_shuffle, "internvl", 2),
 }
