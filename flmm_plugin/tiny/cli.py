@@ -39,7 +39,7 @@ def add_subcommands(subparsers: Any) -> None:
         "train",
         help="remake the embedded LMM, its SAM, heads and controls from nothing",
         description="Train everything from nothing. Killed? Run the same line again: it goes on where it was. Nothing "
-        "of the LMM's training sees a mask. It runs on the CPU and takes hours on 2 cores.",
+        "of the LMM's training sees a mask. On 2 CPU cores it takes hours.",
     )
     train.add_argument("--out", type=Path, required=True, help="work folder; holds all state for resuming")
     train.add_argument("--seed", type=int, default=0)
@@ -47,6 +47,7 @@ def add_subcommands(subparsers: Any) -> None:
     train.add_argument(
         "--quick", action="store_true", help="a few steps of everything: shows that it runs, not what it reaches"
     )
+    train.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     train.add_argument("--install", action="store_true", help="put the result into this installation's weights folder")
     train.set_defaults(run=_train)
 
@@ -86,16 +87,21 @@ def as_text(result: dict[str, Any]) -> str:
 def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from flmm_plugin.tiny import train_heads, train_lmm
+    import torch
 
-    config, heads_config = train_lmm.TrainConfig(seed=args.seed), train_heads.HeadsConfig(seed=args.seed)
+    from flmm_plugin.tiny import train_heads, train_lmm
+    from flmm_plugin.tiny.train_sam import SamConfig
+
+    config = train_lmm.TrainConfig(seed=args.seed)
+    heads_config = train_heads.HeadsConfig(seed=args.seed, sam=SamConfig(seed=args.seed))
     if args.steps:
         config = replace(config, steps=args.steps)
     if args.quick:
         config = replace(config, tower_steps=3, tower_batch=8, steps=4, batch=2)
-        heads_config = replace(heads_config, sam_steps=3, scenes=6, decoder_steps=3, joint_steps=2)
-    folder = train_lmm.train(args.out, config)
-    train_heads.train_from(args.out, heads_config, folder)
+        heads_config = replace(heads_config, sam=SamConfig(steps=3), scenes=6, decoder_steps=3, joint_steps=2)
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    folder = train_lmm.train(args.out, config, device)
+    train_heads.train_from(args.out, heads_config, folder, device)
     if args.install:
         install(args.out)
     print(args.out, file=sys.stdout)

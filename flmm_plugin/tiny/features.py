@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.tiny import language, lmm
-from flmm_plugin.tiny.train_lmm import Packer, picture
+from flmm_plugin.tiny.packing import Packer, picture
 from flmm_plugin.tiny.world import Scene, render, visible_masks
 
 
@@ -84,8 +84,9 @@ def _extract_batch(
 ) -> Iterator[SceneFeatures]:
     scenes = [scene for scene, _ in pairs]
     turns = [scene_turns(scene, rng) for scene, rng in pairs]
-    packed = packer.pack(turns)
-    pixels = torch.stack([picture(scene, rng) for scene, rng in pairs])
+    device = next(model.parameters()).device
+    packed = packer.pack(turns).to(device)
+    pixels = torch.stack([picture(scene, rng) for scene, rng in pairs]).to(device)
     patches = lmm.GRID * lmm.GRID
     first = len(packer.prefix)
     columns = torch.arange(first, first + patches)
@@ -104,7 +105,7 @@ def _extract_batch(
         )
     for b, (phrases, answers, keyword) in enumerate(plans):
         at = {int(slot): i for i, slot in enumerate(rows[b])}
-        attention, hidden = capture.attention(b), capture.hidden(b)
+        attention, hidden = capture.attention(b).cpu(), capture.hidden(b).cpu()
         maps = torch.stack([attention[[at[t] for t in span]].mean(0).flatten(0, 1) for _, _, span in phrases])
         yield SceneFeatures(
             render(scenes[b], picture_size),

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_plugin.tiny import evaluate, features, language, lmm, train_heads, train_lmm
+from flmm_plugin.tiny import evaluate, features, language, lmm, optim, packing, train_heads, train_lmm
+from flmm_plugin.tiny.train_sam import SamConfig
 from flmm_plugin.tiny.world import sample_scene
 
 FAST = train_lmm.TrainConfig(tower_steps=2, tower_batch=4, steps=4, batch=2, turns_per_scene=2)
-FAST_HEADS = train_heads.HeadsConfig(sam_steps=2, sam_batch=2, scenes=3, decoder_steps=2, joint_steps=1, joint_batch=2)
+FAST_HEADS = train_heads.HeadsConfig(
+    sam=SamConfig(steps=2, batch=2), scenes=3, decoder_steps=2, joint_steps=2, joint_batch=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,10 @@ def test_a_packed_turn_equals_the_same_turn_alone(model: Any, tokenizer: Any) ->
     """The block mask hides the other turns: logits of a turn do not depend on its neighbours."""
     scene, rng = sample_scene(np.random.default_rng(0)), np.random.default_rng(1)
     turns = [language.caption(scene), language.question(scene, "color", rng)]
-    packer = train_lmm.Packer(tokenizer)
-    pixels = train_lmm.picture(scene, rng)[None]
+    packer = packing.Packer(tokenizer)
+    pixels = packing.picture(scene, rng)[None]
 
-    def last_hidden(packed: train_lmm.Packed) -> torch.Tensor:
+    def last_hidden(packed: packing.Packed) -> torch.Tensor:
         start, patches = len(packer.prefix), lmm.GRID**2
         embeds = model.get_input_embeddings()(packed.ids)
         seen = lmm.see(model, pixels)
@@ -70,7 +73,7 @@ def test_packed_ids_are_what_the_processor_writes(tokenizer: Any) -> None:
 
     text = processor.apply_chat_template(chat, tokenize=False)
     written = processor(images=Image.new("RGB", (50, 40)), text=text, return_tensors="pt")["input_ids"][0].tolist()
-    packed = train_lmm.Packer(tokenizer).pack([[turn]])
+    packed = packing.Packer(tokenizer).pack([[turn]])
     assert packed.ids[0, : len(written)].tolist() == written
 
 
@@ -88,7 +91,7 @@ def test_features_point_at_the_phrases(model: Any, tokenizer: Any) -> None:
 
 def test_orthogonalise_gives_singular_values_near_one() -> None:
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(train_lmm.orthogonalise(torch.randn(3, 20, 50)))
+    values = torch.linalg.svdvals(optim.orthogonalise(torch.randn(3, 20, 50)))
     assert float(values.min()) > 0.5
     assert float(values.max()) < 1.4
 
@@ -110,6 +113,33 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
     again = train_lmm.train(tmp_path / "killed", FAST)
     for name in ("model.safetensors",):
         assert (whole / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize("dies_in", ["mask decoder", "all heads"])
+def test_killed_heads_resume_to_the_same_file(
+    dies_in: str, model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_heads, "SAVE_EVERY", 1)
+
+    def run(folder: Path) -> bytes:
+        return train_heads.train(tmp_path / folder, FAST_HEADS, model, tokenizer, ("heads",)).read_bytes()
+
+    whole = run(Path("whole"))
+    original = train_heads.Stage.run
+
+    def killed(self: train_heads.Stage, *args: Any) -> None:
+        def dies(step: int) -> torch.Tensor:
+            if step == 1:
+                raise KeyboardInterrupt
+            return self.loss(step)
+
+        original(replace(self, loss=dies) if dies_in in self.name else self, *args)
+
+    with monkeypatch.context() as once:
+        once.setattr(train_heads.Stage, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(Path("killed"))
+    assert run(Path("killed")) == whole
 
 
 def test_the_whole_recipe_runs_from_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""What a long run leaves on disk: states written whole or not at all, and a log of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def atomic_save(state: Any, path: Path) -> None:
+    """Write beside, then rename: a killed run leaves the last good file."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+class Log:
+    """Lines of JSON, one per report; the committed training log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start = time.monotonic()
+
+    def write(self, **row: Any) -> None:
+        """Append one row and echo it."""
+        row["seconds"] = round(time.monotonic() - self.start, 1)
+        with self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
