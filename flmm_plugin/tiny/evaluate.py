@@ -113,8 +113,7 @@ def evaluate(
     chat = measure_chat(lmm, world)
     captions, keywords = measure_captions(lmm, world)
     asked = [_asked(scene, np.random.default_rng([seed, 31, i])) for i, (scene, *_) in enumerate(world)]
-    rows = [measure_grounding("frozen LMM + heads", lmm, world, asked), *untrained_rows(world, asked)]
-    rows.insert(1, wrong_phrase_row(lmm, world, asked))
+    rows = [*measure_right_and_wrong(lmm, world, asked), *untrained_rows(world, asked)]
     if controls:
         rows.insert(1, _random_row(lmm, heads.parent / "control_random.safetensors", world, asked))
         rows.insert(3, _image_only_row(lmm, heads.parent / "control_image_only.safetensors", world, asked))
@@ -209,18 +208,46 @@ def predict(lmm: Any, picture: Picture, asked: Asked) -> list[tuple[BoolArray, B
     return [(g.decoder_logits > 0, g.mask) for g in found]
 
 
+@dataclass
+class Tally:
+    """One method's overlaps, in all and by where the phrase stands."""
+
+    decoder: dict[str, Overlap] = field(default_factory=lambda: defaultdict(Overlap))
+    refined: dict[str, Overlap] = field(default_factory=lambda: defaultdict(Overlap))
+
+    def add(self, where: str, coarse: BoolArray, fine: BoolArray, target: BoolArray) -> None:
+        """Count one phrase's two masks."""
+        for place in ("all", where):
+            self.decoder[place].add(coarse, target)
+            self.refined[place].add(fine, target)
+
+
 def measure_grounding(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
     """A row: cIoU of decoder and refiner on every phrase, in all and by where the phrase stands."""
-    decoder: dict[str, Overlap] = defaultdict(Overlap)
-    refined: dict[str, Overlap] = defaultdict(Overlap)
+    right, _ = _tallies(method, lmm, world, asked)
+    return row(method, right.decoder, right.refined)
+
+
+def measure_right_and_wrong(lmm: Any, world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
+    """The row of the LMM and, from the same masks, its control: a phrase's mask scored against the *next* object."""
+    method = "frozen LMM + heads"
+    right, wrong = _tallies(method, lmm, world, asked)
+    return [
+        row(method, right.decoder, right.refined),
+        row("wrong phrase of the same scene", wrong.decoder, wrong.refined),
+    ]
+
+
+def _tallies(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> tuple[Tally, Tally]:
+    right, wrong = Tally(), Tally()
     for (scene, _, picture), questions in _progress(list(zip(world, asked, strict=True)), method):
         masks = visible_masks(scene, SIZE)
         for item in questions:
             for index, (coarse, fine) in zip(item.targets(), predict(lmm, picture, item), strict=True):
-                for where in ("all", item.where):
-                    decoder[where].add(coarse, masks[index])
-                    refined[where].add(fine, masks[index])
-    return row(method, decoder, refined)
+                right.add(item.where, coarse, fine, masks[index])
+                if len(masks) > 1:
+                    wrong.add(item.where, coarse, fine, masks[(index + 1) % len(masks)])
+    return right, wrong
 
 
 def row(method: str, decoder: dict[str, Overlap], refined: dict[str, Overlap]) -> dict[str, Any]:
@@ -240,25 +267,6 @@ def row(method: str, decoder: dict[str, Overlap], refined: dict[str, Overlap]) -
         content[f"{where}_refined_ciou"] = number(refined, where)
     content["n"] = len((refined.get("all") or decoder["all"]).ratios)
     return content
-
-
-def wrong_phrase_row(lmm: Any, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
-    """Control: the mask of one object's phrase scored against the next object of the same scene."""
-    decoder: dict[str, Overlap] = defaultdict(Overlap)
-    refined: dict[str, Overlap] = defaultdict(Overlap)
-    for (scene, _, picture), questions in _progress(list(zip(world, asked, strict=True)), "wrong phrase"):
-        if len(scene.things) < 2:
-            continue
-        masks = visible_masks(scene, SIZE)
-        for item in questions:
-            if item.where != "refer":
-                continue
-            for index, (coarse, fine) in zip(item.targets(), predict(lmm, picture, item), strict=True):
-                other = masks[(index + 1) % len(masks)]
-                for where in ("all", "refer"):
-                    decoder[where].add(coarse, other)
-                    refined[where].add(fine, other)
-    return row("wrong phrase of the same scene", decoder, refined)
 
 
 def untrained_rows(world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
