@@ -49,3 +49,7 @@ class DataNotFound(FlmmError):
 
 class BadAnnotation(FlmmError):
     """An annotation that contradicts itself or its picture."""
+
+
+class ToolNotFound(FlmmError):
+    """A program or model that a metric needs, not this package, is not on this machine."""
