@@ -79,6 +79,11 @@ class ImageGrid:
         """Both sides resized on their own, whatever the aspect ratio."""
         return InputFrame.of_image(image_height, image_width).resized(input_height, input_width).grid(patch)
 
+    def divided(self, rows: int, columns: int) -> ImageGrid:
+        """The same extent in another number of cells."""
+        scale_y, scale_x = self.scale_y * self.height / rows, self.scale_x * self.width / columns
+        return replace(self, height=rows, width=columns, scale_y=scale_y, scale_x=scale_x)
+
     def grid_to_image(self, maps_grid: Tensor, fill: float) -> Tensor:
         """Interpolate maps over the grid's extent at the centre of every original pixel.
 
@@ -122,6 +127,23 @@ class ImageGrid:
         rows = self._overlap(self.height, self.scale_y, self.offset_y, self.image_height, masks_image.device)
         columns = self._overlap(self.width, self.scale_x, self.offset_x, self.image_width, masks_image.device)
         return (rows @ masks_image.float() @ columns.T).clamp(0, 1)
+
+    def picture_cells(self, map_height: int, map_width: int) -> tuple[int, int, int, int] | None:
+        """Whole cells of a map over the grid's extent that the picture fills, as the paper's released heads cut it out.
+
+        The start is cut off to a whole cell and the size rounded, so up to half a cell is off; `grid_to_image` is exact.
+
+        Args:
+            map_height: Rows of the map, h'.
+            map_width: Columns of the map, w'.
+
+        Returns:
+            ``(top, left, height, width)`` in cells of the map; None where the picture reaches beyond the extent (a
+            centre crop), so that no such window exists.
+        """
+        rows = _cells(-self.offset_y, self.image_height, self.scale_y * self.height, map_height)
+        columns = _cells(-self.offset_x, self.image_width, self.scale_x * self.width, map_width)
+        return None if rows is None or columns is None else (rows[0], columns[0], rows[1], columns[1])
 
     @staticmethod
     def _along(pixels: int, extent: float, offset: float, like: Tensor) -> Tensor:
@@ -203,6 +225,19 @@ class InputFrame:
         offset_y, offset_x = self.offset_y + top * self.scale_y, self.offset_x + left * self.scale_x
         return replace(self, height=height, width=width, offset_y=offset_y, offset_x=offset_x)
 
+    def divided(self, rows: int, columns: int) -> ImageGrid:
+        """The grid of so many equal cells over the whole input."""
+        return ImageGrid(
+            rows,
+            columns,
+            self.scale_y * self.height / rows,
+            self.scale_x * self.width / columns,
+            self.offset_y,
+            self.offset_x,
+            self.image_height,
+            self.image_width,
+        )
+
     def grid(self, patch: int) -> ImageGrid:
         """The grid of ``patch x patch`` input pixels; pixels beyond the last whole patch belong to no cell."""
         return ImageGrid(
@@ -215,6 +250,15 @@ class InputFrame:
             self.image_height,
             self.image_width,
         )
+
+
+def _cells(start: float, length: float, extent: float, cells: int) -> tuple[int, int] | None:
+    """First cell and number of cells of an interval in an extent of so many cells; None if it does not lie within."""
+    slack = 1e-6  # a quotient that is a whole number in exact arithmetic must not fall below it
+    before, size = start * cells / extent, length * cells / extent
+    if before < -slack or before + size > cells + slack:
+        return None
+    return int(before + slack), max(1, int(size + 0.5 + slack))
 
 
 def _crop_start(side: int, crop: int, pad_up: bool) -> int:

@@ -1,6 +1,7 @@
 """One file for trained heads: safetensors, with the manifest as JSON in its metadata. Reading it runs no code.
 
-Not stored: the image encoder of an official SAM size (Meta's own file has it). Stored whole: a small SAM.
+Not stored: the image encoder of an official SAM size (Meta's own file has it), unless the manifest says that it was
+joined. Stored whole: a small SAM.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def load_heads(
     Args:
         path: Written by `save_heads`.
         expect: The backbone they will read; None does not check.
-        sam_checkpoint: Meta's file, needed when the heads use an official SAM size.
+        sam_checkpoint: Meta's file, needed when the heads use an official SAM size that is not joined to them.
         refiner: False leaves the refiner out (mask decoder only; needs no SAM file).
         device: Where to.
         dtype: Of SAM's image encoder, where the time goes. All that was trained computes in float32.
@@ -118,7 +119,7 @@ def load_heads(
     if not refiner:
         manifest = dataclasses.replace(manifest, sam=None)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(_REFINER)}
-    elif isinstance(manifest.sam, str) and sam_checkpoint is None:
+    elif manifest.sam is not None and not manifest.stores_image_encoder and sam_checkpoint is None:
         raise BadCheckpoint(
             f"{path}: these heads use the image encoder of SAM {manifest.sam}, which the file does not store; "
             f"download {OFFICIAL_FILES.get(manifest.sam, manifest.sam)} from segment-anything's model page and pass "
@@ -130,7 +131,7 @@ def load_heads(
         raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {exc}") from exc
     _load_strict(heads, state, path)
     if heads.mask_refiner is not None:
-        if isinstance(manifest.sam, str):
+        if manifest.sam is not None and not manifest.stores_image_encoder:
             donor = build_sam(manifest.sam, sam_checkpoint)
             heads.mask_refiner.sam.image_encoder.load_state_dict(donor.image_encoder.state_dict())
         heads.mask_refiner.sam.image_encoder.to(dtype)

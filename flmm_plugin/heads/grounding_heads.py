@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -35,6 +36,9 @@ class Grid(Protocol):
 
     def grid_to_image(self, maps: Tensor, fill: float, /) -> Tensor:
         """Maps ``[..., h', w']`` over the grid's extent -> ``[..., H, W]``; ``fill`` outside the extent."""
+
+    def picture_cells(self, map_height: int, map_width: int, /) -> tuple[int, int, int, int] | None:
+        """Top, left, height and width of the picture in whole cells of such a map; None if it reaches beyond."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +116,31 @@ class GroundingHeads(nn.Module):
             prompts.append(self.text_proj(mixed))
         return prompts
 
-    def decode(self, attention: Tensor, grid: Grid) -> Tensor:
-        """Coarse logits ``[n, H, W]``, image frame, of merged unnormalised maps ``[n, m*c, h, w]``.
+    def coarse(self, attention: Tensor, grid: Grid) -> Tensor:
+        """Mask decoder's logits over the picture, ``[n, *, *]``, as the refiner gets them.
 
-        Pixels that the backbone never saw (a centre crop) get what the refiner's padding gets: ``min(-1, lowest)``.
+        Their resolution is the picture's own where ``manifest.placement`` is ``exact``, else the decoder's. Pixels that
+        the backbone never saw (a centre crop) get what the refiner's padding gets: ``min(-1, lowest)``.
+
+        Args:
+            attention: Merged unnormalised maps ``[n, m*c, h, w]``, grid frame.
+            grid: How the token grid lies on the picture.
         """
-        coarse: Tensor = self.mask_decoder(attention.to(self.device))
-        if coarse.shape[0] == 0:
-            return coarse.new_zeros((0, grid.image_height, grid.image_width))
-        fill = min(-1.0, float(coarse.detach().min()))
-        return grid.grid_to_image(coarse, fill)
+        logits: Tensor = self.mask_decoder(attention.to(self.device))
+        if self.manifest.placement == "whole":
+            return logits
+        if self.manifest.placement == "cells":
+            window = grid.picture_cells(*logits.shape[-2:])
+            if window is not None:
+                top, left, height, width = window
+                return logits[:, top : top + height, left : left + width]
+        if logits.shape[0] == 0:
+            return logits.new_zeros((0, grid.image_height, grid.image_width))
+        return grid.grid_to_image(logits, min(-1.0, float(logits.detach().min())))
+
+    def decode(self, attention: Tensor, grid: Grid) -> Tensor:
+        """`coarse` at the picture's own resolution: ``[n, H, W]``, image frame."""
+        return _stretched(self.coarse(attention, grid), grid)
 
     def forward(
         self,
@@ -143,8 +162,19 @@ class GroundingHeads(nn.Module):
         Raises:
             HeadsMismatch: Number of maps or layers of another backbone.
         """
-        coarse = self.decode(attention, grid)
+        coarse = self.coarse(attention, grid)
+        decoded = _stretched(coarse, grid)
         if self.mask_refiner is None or not refine:
-            return HeadOutput(coarse, coarse)
+            return HeadOutput(decoded, decoded)
         embedding = image if isinstance(image, ImageEmbedding) else self.mask_refiner.encode_image(image)
-        return HeadOutput(coarse, self.mask_refiner(embedding, coarse, self.text_prompts(hidden)))
+        return HeadOutput(decoded, self.mask_refiner(embedding, coarse, self.text_prompts(hidden)))
+
+
+def _stretched(coarse: Tensor, grid: Grid) -> Tensor:
+    """Logits ``[n, *, *]`` over the whole picture -> ``[n, H, W]``, bilinear."""
+    size = (grid.image_height, grid.image_width)
+    if coarse.shape[-2:] == size:
+        return coarse
+    if coarse.shape[0] == 0:
+        return coarse.new_zeros((0, *size))
+    return F.interpolate(coarse[:, None], size, mode="bilinear", align_corners=False)[:, 0]

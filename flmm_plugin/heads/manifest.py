@@ -11,6 +11,7 @@ from typing import Any
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch
 
 FORMAT_VERSION = 1
+PLACEMENTS = ("exact", "cells", "whole")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,19 @@ class HeadsManifest:
         decoder: ``{"base_channels": int, "upsample_to": int}`` of the mask decoder.
         sam: ``vit_b | vit_l | vit_h`` (image encoder from Meta's file), the numbers of a small SAM (stored whole), or
             None for heads without a refiner.
+        sam_joined: Whether the file also holds the image encoder of an official SAM size.
         sam_prompts: Which prompts the refiner was trained with: ``{"box": bool, "mask": bool, "text": bool}``.
         keyword_selector: Whether the file has one.
         keyword_threshold: Score from which a token is a keyword.
         prompt: The user's turn that precedes the phrases.
         separator: What follows each phrase in the answer turn.
+        template: Text around a picture and a prompt, ``{image}`` and ``{prompt}``, that the heads were trained with; "":
+            the backbone's own chat template.
+        preprocessing: What the backbone's pictures went through in training, as `load_backbone` names it; "": whatever
+            the backbone is loaded with.
+        placement: How decoder logits are laid on the picture: ``exact`` (sampled where the processor put each pixel),
+            ``cells`` (cut out in whole decoder cells, then stretched: released heads) or ``whole`` (stretched as they
+            are: released heads of LLaVA-Next).
         data: What the heads were trained on.
         notes: Anything else worth knowing: steps, seed, scores.
         created_by: Program and version.
@@ -76,11 +85,15 @@ class HeadsManifest:
     merge: str = "mean"
     decoder: dict[str, int] = field(default_factory=lambda: {"base_channels": 64, "upsample_to": 64})
     sam: str | dict[str, Any] | None = "vit_l"
+    sam_joined: bool = False
     sam_prompts: dict[str, bool] = field(default_factory=lambda: {"box": True, "mask": True, "text": True})
     keyword_selector: bool = False
     keyword_threshold: float = 0.3
     prompt: str = "Please give me a description of the image."
     separator: str = "."
+    template: str = ""
+    preprocessing: str = ""
+    placement: str = "exact"
     data: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
     created_by: str = ""
@@ -92,6 +105,11 @@ class HeadsManifest:
         if self.merge not in ("mean", "max"):
             raise BadCheckpoint(f"manifest: merge is {self.merge!r}; it must be 'mean' or 'max'")
 
+        if self.placement not in PLACEMENTS:
+            raise BadCheckpoint(
+                f"manifest: placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}"
+            )
+
     @property
     def attention_maps(self) -> int:
         """Channels of the mask decoder."""
@@ -99,8 +117,8 @@ class HeadsManifest:
 
     @property
     def stores_image_encoder(self) -> bool:
-        """Whether SAM's image encoder is in the file; that of an official size is not."""
-        return isinstance(self.sam, Mapping)
+        """Whether SAM's image encoder is in the file; that of an official size is only where it was joined."""
+        return isinstance(self.sam, Mapping) or self.sam_joined
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""

@@ -170,8 +170,8 @@ class MaskRefiner(nn.Module):
     def mask_prompts_sam(self, coarse: Tensor, embedding: ImageEmbedding) -> Tensor:
         """Coarse logits ``[n, 1, *, *]`` of the picture -> mask prompts ``[n, 1, 4g, 4g]`` of SAM's square."""
         height, width = embedding.input_size
+        padding = min(-1.0, float(coarse.detach().min()))  # before resizing, which does not reach every minimum
         prompt = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
-        padding = min(-1.0, float(prompt.detach().min()))
         prompt = F.pad(prompt, (0, self.image_size - width, 0, self.image_size - height), value=padding)
         size = self.sam.prompt_encoder.mask_input_size
         return F.interpolate(prompt, size, mode="bilinear", align_corners=False)
