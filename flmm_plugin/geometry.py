@@ -129,9 +129,9 @@ class ImageGrid:
         return (rows @ masks_image.float() @ columns.T).clamp(0, 1)
 
     def picture_cells(self, map_height: int, map_width: int) -> tuple[int, int, int, int] | None:
-        """Whole cells of a map over the grid's extent that the picture fills, as the paper's released heads cut it out.
+        """Whole cells of a map over the extent that the picture fills, as the paper's released heads cut it out.
 
-        The start is cut off to a whole cell and the size rounded, so up to half a cell is off; `grid_to_image` is exact.
+        The start is cut off to a whole cell and the size rounded: up to half a cell is off; `grid_to_image` is exact.
 
         Args:
             map_height: Rows of the map, h'.

@@ -61,8 +61,8 @@ class HeadsManifest:
         keyword_threshold: Score from which a token is a keyword.
         prompt: The user's turn that precedes the phrases.
         separator: What follows each phrase in the answer turn.
-        template: Text around a picture and a prompt, ``{image}`` and ``{prompt}``, that the heads were trained with; "":
-            the backbone's own chat template.
+        template: Text around a picture and a prompt, ``{image}`` and ``{prompt}``, that the heads were trained with;
+            "": the backbone's own chat template.
         preprocessing: What the backbone's pictures went through in training, as `load_backbone` names it; "": whatever
             the backbone is loaded with.
         placement: How decoder logits are laid on the picture: ``exact`` (sampled where the processor put each pixel),
@@ -106,9 +106,7 @@ class HeadsManifest:
             raise BadCheckpoint(f"manifest: merge is {self.merge!r}; it must be 'mean' or 'max'")
 
         if self.placement not in PLACEMENTS:
-            raise BadCheckpoint(
-                f"manifest: placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}"
-            )
+            raise BadCheckpoint(f"manifest: placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
 
     @property
     def attention_maps(self) -> int:
