@@ -17,11 +17,12 @@ from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.images import open_image
 from flmm_plugin.visual_cot import CotQuestion, Variant, VisualCotOptions
 
-#: Generation argument that asks for a second look: a variant (the reply is masks JSON), ``text``, or ``none``.
+#: Generation argument that asks for a second look: a variant (the reply is masks JSON), ``text`` (also ``text v1``,
+#: ``text v2``), or ``none``.
 VISUAL_COT_FLAG = "flmm_visual_cot"
 
 _VARIANTS = ("v1", "v2")
-_MARKS = (*_VARIANTS, "text", "none")
+_MARKS = (*_VARIANTS, "text", "text v1", "text v2", "none")
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -65,12 +66,12 @@ class VisualCotMode:
             UnknownArgument: A mark that does not exist.
         """
         mark = mark_of(request)
-        return mark in (*_VARIANTS, "text") or (mark is None and self.always)
+        return self.always if mark is None else mark != "none"
 
     def options_of(self, request: Request) -> VisualCotOptions:
         """How a request is looked at: a task that names a variant keeps it."""
-        mark = mark_of(request)
-        return replace(self.options, variant=cast("Variant", mark)) if mark in _VARIANTS else self.options
+        variant = (mark_of(request) or "").removeprefix("text").strip()
+        return replace(self.options, variant=cast("Variant", variant)) if variant else self.options
 
     @property
     def facts(self) -> dict[str, Any] | None:

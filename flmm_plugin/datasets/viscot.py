@@ -1,0 +1,286 @@
+"""The Visual-CoT benchmark: questions about pictures, their answers, and the region that holds the answer.
+
+A set is ``benchmark/<set>.json``, a list of records ``{"dataset", "split", "question_id", "image": [path, path +
+"###[x0, y0, x1, y1]"], "conversations": [asked, box as text, "<image>", answer]}``; beside it lies
+``benchmark_det/<set>.jsonl`` with the same boxes and the pictures' sizes, which is read where it is present.
+
+Boxes are pixels of the original picture in the record's path, and text relative to the *square-padded* picture in the
+conversation: `to_padded_square` is that change of frame. 8 boxes of the official docvqa file have x1 < x0 or y1 < y0;
+such a record keeps its question, and `VisCotDataset.reversed_boxes` lists it.
+
+Layouts found under a root (``FLMM_DATA``, default ``data/``)::
+
+    <root>/viscot/benchmark/...             <root>/viscot/cot/docvqa/...
+    <root>/viscot_benchmark/benchmark/...   <root>/cot/docvqa/...                  the official repository
+    <root>/Visual-CoT/viscot_benchmark/...  <root>/Visual-CoT/playground/data/...  a clone of it
+    <root>/benchmark/...                    <root>/images/docvqa/...               the released evaluation's copies
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.records import Box
+
+#: Sets of the paper's table 4, in its order.
+TABLE_SETS = ("docvqa", "textcap", "textvqa", "dude", "sroie", "infographicsvqa")
+
+
+class SetSize(NamedTuple):
+    """Records and distinct pictures of an official set."""
+
+    records: int
+    images: int
+
+
+#: Counted from the official files.
+OFFICIAL_SIZES: Mapping[str, SetSize] = {
+    "docvqa": SetSize(888, 617),
+    "textcap": SetSize(853, 755),
+    "textvqa": SetSize(526, 496),
+    "dude": SetSize(603, 492),
+    "sroie": SetSize(686, 322),
+    "infographicsvqa": SetSize(360, 216),
+    "flickr30k": SetSize(1546, 1255),
+    "gqa": SetSize(978, 938),
+    "openimages": SetSize(945, 889),
+    "vsr": SetSize(404, 327),
+    "cub": SetSize(492, 485),
+}
+
+#: Names that papers use for the sets' files.
+ALIASES = {"textcaps": "textcap", "infographics": "infographicsvqa", "infovqa": "infographicsvqa"}
+
+ASK_FOR_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."
+
+_BENCHMARK_FOLDERS = ("viscot", "viscot_benchmark", "Visual-CoT/viscot_benchmark", "viscot/viscot_benchmark", ".")
+_PICTURE_FOLDERS = ("viscot", ".", "Visual-CoT/playground/data", "playground/data", "viscot/playground/data")
+# Copies of the benchmark disagree on the endings of pictures that are otherwise the same.
+_ENDINGS = (".jpg", ".jpeg", ".png")
+_WITH_BOX = re.compile(r"^(?P<path>.*)###\[(?P<box>[^\]]*)\]$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class VisCotItem:
+    """One question.
+
+    Attributes:
+        question_id: As in the file; not contiguous.
+        image_path: The picture's file; not opened, so it may be missing or damaged.
+        question: Without the request for a box.
+        answer: The one reference answer.
+        box: Region that holds the answer: ``(x0, y0, x1, y1)`` pixels of the original picture, as written, which may
+            be reversed.
+        size: ``(H, W)`` of the picture, where ``benchmark_det`` states it.
+        split: As in the file.
+    """
+
+    question_id: int
+    image_path: Path
+    question: str
+    answer: str
+    box: Box
+    size: tuple[int, int] | None
+    split: str
+
+
+class VisCotDataset(Sequence[VisCotItem]):
+    """The records of one set, in file order.
+
+    Args:
+        root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
+        name: A set of `OFFICIAL_SIZES`, or an alias.
+
+    Raises:
+        UnknownArgument: No such set; the nearest one is offered.
+        DataNotFound: The file is missing; the message says where it comes from.
+        BadAnnotation: It is truncated, or a record of it is not of this form, or an id occurs twice.
+    """
+
+    def __init__(self, root: str | PathLike[str] | None, name: str) -> None:
+        self.root = data_root(root)
+        self.name = known_set(name)
+        self.path = _benchmark_file(self.root, self.name)
+        content = self.path.read_bytes()
+        self.digest = hashlib.sha256(content).hexdigest()
+        sizes = _sizes(self.path.parent.parent / "benchmark_det" / f"{self.name}.jsonl")
+        folders = [self.root / folder for folder in _PICTURE_FOLDERS]
+        self._items = tuple(_records(_json(content, self.path), sizes, _Pictures(folders), self.path))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[VisCotItem]:
+        return iter(self._items)
+
+    @property
+    def official_size(self) -> SetSize:
+        """The set's official size."""
+        return OFFICIAL_SIZES[self.name]
+
+    @property
+    def reversed_boxes(self) -> tuple[int, ...]:
+        """Question ids whose box encloses nothing."""
+        return tuple(item.question_id for item in self._items if not encloses(item.box))
+
+
+def encloses(box: Box) -> bool:
+    """Whether a box ``(x0, y0, x1, y1)`` has an inside."""
+    return box[0] < box[2] and box[1] < box[3]
+
+
+def to_padded_square(box: Box, size: tuple[int, int]) -> Box:
+    """Pixels of a picture as fractions of the picture padded to a square, the conversations' frame.
+
+    Args:
+        box: ``(x0, y0, x1, y1)`` pixels.
+        size: ``(H, W)`` of the picture.
+
+    >>> to_padded_square((0.0, 0.0, 100.0, 50.0), (50, 100))
+    (0.0, 0.25, 1.0, 0.75)
+    """
+    height, width = size
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return (box[0] + left) / side, (box[1] + top) / side, (box[2] + left) / side, (box[3] + top) / side
+
+
+def from_padded_square(box: Box, size: tuple[int, int]) -> Box:
+    """Inverse of `to_padded_square`.
+
+    >>> from_padded_square((0.0, 0.25, 1.0, 0.75), (50, 100))
+    (0.0, 0.0, 100.0, 50.0)
+    """
+    height, width = size
+    side = max(height, width)
+    left, top = (side - width) // 2, (side - height) // 2
+    return box[0] * side - left, box[1] * side - top, box[2] * side - left, box[3] * side - top
+
+
+def known_set(name: str) -> str:
+    """The file name of a set.
+
+    Raises:
+        UnknownArgument: No such set.
+    """
+    found = ALIASES.get(name.lower(), name.lower())
+    if found in OFFICIAL_SIZES:
+        return found
+    near = difflib.get_close_matches(found, [*OFFICIAL_SIZES, *ALIASES], n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise UnknownArgument(f"no set {name!r} of the Visual-CoT benchmark{hint} Known: {', '.join(OFFICIAL_SIZES)}")
+
+
+def _benchmark_file(root: Path, name: str) -> Path:
+    tried = [root / folder / "benchmark" / f"{name}.json" for folder in _BENCHMARK_FOLDERS]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise DataNotFound(
+        f"no annotations of the Visual-CoT set {name}: looked for {' and '.join(map(str, tried[:2]))}. Get them with: "
+        f"flmm data download viscot --root '{root}'; or set {DATA_ROOT_VARIABLE} to the folder that already holds them"
+    )
+
+
+def _json(content: bytes, path: Path) -> list[Any]:
+    try:
+        records = json.loads(content.decode("utf-8"))
+    except ValueError as exc:
+        raise BadAnnotation(f"{path} is truncated or not UTF-8 JSON ({exc}); fetch it again") from exc
+    if not isinstance(records, list):
+        raise BadAnnotation(f"{path} is a JSON {type(records).__name__}, not a list of records; fetch it again")
+    return records
+
+
+def _sizes(path: Path) -> dict[Any, tuple[int, int]]:
+    """(H, W) by question id; empty where the file is not there."""
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found[record["question_id"]] = (int(record["height"]), int(record["width"]))
+        except (ValueError, KeyError, TypeError) as exc:
+            raise BadAnnotation(
+                f"line {number} of {path} is truncated or lacks a field ({exc!r}); fetch it again"
+            ) from exc
+    return found
+
+
+class _Pictures:
+    """Finds the file of a record's picture; folders are listed once, not asked once per record."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._folders = list(folders)
+        self._listed: dict[str, list[tuple[Path, frozenset[str]]]] = {}
+
+    def find(self, written: str) -> Path:
+        """The file of the path in a record, under any known layout and ending; the first guess if there is none.
+
+        Raises:
+            BadAnnotation: A path that leads out of the data folder.
+        """
+        parent, _, name = written.rpartition("/")
+        if written.startswith("/") or ".." in written.split("/"):
+            raise BadAnnotation(f"the picture path {written!r} leads out of the data folder; fetch the file again")
+        if parent not in self._listed:
+            self._listed[parent] = list(self._folders_of(parent))
+        stem, dot, ending = name.rpartition(".")
+        for folder, names in self._listed[parent]:
+            for candidate in (name, *(stem + other for other in _ENDINGS if dot and other != dot + ending)):
+                if candidate in names:
+                    return folder / candidate
+        return self._folders[0] / written
+
+    def _folders_of(self, parent: str) -> Iterator[tuple[Path, frozenset[str]]]:
+        """The folders that exist for a record's folder, with the names in them."""
+        places = [parent, f"images/{parent.removeprefix('cot/')}"] if parent.startswith("cot/") else [parent]
+        for folder in self._folders:
+            for place in places:
+                if (folder / place).is_dir():
+                    yield folder / place, frozenset(os.listdir(folder / place))
+
+
+def _records(
+    records: list[Any], sizes: Mapping[Any, tuple[int, int]], pictures: _Pictures, path: Path
+) -> Iterator[VisCotItem]:
+    seen: set[Any] = set()
+    for place, record in enumerate(records):
+        try:
+            number = int(record["question_id"])
+            match = _WITH_BOX.match(record["image"][1])
+            numbers = [float(part) for part in match["box"].split(",")] if match else []
+            turns = [str(turn["value"]) for turn in record["conversations"]]
+            if len(numbers) != 4 or len(turns) < 4:
+                raise ValueError("it has no box of four numbers, or fewer than four turns")
+            yield VisCotItem(
+                question_id=number,
+                image_path=pictures.find(str(record["image"][0])),
+                question=turns[0].removeprefix("<image>").lstrip("\n").removesuffix(ASK_FOR_BOX),
+                answer=turns[3],
+                box=(numbers[0], numbers[1], numbers[2], numbers[3]),
+                size=sizes.get(number),
+                split=str(record.get("split", "")),
+            )
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+            raise BadAnnotation(
+                f"record {place} of {path} is not of the Visual-CoT benchmark's form ({exc!r}); fetch the file again"
+            ) from exc
+        if number in seen:
+            raise BadAnnotation(f"question_id {number} occurs twice in {path}; fetch the file again")
+        seen.add(number)

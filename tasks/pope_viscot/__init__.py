@@ -1,0 +1,1 @@
+"""POPE, answered after a second look."""

@@ -1,0 +1,1 @@
+"""The Visual-CoT benchmark: answers and the regions that hold them."""

@@ -1,0 +1,180 @@
+"""A judge for free answers, through lmms-eval's own judge layer; what it said is kept and never asked twice.
+
+Which judge: lmms-eval's variables ``API_TYPE`` (openai, azure, local, ...), ``MODEL_VERSION`` and the provider's own
+(``OPENAI_API_KEY``, ``OPENAI_API_URL``, ...). The judge of the published numbers, gpt-3.5-turbo-1106, is retired: a
+number says which model gave it, under which version of the instructions, and when.
+
+Verdicts are appended to ``FLMM_JUDGE_CACHE`` (default ``~/.cache/flmm/judge``), one JSON line each, as they arrive: a
+run that was killed goes on where it stopped, and two models that give the same answer get the same verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from flmm_plugin.tasks.metrics.viscot import judge_score
+
+#: Changes whenever a word of the instructions does.
+PROMPT_VERSION = "flmm-viscot-1"
+
+CACHE_VARIABLE = "FLMM_JUDGE_CACHE"
+DEFAULT_MODEL = "gpt-4o-mini-2024-07-18"
+
+_INSTRUCTIONS = (
+    "You proofread answers to questions about pictures. You are given a question, the standard answer and the answer "
+    "of a model. Judge by meaning: wording, order and punctuation do not matter, a different fact does. The full score "
+    "is 1 and the lowest is 0; an answer that is right in part gets a number between. Reply with one line of the form "
+    '"score: <number>" and nothing else.'
+)
+_TEMPERATURE = 0.2
+_REPLY_TOKENS = 100
+_FAILURES_UNTIL_GIVING_UP = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of one answer.
+
+    Attributes:
+        score: 0 to 1; None if the reply has no score that can be read, which counts 0.
+        reply: Its words.
+        model: As the provider names it.
+        prompt: Version of the instructions.
+        date: When, UTC.
+    """
+
+    score: float | None
+    reply: str
+    model: str
+    prompt: str
+    date: str
+
+
+class Judge:
+    """Asks a provider of lmms-eval, and remembers.
+
+    Args:
+        server: A `lmms_eval.llm_judge.ServerInterface`.
+        model: Name to ask for.
+        cache: Folder of the verdicts.
+    """
+
+    def __init__(self, server: Any, model: str, cache: Path) -> None:
+        self.model = model
+        self._server = server
+        safe = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in model)
+        self.path = cache / f"viscot_{safe}.jsonl"
+        self._known = _read(self.path)
+        self._lock = threading.Lock()
+        self._failures = 0
+        # Providers that wait on an event loop must be asked from one thread at a time.
+        self._one_at_a_time = threading.Lock() if hasattr(server, "evaluate_async") else None
+
+    def verdict(self, question: str, reference: str, answer: str) -> Verdict | None:
+        """The verdict on an answer, from memory or from the provider; None if the provider failed."""
+        key = _key(self.model, question, reference, answer)
+        with self._lock:
+            if key in self._known:
+                return self._known[key]
+            if self._failures >= _FAILURES_UNTIL_GIVING_UP:
+                return None
+        try:
+            response = self._ask(question, reference, answer)
+        except Exception as exc:
+            self._note_failure(exc)
+            return None
+        reply = str(response.content)
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        found = Verdict(judge_score(reply), reply, str(response.model_used or self.model), PROMPT_VERSION, date)
+        with self._lock:
+            self._failures = 0
+            self._known[key] = found
+            self._append({"key": key, **asdict(found), "question": question, "answer": answer, "reference": reference})
+        return found
+
+    def _ask(self, question: str, reference: str, answer: str) -> Any:
+        from lmms_eval.llm_judge import Request
+
+        told = f"Question: {question}\nStandard answer: {reference}\nModel's answer: {answer}"
+        request = Request(
+            messages=[{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": told}],
+            question=question,
+            answer=reference,
+            prediction=answer,
+        )
+        if self._one_at_a_time is None:
+            return self._server.evaluate(request)
+        with self._one_at_a_time:
+            return self._server.evaluate(request)
+
+    def _note_failure(self, error: Exception) -> None:
+        with self._lock:
+            self._failures += 1
+            failures = self._failures
+        if failures <= _FAILURES_UNTIL_GIVING_UP:
+            logger.error(f"viscot: the judge {self.model} failed ({type(error).__name__}: {error})")
+        if failures == _FAILURES_UNTIL_GIVING_UP:
+            logger.error(
+                f"viscot: {failures} failures in a row, the judge is not asked again in this run. What it said is kept "
+                f"in {self.path}: run the same command again (with lmms-eval's --use_cache to keep the answers too)"
+            )
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One write of one line: several ranks append to the same file.
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode("utf-8"))
+
+
+def judge_from_environment() -> Judge | None:
+    """The judge that the environment describes; None, with a notice that names the fix, if there is none."""
+    model = os.environ.get("MODEL_VERSION", DEFAULT_MODEL)
+    try:
+        from lmms_eval.llm_judge import ProviderFactory, ServerConfig
+
+        config = ServerConfig(model_name=model, temperature=_TEMPERATURE, max_tokens=_REPLY_TOKENS, num_retries=3)
+        server = ProviderFactory.create_provider(config=config)
+        reason = "" if server.is_available() else "its provider has no key"
+    except Exception as exc:  # each provider complains of a missing key in its own way
+        reason = f"{type(exc).__name__}: {exc}"
+    if reason:
+        logger.warning(
+            f"viscot: no judge ({reason}); only the judge-free scores (exact, anls) are printed. For a judged score "
+            "set OPENAI_API_KEY, or API_TYPE and the variables of another provider of lmms-eval, and MODEL_VERSION"
+        )
+        return None
+    return Judge(server, model, cache_folder())
+
+
+def cache_folder() -> Path:
+    """Where verdicts are kept."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "flmm" / "judge")
+
+
+def _key(model: str, question: str, reference: str, answer: str) -> str:
+    parts = [PROMPT_VERSION, model, _TEMPERATURE, question, reference, answer]
+    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Verdict]:
+    """Verdicts of earlier runs; a line that a killed run left half written is skipped."""
+    found: dict[str, Verdict] = {}
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            found[record["key"]] = Verdict(*(record[name] for name in ("score", "reply", "model", "prompt", "date")))
+        except (ValueError, KeyError, TypeError):
+            logger.warning(f"viscot: a line of {path} is damaged and is not used")
+    return found

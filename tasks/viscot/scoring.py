@@ -1,0 +1,139 @@
+"""From a model's reply to the scores of one question, and from those to the printed numbers.
+
+A model answers with text, or with lmms-eval's masks JSON that carries ``text`` and a box: ``flmm_*`` models do the
+latter where a second look was asked for. A sample that failed is answered with an error record: it scores 0 and counts
+as an error.
+
+``exact``, ``anls``, ``judged``, ``box_acc@0.5`` and ``both_views`` are percentages of questions; the others are numbers
+of questions. A box is compared in pixels of the original picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flmm_plugin.datasets.viscot import encloses
+from flmm_plugin.errors import BadImage
+from flmm_plugin.images import open_image
+from flmm_plugin.records import parse_masks_json
+from flmm_plugin.tasks.metrics.viscot import anls, box_hit, exact_match
+
+Sample = Mapping[str, Any]
+
+#: Metrics of every run, of runs that ask for boxes, and of runs with a judge; the YAML template lists the same ones.
+ANSWER_METRICS = ("exact", "anls", "items", "errors", "complete")
+BOX_METRICS = ("box_acc@0.5", "boxes", "reversed_boxes", "both_views")
+JUDGE_METRICS = ("judged", "judge_items")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said about one question.
+
+    Attributes:
+        text: Its answer.
+        box: ``[x0, y0, x1, y1]`` as fractions of the picture, None if it gave none.
+        size: ``(H, W)`` of the picture, as the reply states it.
+        views: What a second look answered from, ``both`` or ``crop``; None if there was none.
+        failed: Whether the sample failed.
+    """
+
+    text: str
+    box: tuple[float, float, float, float] | None = None
+    size: tuple[int, int] | None = None
+    views: str | None = None
+    failed: bool = False
+
+
+def read_reply(reply: str) -> Reply:
+    """Text or masks JSON, never raising: a model under test may answer anything."""
+    try:
+        content = json.loads(reply)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content.keys() & {"masks", "boxes", "text", "error"}:
+        return Reply(reply)
+    parsed = parse_masks_json(reply)
+    if parsed.error is not None:
+        return Reply(str(content.get("text") or ""), failed=True)
+    # Of several boxes (a detector's instances) the best-scored one counts, the first if none is scored.
+    scores = parsed.scores if len(parsed.scores) == len(parsed.boxes) else (0.0,) * len(parsed.boxes)
+    best = max(zip(scores, range(len(scores)), strict=True), key=lambda pair: (pair[0], -pair[1]), default=None)
+    box = None
+    if best is not None:
+        sides = parsed.boxes[best[1]]
+        box = tuple(sides.get(side, 0.0) for side in ("x_min", "y_min", "x_max", "y_max"))
+    size = content.get("size") or next((mask.shape for mask in parsed.masks), None)
+    cot = content.get("visual_cot")
+    views = str(cot.get("views")) if isinstance(cot, dict) else None
+    return Reply(parsed.text, box, (int(size[0]), int(size[1])) if size else None, views)  # type: ignore[arg-type]
+
+
+def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
+    """Scores of one question, keyed by metric; without those of a judge.
+
+    Args:
+        doc: Of `flmm_plugin.tasks.viscot.docs`.
+        reply: Masks JSON or text.
+    """
+    said = read_reply(reply)
+    answer = said.text.strip()
+    sample: dict[str, dict[str, Any]] = {
+        "exact": {"score": float(exact_match(answer, doc["answer"]) and not said.failed)},
+        "anls": {"score": 0.0 if said.failed else anls(answer, [doc["answer"]])},
+        "items": {"count": 1},
+        "errors": {"count": int(said.failed)},
+        "complete": {"count": 1, "expected": doc["expected_items"]},
+        "reference": {
+            "question": doc["question"],
+            "answer": doc["answer"],
+            "box": list(doc["box"]),
+            "size": [doc["height"], doc["width"]],
+            "image_path": doc["image_path"],
+            "question_id": doc["question_id"],
+        },
+    }
+    if doc["with_boxes"]:
+        box = _pixels(said, doc)
+        sample["box_acc@0.5"] = {"score": float(box is not None and box_hit(box, doc["box"])), "box": box}
+        sample["boxes"] = {"count": int(box is not None)}
+        sample["reversed_boxes"] = {"count": int(not encloses(tuple(doc["box"])))}
+        if said.views is not None:
+            sample["both_views"] = {"score": float(said.views == "both")}
+    return sample
+
+
+def _pixels(said: Reply, doc: Mapping[str, Any]) -> list[float] | None:
+    """The reply's box in pixels of the picture."""
+    if said.box is None:
+        return None
+    size = said.size or ((doc["height"], doc["width"]) if doc["height"] else None)
+    if size is None:
+        try:
+            picture = open_image(doc["image_path"])
+        except BadImage:
+            return None
+        size = picture.height, picture.width
+    height, width = size
+    x0, y0, x1, y1 = said.box
+    return [x0 * width, y0 * height, x1 * width, y1 * height]
+
+
+def percent(samples: Iterable[Sample]) -> float:
+    """Mean score of all questions, percent; 0 where there are none."""
+    scores = [float(sample["score"]) for sample in samples]
+    return 100 * sum(scores) / len(scores) if scores else 0.0
+
+
+def total(samples: Iterable[Sample]) -> int:
+    """Sum of the questions' counts."""
+    return sum(int(sample["count"]) for sample in samples)
+
+
+def complete(samples: Iterable[Sample]) -> int:
+    """1 if as many questions were scored as the official set has, else 0."""
+    listed = list(samples)
+    return int({sample["expected"] for sample in listed} == {total(listed)})

@@ -1,0 +1,120 @@
+"""The lmms-eval task: a Visual-CoT set from its official file, no hub; answers, boxes, and a judge if there is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmms_eval.api.task import ConfigurableTask
+from loguru import logger
+
+from flmm_plugin.datasets.viscot import VisCotDataset
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.tasks.viscot import scoring
+from flmm_plugin.tasks.viscot.docs import VisCotDoc, VisCotDocs
+from flmm_plugin.tasks.viscot.judge import PROMPT_VERSION, Judge, judge_from_environment
+
+_DATA_KEYS = ("name", "root", "boxes")
+
+
+class VisCot(ConfigurableTask):
+    """Questions of one set, answered with or without a second look.
+
+    Config: ``dataset_kwargs`` has ``name`` (a set), optionally ``root`` and ``boxes`` (false where none is asked for);
+    what is asked of an ``flmm_*`` model is in ``generation_kwargs``.
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader, when the task is built.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        settings = dict(config or {})
+        # lmms-eval hands over the YAML whole; its own task config knows no `class`.
+        settings.pop("class", None)
+        self.docs: VisCotDocs
+        self._judge: Judge | None = None
+        self._judge_asked_for = False
+        super().__init__(config=settings)
+        self.config.metadata = {**(self.config.metadata or {}), "annotations": f"sha256:{self.docs.digest}"}
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        """Read the annotation file; pictures are opened one by one when they are asked for."""
+        settings = dict(dataset_kwargs or {})
+        unknown = sorted(set(settings) - set(_DATA_KEYS))
+        if unknown or "name" not in settings:
+            raise UnknownArgument(
+                f"dataset_kwargs of {self.config.task} need `name` and may have {', '.join(_DATA_KEYS[1:])}; "
+                f"got {unknown or settings}"
+            )
+        dataset = VisCotDataset(settings.get("root"), settings["name"])
+        self.docs = VisCotDocs(dataset, with_boxes=bool(settings.get("boxes", True)))
+        if self.docs.reversed_boxes and settings.get("boxes", True):
+            listed = ", ".join(map(str, self.docs.reversed_boxes))
+            logger.info(
+                f"{self.config.task}: the true box of question {listed} in {self.docs.path} is reversed; as in the "
+                "benchmark's own code, no prediction can meet it"
+            )
+        # No picture is part of a document, so the view without media is the same one.
+        self.dataset = self.dataset_no_image = {str(self.config.test_split): self.docs}
+
+    def apply_filters(self) -> Any:
+        """Called once, when all answers are there: the moment to find the judge, if there is one."""
+        if not self._judge_asked_for:
+            self._judge_asked_for = True
+            self._judge = judge_from_environment()
+            facts = {"judge": "none", "judge_prompt": PROMPT_VERSION}
+            if self._judge is not None:
+                facts["judge"] = self._judge.model
+            self.config.metadata = {**(self.config.metadata or {}), **facts}
+        return super().apply_filters()
+
+    def process_results(self, doc: VisCotDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
+        """Scores of one document, the judge's among them. lmms-eval calls this from several threads."""
+        reply = results[0][0] if isinstance(results[0], list) else results[0]
+        sample = scoring.score_reply(doc, str(reply or "").strip())
+        if self._judge is None:
+            return sample
+        said = scoring.read_reply(str(reply or "").strip())
+        verdict = self._judge.verdict(doc["question"], doc["answer"], said.text.strip())
+        sample["judge_items"] = {"count": int(verdict is not None)}
+        if verdict is not None:
+            score = 0.0 if verdict.score is None or said.failed else verdict.score
+            sample["judged"] = {**vars(verdict), "score": score, "unreadable": verdict.score is None}
+        return sample
+
+    def aggregation(self) -> dict[str, Any]:
+        """The template's aggregations; the one of ``complete`` also says aloud that a result is partial."""
+        listed: dict[str, Any] = super().aggregation()
+        return {**listed, "complete": self._complete, "judge_items": self._judge_items}
+
+    def _complete(self, samples: list[scoring.Sample]) -> int:
+        complete = scoring.complete(samples)
+        if not complete:
+            logger.warning(
+                f"{self.config.task}: PARTIAL RESULT over {scoring.total(samples)} of {self.docs.expected_items} "
+                "official items; do not set it beside published numbers"
+            )
+        return complete
+
+    def _judge_items(self, samples: list[scoring.Sample]) -> int:
+        judged = scoring.total(samples)
+        if judged < len(samples):
+            logger.warning(
+                f"{self.config.task}: the judge gave {judged} of {len(samples)} verdicts; `judged` is the mean of "
+                "those. Run again to ask for the others"
+            )
+        return judged
+
+
+def image_of(doc: VisCotDoc) -> list[Any]:
+    """The picture of a document as PIL RGB."""
+    return [doc["image"]]
+
+
+def prompt_of(doc: VisCotDoc) -> str:
+    """What is asked in one go; where a second look is asked for, ``flmm_*`` models read question and instruction."""
+    return f"{doc['question']}{doc['instruction']}"
+
+
+def answer_of(doc: VisCotDoc) -> str:
+    """The reference answer."""
+    return str(doc["answer"])
