@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from flmm_plugin.adapters.lmms_eval import chat, grounded_chat
+from flmm_plugin.adapters.lmms_eval import chat, grounded_chat, provenance
 from flmm_plugin.adapters.lmms_eval.arguments import checked_batch_size, none_if_said, refuse_unknown
 from flmm_plugin.adapters.lmms_eval.failures import FailureLog
 from flmm_plugin.adapters.lmms_eval.requests import Request, chat_of, question_of, unpack
@@ -74,6 +74,8 @@ class FlmmModel(lmms):
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
         self._seal = self.lmm.seal
         self._strings: bool | None = None
+        asked = {**options, "pretrained": pretrained, "heads": heads or None, "device": device}
+        self.provenance = provenance.remember(self, asked)
 
     def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> Any:
         """The `GroundedLMM` that answers. Imported here: naming this class must not cost torch models."""
