@@ -56,6 +56,21 @@ def text_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
     return list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
 
 
+def pieces_tokens(tokenizer: Any, pieces: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """A text in pieces, each tokenised alone and without special tokens, joined as it is.
+
+    Returns:
+        The token ids of the text, and per piece the indices of its tokens; a piece may have none.
+    """
+    ids: list[int] = []
+    groups: list[list[int]] = []
+    for piece in pieces:
+        tokens = tokenizer.encode(piece, add_special_tokens=False) if piece else []
+        groups.append(list(range(len(ids), len(ids) + len(tokens))))
+        ids += tokens
+    return ids, groups
+
+
 def decoded_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     """Text of generated tokens and the characters that each covers.
 

@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from loguru import logger
 from tqdm import tqdm
 
-from flmm_plugin.adapters.lmms_eval import chat, grounded_chat, provenance
+from flmm_plugin.adapters.lmms_eval import chat, given_text, grounded_chat, provenance
 from flmm_plugin.adapters.lmms_eval.arguments import checked_batch_size, none_if_said, refuse_unknown
 from flmm_plugin.adapters.lmms_eval.failures import FailureLog
 from flmm_plugin.adapters.lmms_eval.requests import Request, chat_of, question_of, unpack
@@ -170,6 +170,8 @@ class FlmmModel(lmms):
         """What answers requests of this kind; a batch holds one kind."""
         if request.wants_masks:
             return self._ground
+        if request.gives_text:
+            return self._given_text
         if self.visual_cot.wants(request) and not request.wants_grounded_chat:
             return self._visual_cot
         return self._grounded_chat if request.wants_grounded_chat else self._chat
@@ -196,6 +198,23 @@ class FlmmModel(lmms):
                 replies[place] = self._no_masks(batch[place], result, failures)
             else:
                 replies[place] = masks_json(result, size=(question.image.height, question.image.width))
+        return replies
+
+    def _given_text(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
+        """Masks or keywords of texts that the documents give; those that can be read go through the model together."""
+        replies: list[Reply] = [""] * len(batch)
+        readable: list[int] = []
+        texts = []
+        for place, request in enumerate(batch):
+            try:
+                texts.append(given_text.text_of(request, self._doc(request)))
+                readable.append(place)
+            except Exception as exc:
+                replies[place] = self._no_masks(request, exc, failures)
+        answers = _together_or_apart(lambda some: given_text.replies(self._model(), batch[0], some), texts)
+        for place, answer in zip(readable, answers, strict=True):
+            failed = isinstance(answer, Exception)
+            replies[place] = self._no_masks(batch[place], answer, failures) if failed else answer
         return replies
 
     def _chat(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
@@ -308,7 +327,9 @@ class FlmmModel(lmms):
             )
 
     def _needs_heads(self, request: Request) -> bool:
-        return request.wants_masks or request.wants_grounded_chat or self.visual_cot.wants(request)
+        return (
+            request.wants_masks or request.gives_text or request.wants_grounded_chat or self.visual_cot.wants(request)
+        )
 
     def _doc(self, request: Request) -> Any:
         return self.task_dict[request.task][request.split][request.doc_id]

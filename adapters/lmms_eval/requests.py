@@ -27,6 +27,9 @@ GROUND_FLAG = "flmm_ground"
 #: ``answer`` grounds the answer as a whole.
 GROUNDED_CHAT_FLAG = "flmm_grounded_chat"
 
+#: Generation argument with which a task asks about a text that its documents give: ``ground`` or ``keywords``.
+GIVEN_TEXT_FLAG = "flmm_given_text"
+
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -53,6 +56,11 @@ class Request:
     split: str
     doc_id: int
     padding: bool
+
+    @property
+    def gives_text(self) -> bool:
+        """Whether the task asks about a text that its document gives."""
+        return bool(self.options.get(GIVEN_TEXT_FLAG))
 
     @property
     def wants_masks(self) -> bool:
@@ -151,12 +159,27 @@ def question_of(request: Request, doc: Any) -> Question:
         BadImage: The picture cannot be opened.
     """
     try:
-        path, phrases = doc["image_path"], list(doc["expressions"])
+        phrases = list(doc["expressions"])
     except KeyError as exc:
         raise BadAnnotation(
             f"{request.task} asks for masks ({GROUND_FLAG}) but its documents have no {exc}; "
             "give `image_path` and `expressions`"
         ) from exc
+    return Question(picture_of(request, doc, GROUND_FLAG), phrases)
+
+
+def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
+    """The picture of a document of this plugin's own tasks.
+
+    Raises:
+        BadAnnotation: The document names none, or it is not of the size that its annotation states.
+        BadImage: It cannot be opened.
+    """
+    if "image_path" not in doc:
+        raise BadAnnotation(
+            f"{request.task} asks for masks ({flag}) but its documents have no 'image_path'; give the picture's file"
+        )
+    path = doc["image_path"]
     image = open_image(path)
     stated = (doc.get("height"), doc.get("width"))
     if None not in stated and stated != (image.height, image.width):
@@ -164,7 +187,7 @@ def question_of(request: Request, doc: Any) -> Question:
             f"{path} is {image.height} x {image.width}, its annotation says {stated[0]} x {stated[1]} "
             "(height x width); the picture and the annotation are of different data"
         )
-    return Question(image, phrases)
+    return image
 
 
 def _picture(visual: Any) -> Image.Image:
