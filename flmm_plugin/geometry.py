@@ -79,6 +79,16 @@ class ImageGrid:
         """Both sides resized on their own, whatever the aspect ratio."""
         return InputFrame.of_image(image_height, image_width).resized(input_height, input_width).grid(patch)
 
+    def trimmed(self, rows: int, columns: int) -> ImageGrid:
+        """Without so many rows above and below, and columns left and right."""
+        return replace(
+            self,
+            height=self.height - 2 * rows,
+            width=self.width - 2 * columns,
+            offset_y=self.offset_y + rows * self.scale_y,
+            offset_x=self.offset_x + columns * self.scale_x,
+        )
+
     def divided(self, rows: int, columns: int) -> ImageGrid:
         """The same extent in another number of cells."""
         scale_y, scale_x = self.scale_y * self.height / rows, self.scale_x * self.width / columns

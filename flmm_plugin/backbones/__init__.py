@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 # model_type of the checkpoint's config -> where its family is implemented.
 FAMILIES: dict[str, str] = {
     "llava": "flmm_plugin.backbones.llava:LlavaBackbone",
+    "llava_next": "flmm_plugin.backbones.llava_next:LlavaNextBackbone",
+    "llava_onevision": "flmm_plugin.backbones.llava_onevision:LlavaOnevisionBackbone",
+    "internvl": "flmm_plugin.backbones.internvl:InternVLBackbone",
+    "qwen2_vl": "flmm_plugin.backbones.qwen_vl:Qwen2VLBackbone",
+    "qwen2_5_vl": "flmm_plugin.backbones.qwen_vl:Qwen25VLBackbone",
+    "qwen3_vl": "flmm_plugin.backbones.qwen_vl:Qwen3VLBackbone",
     "deepseek_vl": "flmm_plugin.backbones.deepseek_vl:DeepseekVLBackbone",
     "deepseek_vl_hybrid": "flmm_plugin.backbones.deepseek_vl:DeepseekVLHybridBackbone",
 }

@@ -306,14 +306,18 @@ class Backbone(ABC):
                     f"chat {index} has {places} places for images and {len(pictures)} images; give one image for each "
                     f"image entry, and no {self.processor.image_token!r} in the text"
                 )
-        flat = [picture for pictures in images for picture in pictures]
         bos = self.tokenizer.bos_token
         # As transformers' own tokenising templates do: a template that writes the first token must not get a second
         # one.
         special = {} if bos is None or not texts[0].startswith(bos) else {"add_special_tokens": False}
-        features = self.processor(images=flat or None, text=texts, padding=True, return_tensors="pt", **special)
+        pictures = self.pictures(images)
+        features = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt", **special)
         inputs: dict[str, Tensor] = dict(features.to(self.device, self.dtype))
-        return EncodedChat(inputs, self.image_tokens(inputs, images) if flat else [[] for _ in texts])
+        return EncodedChat(inputs, self.image_tokens(inputs, images) if pictures else [[] for _ in texts])
+
+    def pictures(self, images: list[list[Image.Image]]) -> Any:
+        """The pictures of all chats as the family's processor takes them; None where there are none."""
+        return [picture for some in images for picture in some] or None
 
     def render(self, chat: Messages, *, add_generation_prompt: bool = True) -> str:
         """One chat as the text that the model reads, image placeholders not yet expanded."""

@@ -43,6 +43,7 @@ class Family:
         options: Further arguments of `load_backbone`.
         paper: Whether the paper grounded it, so that ``preprocessing="paper"`` is accepted.
         native: Whether transformers' own auto class loads the folder.
+        blur: How much of a cell's area the processor's resampling may smear over its rim.
         map_order: (view, layer, head) of every channel of the attention maps, for so many of each.
     """
 
@@ -53,6 +54,7 @@ class Family:
     options: dict[str, Any] = field(default_factory=dict)
     paper: bool = False
     native: bool = True
+    blur: float = 0.08
     map_order: Callable[[int, int, int], list[tuple[int, int, int]]] = views_then_layers
 
 
@@ -76,7 +78,9 @@ def shown_in_tiles(backbone: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         height, width = select_best_resolution(size.tolist(), config.image_grid_pinpoints)
         used = views[:1] if one_view else views[: 1 + (height // side) * (width // side)]
         features.append(F.avg_pool2d(used[:, :1].float(), patch).flatten(1)[..., None])
-    options = {} if "batch_num_images" in inputs else {"vision_feature_select_strategy": "default"}
+    options: dict[str, Any] = {"vision_feature_select_strategy": "default"}
+    if "batch_num_images" in inputs:
+        options = {"vision_aspect_ratio": config.vision_aspect_ratio}
     packed, _ = model.pack_image_features(
         features, inputs["image_sizes"], image_newline=torch.tensor([float("nan")]), **options
     )
@@ -321,7 +325,7 @@ FAMILIES: dict[str, Family] = {
     "llava": Family(save_llava, shown_in_one_view, "llava", paper=True),
     "llava_next_vicuna": Family(partial(save_llava_next, mistral=False), shown_in_tiles, "llava_next", 2, paper=True),
     "llava_next_mistral": Family(partial(save_llava_next, mistral=True), shown_in_tiles, "llava_next", 2, paper=True),
-    "llava_onevision": Family(save_llava_onevision, shown_in_tiles, "llava_onevision", 2),
+    "llava_onevision": Family(save_llava_onevision, shown_in_tiles, "llava_onevision", 2, blur=0.2),
     "qwen2_vl": Family(partial(save_qwen_vl, version="2"), shown_in_merged_patches, "qwen2_vl"),
     "qwen2_5_vl": Family(partial(save_qwen_vl, version="2_5"), shown_in_merged_patches, "qwen2_5_vl"),
     "qwen3_vl": Family(partial(save_qwen_vl, version="3"), shown_in_merged_patches, "qwen3_vl"),

@@ -1,0 +1,91 @@
+"""How the placeholders of a picture are to be read, for families whose sequence is not one view in raster order.
+
+A family says per picture what its run of placeholders holds (`Layout`: newlines between rows, tiles one after another,
+a thumbnail last); `place` finds the runs in the sequences and makes `ImageTokens` of them.
+
+Shapes: k tokens as `ImageTokens.slots` lists them, h x w image-token grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flmm_plugin.backbones.base import ImageTokens
+from flmm_plugin.backbones.one_view import split_slots
+from flmm_plugin.geometry import ImageGrid
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One picture's run of placeholders.
+
+    Attributes:
+        count: Placeholders in the run, those included that show nothing.
+        order: Places within the run, ``[k]`` int64: of the coarse views, then of `grid`, each in raster order.
+        grid: The finest view on the picture.
+        coarse: The others.
+    """
+
+    count: int
+    order: Tensor
+    grid: ImageGrid
+    coarse: tuple[ImageGrid, ...] = ()
+
+    @classmethod
+    def raster(cls, grid: ImageGrid) -> Layout:
+        """One view, row by row, and nothing else."""
+        count = grid.height * grid.width
+        return cls(count, torch.arange(count), grid)
+
+    @classmethod
+    def base_and_rows(cls, base: ImageGrid, fine: ImageGrid) -> Layout:
+        """A coarse view, then the rows of a fine one, each ended by a newline token (LLaVA's ``anyres``)."""
+        first = base.height * base.width
+        rows = first + torch.arange(fine.height * (fine.width + 1)).reshape(fine.height, fine.width + 1)
+        order = torch.cat([torch.arange(first), rows[:, :-1].flatten()])
+        return cls(first + rows.numel(), order, fine, (base,))
+
+    @classmethod
+    def tiles(cls, rows: int, columns: int, fine: ImageGrid, thumbnail: ImageGrid) -> Layout:
+        """Tiles one after another, each in raster order, then the thumbnail (InternVL).
+
+        Args:
+            rows: Rows of tiles.
+            columns: Columns of tiles.
+            fine: All tiles together.
+            thumbnail: The whole picture small.
+        """
+        height, width = fine.height // rows, fine.width // columns
+        count = fine.height * fine.width
+        tiles = torch.arange(count).reshape(rows, columns, height, width)
+        order = tiles.permute(0, 2, 1, 3).flatten()
+        small = count + torch.arange(thumbnail.height * thumbnail.width)
+        return cls(count + len(small), torch.cat([small, order]), fine, (thumbnail,))
+
+    def twice(self) -> Layout:
+        """A picture that was shown once, to a family that otherwise shows two views: the same tokens for both."""
+        return Layout(self.count, torch.cat([self.order, self.order]), self.grid, (self.grid,))
+
+
+def place(placeholders: Tensor, layouts: Sequence[Sequence[Layout]], name: str) -> list[list[ImageTokens]]:
+    """Deal the placeholders of each sequence out to its pictures, in order.
+
+    Args:
+        placeholders: Whether a token is one, bool ``[b, l]``.
+        layouts: Per sequence, per picture.
+        name: The model, for the message.
+
+    Raises:
+        BackboneUnsupported: There are more or fewer placeholders than the layouts say.
+    """
+    found = []
+    for row, some in zip(placeholders.cpu(), layouts, strict=True):
+        runs = split_slots(row.nonzero().flatten(), [layout.count for layout in some], name)
+        found.append(
+            [ImageTokens(run[layout.order], layout.grid, layout.coarse) for run, layout in zip(runs, some, strict=True)]
+        )
+    return found
