@@ -77,8 +77,14 @@ class Packer:
             self._tails[answer] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return [*self._tails[answer], self.tokenizer.eos_token_id]
 
-    def pack(self, scenes: list[list[language.Turn]], *, multiple: int = 32) -> Packed:
-        """Pack each scene's turns behind its picture and pad to a common length."""
+    def pack(self, scenes: list[list[language.Turn]], *, multiple: int = 32, listing: float = 1.0) -> Packed:
+        """Pack each scene's turns behind its picture and pad to a common length.
+
+        Args:
+            scenes: The turns of each.
+            multiple: Of which the common length is one.
+            listing: Weight of a token of captions and lists of referring expressions.
+        """
         patches = lmm.GRID * lmm.GRID
         rows: list[tuple[list[int], list[int], list[float], list[int], list[int], list[int]]] = []
         for turns in scenes:
@@ -94,6 +100,8 @@ class Packer:
                 q_weight = 0.15 if turn.kind in ("color", "size", "shape", "where") else 0.0
                 # Of a one-word answer the word counts, not the end token that always follows it.
                 a_weights = [1.0] * len(a) if len(a) > 3 else [3.0] * (len(a) - 1) + [0.5]
+                if turn.kind in ("caption", "refer"):
+                    a_weights = [listing] * len(a)
                 # row t predicts token t + 1 of the same turn
                 targets += [*both[1:], -100]
                 weight += [q_weight] * (len(q) - 1) + a_weights + [0.0]

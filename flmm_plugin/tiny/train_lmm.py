@@ -36,7 +36,9 @@ class Stage:
     """One rung of the curriculum: how full scenes are, what is asked, which accuracy opens the next rung.
 
     ``drills``: share of steps whose scenes are asked a dozen short questions, most of them about things that must be
-    looked for by what they are; ``choices``: share of steps of nothing but multiple choice.
+    looked for by what they are; ``choices``: share of steps of nothing but multiple choice. ``listing``: weight of the
+    tokens of captions and of lists of referring expressions; the order and form of the latter are drawn, so that once
+    they are learnt their gradient is mostly noise.
     """
 
     max_things: int
@@ -45,6 +47,7 @@ class Stage:
     max_share: float
     drills: float = 0.0
     choices: float = 0.0
+    listing: float = 1.0
 
 
 @dataclass
@@ -74,8 +77,9 @@ class TrainConfig:
                 ("color", "shape", "size", *["where"] * 3, *["count"] * 2, *["yes_no"] * 2, *["choice"] * 4),
                 2.0,
                 1.0,
-                drills=0.35,
-                choices=0.25,
+                drills=0.4,
+                choices=0.35,
+                listing=0.3,
             ),
         )
     )
@@ -165,7 +169,7 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
             turns = [[_choice(s, rng, (2, 4, 4), told=0.1) for _ in range(6)] for s in scenes]
         else:
             turns = [sample_turns(s, stage, rng, config.turns_per_scene) for s in scenes]
-        packed = packer.pack(turns).to(device)
+        packed = packer.pack(turns, listing=stage.listing).to(device)
         pixels = torch.stack([picture(s, rng) for s in scenes]).to(device)
         rate = schedule(step, config.steps, config.decay_share)
         for opt, share in zip(opts, shares, strict=True):
