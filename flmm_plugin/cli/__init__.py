@@ -21,6 +21,7 @@ examples:
   flmm list                                                 models and tasks, and what each needs
   flmm doctor                                               is this installation all right?
   flmm demo                                                 the whole of it inside lmms-eval, in minutes
+  flmm report results/ --table 1                            your runs in the paper's tables, with their provenance
   flmm tiny path                                            the embedded model, a plain transformers checkpoint
 """
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
-    from flmm_plugin.cli import doctor, listing, look
+    from flmm_plugin.cli import doctor, listing, look, report
 
     parser = argparse.ArgumentParser(
         prog="flmm",
@@ -58,6 +59,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     look.add_subcommands(commands)
     listing.add_subcommand(commands)
     doctor.add_subcommand(commands)
+    report.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False
     )

@@ -1,0 +1,135 @@
+"""``flmm report``: tables, figures and a page from result files, beside the paper's numbers, with their provenance."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flmm_plugin.errors import FlmmError, UnknownArgument
+
+_EXAMPLES = """\
+examples:
+  flmm report results/ --table 1                               Table 1, your runs beside the paper's rows
+  flmm report results/ stock/ --table 1,A2 --format latex --out tables.tex
+  flmm report results/ --table 1 --check                       which of the paper's numbers no run reproduces
+  flmm report results/ --table 1 --check table1.md             which numbers of that file no result file supports
+  flmm report results/ --figure 6 --out ranks.png              chat rank against ground rank
+  flmm report results/ stock/ --html report.html               one page: tables, samples, both arms' answers
+
+Results are the --output_path folders of lmms_eval runs (with --log_samples, so that samples can be shown and runs be
+known to have been asked the same) and work folders of VLMEvalKit. Nothing is measured here: a number that was not
+measured as its column says carries a mark, and what a file does not record is "not recorded".
+"""
+
+
+def add_subcommand(commands: Any) -> None:
+    """Add ``report`` to the parser of ``flmm``."""
+    from flmm_plugin.reports.rendering import FORMATS
+    from flmm_plugin.reports.table_layouts import TABLE_NAMES
+
+    parser = commands.add_parser(
+        "report",
+        help="tables, figures and a page from result files, beside the paper's numbers",
+        description="Read result files of lmms-eval and VLMEvalKit; write the paper's tables with their rows added, "
+        "its figures, or one self-contained page.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", metavar="RESULTS", nargs="*", type=Path, help="result files, or folders of them")
+    parser.add_argument(
+        "--table",
+        action="append",
+        metavar="N",
+        help=f"of the paper: {', '.join(TABLE_NAMES)}, or all; several with commas",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="of tables (default: by the ending of --out, else md)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: standard output)")
+    parser.add_argument("--measured-only", action="store_true", help="leave the paper's rows out")
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="name the numbers that no result file supports, of FILE or else of the paper's F-LMM rows; "
+        "exit status 1 if there are any",
+    )
+    _add_figure(parser)
+    _add_page(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_figure(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("figures")
+    group.add_argument(
+        "--figure", metavar="NAME", help="6 (chat rank against ground rank), recall (curves of IoU), ablation"
+    )
+
+
+def _add_page(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("page")
+    group.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say; several outputs in one call are all made."""
+    from flmm_plugin.reports.result_files import read_results
+
+    if not (args.table or args.check is not None):
+        raise UnknownArgument(
+            "say what to make: --table 1, --figure 6, --html report.html or --check; flmm report --help"
+        )
+    if args.check and Path(args.check).is_dir():  # `--check results/`: the folder is a result, not the file to check
+        args.results, args.check = [*args.results, Path(args.check)], ""
+    if not args.results:
+        raise UnknownArgument("give result files or folders: flmm report RESULTS --table 1; flmm report --help")
+    runs = read_results(args.results)
+    if args.check is not None:
+        return _check(args, runs)
+    if args.table:
+        _tables(args, runs)
+    return 0
+
+
+def _made(args: argparse.Namespace, runs: Sequence[Any]) -> list[Any]:
+    from flmm_plugin.reports.comparison import compare
+    from flmm_plugin.reports.table_layouts import layouts_of
+
+    names = ",".join(args.table or ["all"]).split(",")
+    return [compare(layout, runs, published=not args.measured_only) for layout in layouts_of(names)]
+
+
+def _tables(args: argparse.Namespace, runs: Sequence[Any]) -> None:
+    from flmm_plugin.reports.rendering import render
+
+    text = render(_made(args, runs), args.format or _format_of(args.out))
+    if args.out is None:
+        sys.stdout.write(text)
+        return
+    _write(args.out, text)
+
+
+def _format_of(out: Path | None) -> str:
+    endings = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html"}
+    return endings.get(out.suffix.lower(), "md") if out is not None else "md"
+
+
+def _write(out: Path, text: str) -> None:
+    if not out.parent.is_dir():
+        raise FlmmError(f"there is no folder {out.parent} to write into; make it, or give another --out")
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}", file=sys.stderr)
+
+
+def _check(args: argparse.Namespace, runs: Sequence[Any]) -> int:
+    from flmm_plugin.reports.checking import gaps, read_table, unsupported
+
+    tables = _made(args, runs)
+    found = unsupported(read_table(Path(args.check)), tables) if args.check else [g for t in tables for g in gaps(t)]
+    for one in found:
+        print(one)
+    what = f"numbers of {args.check}" if args.check else "of the paper's F-LMM numbers in these tables"
+    print(f"{len(found)} {what} without a result file that supports them", file=sys.stderr)
+    return 1 if found else 0

@@ -1,0 +1,197 @@
+"""Which numbers of a table no result file supports.
+
+Two questions. *Of a table that was written earlier* (Markdown, CSV, LaTeX or HTML of `flmm report`, edited or not):
+does every number in it still stand in a result file, or in the paper's tables? *Of a layout*: which of the paper's
+F-LMM numbers has no run reproduced, and which columns has a measured row left empty?
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flmm_plugin.errors import DataNotFound
+from flmm_plugin.reports.comparison import ComparisonTable
+from flmm_plugin.reports.rendering import name_of
+from flmm_plugin.reports.table_layouts import LAYOUTS
+
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A number that nothing supports: where it stands, and what stands there instead."""
+
+    table: str
+    row: str
+    column: str
+    shown: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"table {self.table}, {self.row}, {self.column}: {self.shown} {self.why}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A number read from a written table; ``text`` as it stands there, without marks."""
+
+    table: str
+    row: str
+    column: str
+    text: str
+
+
+def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> list[Unsupported]:
+    """Numbers of a written table that the result files (and the paper) do not give.
+
+    Args:
+        written: Of `read_table`.
+        tables: The same tables, made anew from the result files at hand.
+    """
+    known: Mapping[tuple[str, str], dict[str, str]] = {
+        (table.layout.table, name_of(row)): {
+            cell.column.name: cell.text for cell in row.cells if cell.value is not None
+        }
+        for table in tables
+        for row in table.rows
+    }
+    made = {table.layout.table for table in tables}
+    found = []
+    for one in written:
+        if one.table not in made:
+            why = f"was not checked: give --table {one.table}"
+        elif (one.table, one.row) not in known:
+            why = "is supported by no result file: no run given here makes this row"
+        elif one.column not in known[one.table, one.row]:
+            why = "is supported by no result file: the runs given here have no number there"
+        elif not same_number(known[one.table, one.row][one.column], one.text):
+            why = f"is supported by no result file: they give {known[one.table, one.row][one.column]}"
+        else:
+            continue
+        found.append(Unsupported(one.table, one.row, one.column, one.text, why))
+    return found
+
+
+def gaps(table: ComparisonTable) -> list[Unsupported]:
+    """The paper's F-LMM numbers that no run gives, and numbers of runs that may not stand for the paper's."""
+    found = []
+    measured = [row for row in table.rows if row.kind in ("flmm", "stock")]
+    for row in table.rows:
+        if row.kind != "published" or not row.backbone:
+            continue
+        rivals = [one for one in measured if one.backbone == row.backbone]
+        for place, cell in enumerate(row.cells):
+            if cell.value is None:
+                continue
+            cells = [one.cells[place] for one in rivals if one.cells[place].value is not None]
+            if any(one.comparable for one in cells):
+                continue
+            reasons = sorted({mark.sentence for one in cells for mark in one.marks if mark.blocks})
+            why = "is reproduced by no result file" + (f": {'; '.join(reasons)}" if reasons else "")
+            found.append(Unsupported(table.layout.table, name_of(row), cell.column.name, cell.text, why))
+    return found
+
+
+def same_number(one: str, other: str) -> bool:
+    """Whether two printed numbers are the same; ``75.0`` and ``75`` are.
+
+    >>> same_number("75.0", "75"), same_number("75.2", "75.3")
+    (True, False)
+    """
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one == other
+
+
+# --- reading what was written --------------------------------------------------------------------------------------
+
+
+def read_table(path: Path) -> list[Shown]:
+    """Every number of a file that `flmm report` wrote; the format is told by what is in it.
+
+    Raises:
+        DataNotFound: There is no such file, or it holds no table of `flmm report`.
+    """
+    if not path.is_file():
+        raise DataNotFound(f"there is no {path} to check; write it first: flmm report RESULTS --table 1 --out {path}")
+    text = path.read_text(encoding="utf-8")
+    shown = (
+        list(_csv(text)) if text.startswith("table,")
+        else list(_html(text)) if "<table" in text
+        else list(_latex(text)) if r"\begin{tabular}" in text
+        else list(_markdown(text))
+    )  # fmt: skip
+    if not shown:
+        raise DataNotFound(f"{path} holds no table of flmm report; give a file that its --out wrote")
+    return shown
+
+
+def _csv(text: str) -> Iterator[Shown]:
+    for line in csv.DictReader(text.splitlines()):
+        yield Shown(line["table"], line["row"], line["column"], line["value"])
+
+
+def _markdown(text: str) -> Iterator[Shown]:
+    table, names = "", 0
+    for line in text.splitlines():
+        title = re.match(r"#+ Table (\w+)\.", line)
+        if title:
+            table, names = title[1], 0
+        if not table or not line.startswith("|"):
+            names = 0 if not line.startswith("|") else names
+            continue
+        cells = [_plain_markdown(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not names:
+            names = len(cells) if cells[0] == "Model" else 0
+            continue
+        yield from _numbers(table, cells)
+
+
+def _plain_markdown(cell: str) -> str:
+    bare = re.sub(r"<sup>.*?</sup>", "", cell).strip()
+    bare = bare[2:-2] if bare.startswith("**") and bare.endswith("**") else bare
+    return html.unescape(re.sub(r"\\([\\`*_\[\]|~])", r"\1", bare))
+
+
+def _latex(text: str) -> Iterator[Shown]:
+    table = ""
+    back = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
+    back |= {r"\textless{}": "<", r"\textgreater{}": ">"}
+    for line in text.splitlines():
+        title = re.search(r"\(table (\w+) of arXiv", line)
+        if title:
+            table = title[1]
+        if not line.endswith(r" \\") or line.startswith(r"\multicolumn"):
+            continue
+        cells = []
+        for cell in re.split(r"(?<!\\)&", line.removesuffix(r"\\")):
+            bare = re.sub(r"\$\^\{[a-z,]*\}\$", "", cell).strip()
+            bare = re.sub(r"^\\textbf\{(.*)\}$", r"\1", bare)
+            for escaped, character in back.items():
+                bare = bare.replace(escaped, character)
+            cells.append(re.sub(r"\\([&%$#_{}])", r"\1", bare))
+        if cells[0] != "Model":
+            yield from _numbers(table, cells)
+
+
+def _html(text: str) -> Iterator[Shown]:
+    for table, body in re.findall(r'<table data-table="(\w+)">(.*?)</table>', text, re.DOTALL):
+        for row in re.findall(r'<tr class="(?!group)\w+">(.*?)</tr>', body, re.DOTALL):
+            cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+            bare = [re.sub(r"<[^>]*>", "", re.sub(r"<sup>.*?</sup>", "", cell)) for cell in cells]
+            yield from _numbers(table, [html.unescape(cell) for cell in bare])
+
+
+def _numbers(table: str, cells: Sequence[str]) -> Iterator[Shown]:
+    """The numbers of one row, named by the layout's columns; a row of another width names its columns by place."""
+    layout = LAYOUTS.get(table)
+    names = [column.name for column in layout.columns] if layout else []
+    for place, cell in enumerate(cells[1:]):
+        if _NUMBER.fullmatch(cell):
+            yield Shown(table, cells[0], names[place] if place < len(names) else f"column {place + 2}", cell)

@@ -1,0 +1,291 @@
+"""What the paper's tables are made of: columns, and which task and metric of a harness fills each.
+
+A column's *reference protocol* is the one of F-LMM's own published numbers in it. A task may also measure the same
+thing by another protocol (one expression at a time instead of a picture's at once, say): it fills a row of its own,
+named by its `Source.arm`, and its numbers carry a mark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.reports.result_files import Harness, Run, TaskResult
+
+
+@dataclass(frozen=True)
+class Source:
+    """One way to fill a column.
+
+    Attributes:
+        task: Pattern of the task's whole name.
+        metrics: Names of the metric; the first that the task has counts.
+        protocol: Key of `flmm_plugin.reports.published.PROTOCOLS`.
+        arm: Name of the row it belongs to, "" for the run's plain row.
+        harness: Whose task it is.
+        scale: Factor to the column's unit.
+        fraction: Whether a value of at most 1 is a share of 1 (some data sets of VLMEvalKit write percentages so).
+    """
+
+    task: str
+    metrics: tuple[str, ...]
+    protocol: str
+    arm: str = ""
+    harness: Harness = "lmms-eval"
+    scale: float = 1.0
+    fraction: bool = False
+
+    def read(self, run: Run) -> tuple[TaskResult, str, float] | None:
+        """Task, metric and value in the column's unit; None if the run has no such number."""
+        if run.harness != self.harness:
+            return None
+        for name, task in run.tasks.items():
+            if not re.fullmatch(self.task, name):
+                continue
+            for metric in self.metrics:
+                if metric in task.metrics:
+                    value = task.metrics[metric]
+                    factor = 100.0 if self.fraction and abs(value) <= 1 else self.scale
+                    return task, metric, value * factor
+        return None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: As in ``published.csv``.
+        group: Heading above it.
+        header: Heading of the column itself.
+        sources: In order of preference, per arm.
+        protocol: The reference protocol.
+        digits: Decimals of a measured number.
+        tasks: lmms-eval tasks that fill it by the reference protocol; `flmm reproduce` runs them.
+        needs_flmm: Whether only a model that gives masks can fill it.
+    """
+
+    name: str
+    group: str
+    header: str
+    sources: tuple[Source, ...]
+    protocol: str
+    digits: int = 1
+    tasks: tuple[str, ...] = ()
+    needs_flmm: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table: its number in the paper, title, columns, and the arms it has a row for."""
+
+    table: str
+    title: str
+    columns: tuple[Column, ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arms in order of first appearance, the plain one first."""
+        names = dict.fromkeys(source.arm for column in self.columns for source in column.sources)
+        return tuple(sorted(names, key=lambda name: name != ""))
+
+    def column(self, name: str) -> Column:
+        """The column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+
+def _stock(
+    name: str, header: str, task: str, metrics: tuple[str, ...], kit: str, kit_metrics: tuple[str, ...],
+    *, scale: float = 1.0, digits: int = 1, group: str = "QA", kit_fraction: bool = True,
+) -> Column:  # fmt: skip
+    return Column(
+        name, group, header,
+        (
+            Source(task, metrics, "lmms_eval", scale=scale),
+            Source(kit, kit_metrics, "vlmevalkit", harness="VLMEvalKit", fraction=kit_fraction),
+        ),
+        "", digits, (task,),
+    )  # fmt: skip
+
+
+_MME = (
+    _stock(
+        "MME perception",
+        "MME P",
+        "mme",
+        ("mme_perception_score",),
+        "MME",
+        ("perception",),
+        digits=0,
+        kit_fraction=False,
+    ),
+    _stock(
+        "MME cognition", "MME C", "mme", ("mme_cognition_score",), "MME", ("reasoning",), digits=0, kit_fraction=False
+    ),
+)
+_CHAT = (
+    *_MME,
+    _stock("MMBench", "MMBench", "mmbench_en_dev", ("gpt_eval_score",), "MMBench_DEV_EN(_V11)?", ("Overall",)),
+    _stock("MMVet", "MMVet", "mmvet", ("gpt_eval_score",), "MMVet", ("acc", "Overall"), kit_fraction=False),
+    _stock("LLaVA-W", "LLaVA-W", "llava_in_the_wild", ("gpt_eval_llava_all",), "LLaVABench",
+           ("Relative Score (main)", "Overall"), kit_fraction=False),
+)  # fmt: skip
+_MORE_CHAT = (
+    _stock("POPE", "POPE", "pope", ("pope_accuracy",), "POPE", ("acc",), scale=100),
+    _stock("GQA", "GQA", "gqa", ("exact_match",), "GQA_TestDev_Balanced", ("Overall",), scale=100),
+    _stock("VQAv2", "VQAv2", "vqav2_val", ("exact_match",), "VQAv2_VAL", ("Overall",), scale=100),
+    _stock("AI2D", "AI2D", "ai2d", ("exact_match",), "AI2D_TEST", ("Overall",), scale=100),
+)
+
+
+def _res(dataset: str, split: str, group: str, header: str) -> Column:
+    task = f"flmm_{dataset}_{split}"
+    kit = f"{'RefCOCO' + dataset.removeprefix('refcoco')}_SEG_{split}"
+    return Column(
+        f"{'RefCOCO' + dataset.removeprefix('refcoco')} {split}", group, header,
+        (
+            Source(re.escape(task), ("cIoU",), "first_expression"),
+            Source(re.escape(kit), ("cIoU",), "first_expression", harness="VLMEvalKit", fraction=True),
+            Source(re.escape(f"{task}_per_sentence"), ("cIoU",), "every_sentence", "every sentence"),
+        ),
+        "first_expression", 1, (task,), needs_flmm=True,
+    )  # fmt: skip
+
+
+def _png(kind: str, group: str = "PNG") -> Column:
+    names = {kind, f"{kind}s", f"{kind}_average_recall", f"average_recall_{kind}", f"AR_{kind}", f"recall_{kind}"}
+    more = ("average_recall", "AR") if kind == "all" else ()
+    return Column(
+        f"PNG {kind}", group, kind.capitalize(),
+        (Source(r"flmm_png(_val)?", (*sorted(names), *more), "flmm_png"),), "flmm_png", 1, ("flmm_png",),
+        needs_flmm=True,
+    )  # fmt: skip
+
+
+def _reasonseg(split: str, kind: str) -> Column:
+    name = "val" if split == "val" else f"test {kind}"
+    task = "flmm_reasonseg_val" if split == "val" else "flmm_reasonseg_test"
+    metrics = ("gIoU", "gIoU_all", "gIoU_overall") if kind in ("", "all") else (f"gIoU_{kind}",)
+    sources = [Source(task, metrics, "flmm_reasonseg")]
+    if split == "test" and kind != "all":
+        sources.append(Source(f"{task}_{kind}", ("gIoU",), "flmm_reasonseg"))
+    return Column(
+        f"ReasonSeg {name}", "Val" if split == "val" else "Test", (kind or "all").capitalize(), tuple(sources),
+        "flmm_reasonseg", 1, (task,), needs_flmm=True,
+    )  # fmt: skip
+
+
+def _gcg(split: str, header: str, metrics: tuple[str, ...]) -> Column:
+    task = f"flmm_gcg_{split}"
+    return Column(
+        f"GCG {split} {header}", split.capitalize(), header, (Source(task, metrics, "glamm_gcg"),), "glamm_gcg", 1,
+        (task,), needs_flmm=True,
+    )  # fmt: skip
+
+
+def _viscot(name: str, dataset: str) -> Column:
+    task = f"flmm_viscot_{dataset}"
+    return Column(
+        f"VisCoT {name}", "VisCoT benchmark", name,
+        (
+            Source(task, ("judged", "judge_score", "gpt_score", "judged_score"), "viscot_judged"),
+            Source(task, ("score", "exact", "anls", "exact_match"), "viscot_unjudged", "no judge"),
+        ),
+        "viscot_judged", 1, (task,),
+    )  # fmt: skip
+
+
+def _keywords(name: str) -> Column:
+    low = name.lower()
+    task = r"flmm_keywords(_val)?"
+    selector = (name, low, f"selector_{low}", f"selector_{name}")
+    return Column(
+        f"keywords {name}", "", name if name == "F1" else name.capitalize(),
+        (
+            Source(task, selector, "png_keywords", "linear keyword selector"),
+            Source(task, (f"spacy_{low}", f"spacy_{name}"), "png_keywords", "spaCy parser"),
+        ),
+        "png_keywords", 1, ("flmm_keywords",), needs_flmm=True,
+    )  # fmt: skip
+
+
+_PNG_THREE = (_png("all"), _png("thing"), _png("stuff"))
+_DATASETS = (("refcoco", "RefCOCO"), ("refcoco+", "RefCOCO+"), ("refcocog", "RefCOCOg"))
+
+LAYOUTS: Mapping[str, Layout] = {
+    layout.table: layout
+    for layout in (
+        Layout(
+            "1", "Question answering, referring expression segmentation (cIoU) and panoptic narrative grounding",
+            (*_CHAT, *(_res(data, "val", "RES", name) for data, name in _DATASETS), *_PNG_THREE),
+        ),
+        Layout(
+            "2", "Reasoning segmentation (gIoU)",
+            (_reasonseg("val", ""), _reasonseg("test", "short"), _reasonseg("test", "long"), _reasonseg("test", "all")),
+        ),
+        Layout(
+            "3", "Grounded conversation generation",
+            tuple(
+                _gcg(split, header, metrics)
+                for split in ("val", "test")
+                for header, metrics in (
+                    ("METEOR", ("METEOR", "meteor")),
+                    ("mIoU", ("mIoU", "miou")),
+                    ("recall", ("mask_recall", "recall", "Recall")),
+                )
+            ),
+        ),
+        Layout(
+            "4", "Visual chain-of-thought reasoning",
+            (
+                _viscot("DocVQA", "docvqa"), _viscot("TextCaps", "textcaps?"), _viscot("TextVQA", "textvqa"),
+                _viscot("DUDE", "dude"), _viscot("SROIE", "sroie"), _viscot("InfographicsVQA", "infographicsvqa"),
+                _stock("POPE accuracy", "Acc", "pope", ("pope_accuracy",), "POPE", ("acc",), scale=100, group="POPE"),
+                _stock("POPE F1", "F1", "pope", ("pope_f1_score",), "POPE", ("Overall",), scale=100, group="POPE"),
+            ),
+        ),
+        Layout("5a", "Prompts of the mask refiner, on PNG", _PNG_THREE),
+        Layout("5b", "SAM variants, on PNG", _PNG_THREE),
+        Layout("6", "Keyword selection", (_keywords("F1"), _keywords("recall"), _keywords("precision"))),
+        Layout("A1", "More question answering", (*_CHAT, *_MORE_CHAT)),
+        Layout(
+            "A2", "Referring expression segmentation (cIoU), all splits",
+            tuple(
+                _res(data, split, name, split)
+                for data, name in _DATASETS
+                for split in (("val", "test") if data == "refcocog" else ("val", "testA", "testB"))
+            ),
+        ),
+        Layout("A3", "Panoptic narrative grounding", (*_PNG_THREE, _png("singular"), _png("plural"))),
+    )
+}  # fmt: skip
+
+#: What ``--table`` takes; the paper prints 5a and 5b as one table.
+TABLE_NAMES = ("1", "2", "3", "4", "5", "6", "A1", "A2", "A3")
+
+
+def layouts_of(names: Iterator[str] | list[str] | tuple[str, ...]) -> list[Layout]:
+    """Layouts by the names that ``--table`` takes, in the paper's order for ``all``.
+
+    Raises:
+        UnknownArgument: There is no such table.
+    """
+    wanted: list[str] = []
+    for name in names:
+        key = name.strip().upper().removeprefix("TABLE")
+        expanded = (
+            tuple(LAYOUTS)
+            if key == "ALL"
+            else ("5a", "5b")
+            if key == "5"
+            else (key.lower() if key[:1] == "5" else key,)
+        )
+        for one in expanded:
+            if one not in LAYOUTS:
+                raise UnknownArgument(
+                    f"the paper has no table {name!r} of numbers; known: {', '.join(TABLE_NAMES)}, all"
+                )
+            wanted.append(one)
+    return [LAYOUTS[name] for name in dict.fromkeys(wanted)]

@@ -1,0 +1,181 @@
+"""Measured beside published: nothing that was measured differently stands unmarked, and no difference is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flmm_plugin.errors import DataNotFound, UnknownArgument
+from flmm_plugin.reports.comparison import EMBEDDED, NOT_WHOLE, Cell, ComparisonTable, compare
+from flmm_plugin.reports.result_files import read_results
+from flmm_plugin.reports.table_layouts import LAYOUTS, TABLE_NAMES, layouts_of
+from tests.reports.conftest import chat_sample
+
+WHOLE = {"cIoU": 75.3, "items": 3811, "complete": 1}
+LLAVA = "pretrained=llava-hf/llava-1.5-7b-hf"
+
+
+def table(name: str, *folders: Path) -> ComparisonTable:
+    return compare(LAYOUTS[name], read_results(folders))
+
+
+def cell(of: ComparisonTable, label: str, column: str, variant: str = "") -> Cell:
+    rows = [row for row in of.rows if row.label == label and row.variant == variant and row.kind != "published"]
+    assert len(rows) == 1, [(row.label, row.variant) for row in of.rows]
+    return next(one for one in rows[0].cells if one.column.name == column)
+
+
+def sentences(one: Cell) -> list[str]:
+    return [mark.sentence for mark in one.marks]
+
+
+def test_a_whole_split_by_the_papers_protocol_stands_unmarked(write_run: Callable[..., Path]) -> None:
+    made = table("1", write_run("a", "flmm_llava", {"flmm_refcoco_val": WHOLE}, arguments=LLAVA, record={}))
+    one = cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO val")
+    assert (one.text, sentences(one)) == ("75.3", [])
+    minus = cell(made, "F-LMM (LLaVA-1.5-7B) minus published", "RefCOCO val")
+    assert minus.text == "+0.1"
+    assert "feedfacefeedface" in one.provenance.as_line()
+    assert one.provenance.n == "3811"
+
+
+def test_part_of_a_split_is_marked_and_never_subtracted_nor_best(write_run: Callable[..., Path]) -> None:
+    part = {"cIoU": 99.9, "items": 8, "complete": 0}
+    made = table("1", write_run("a", "flmm_llava", {"flmm_refcoco_val": part}, arguments=LLAVA, record={}))
+    one = cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO val")
+    assert sentences(one) == [NOT_WHOLE]
+    assert not one.best
+    assert not [row for row in made.rows if row.kind == "difference"]
+    best = [row.label for row in made.rows for c in row.cells if c.best and c.column.name == "RefCOCO val"]
+    assert best == ["F-LMM (HPT-Air-1.5-8B)"]
+
+
+def test_another_protocol_makes_a_row_of_its_own_with_a_mark(write_run: Callable[..., Path]) -> None:
+    both = {"flmm_refcoco_val": WHOLE, "flmm_refcoco_val_per_sentence": {**WHOLE, "cIoU": 70.0, "items": 10834}}
+    made = table("A2", write_run("a", "flmm_llava", both, arguments=LLAVA, record={}))
+    assert cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO val").text == "75.3"
+    other = cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO val", "every sentence")
+    assert other.text == "70.0"
+    assert any("every expression" in sentence for sentence in sentences(other))
+    lisa = next(row for row in made.rows if row.label == "LISA-7B")
+    assert lisa.cells[0].marks == other.marks
+
+
+def test_stock_beside_ours_and_their_difference(write_run: Callable[..., Path]) -> None:
+    log = {"mme": [chat_sample(0, "Is it?", "Yes", "Yes")]}
+    whole = {"mme": (2374, 2374)}
+    ours = write_run("a", "flmm_llava", {"mme": {"mme_perception_score": 1510.9}}, arguments=LLAVA, record={},
+                     counts=whole, samples=log)  # fmt: skip
+    stock = write_run("b", "llava_hf", {"mme": {"mme_perception_score": 1510.9}}, arguments=LLAVA, counts=whole,
+                      samples=log)  # fmt: skip
+    made = table("1", ours, stock)
+    label = "F-LMM (LLaVA-1.5-7B) minus llava_hf (LLaVA-1.5-7B)"
+    assert cell(made, label, "MME perception").text == "0"
+    beside = cell(made, "llava_hf (LLaVA-1.5-7B)", "MME perception")
+    assert any("does not record: kernel, dtype" in sentence for sentence in sentences(beside))
+
+
+@pytest.mark.parametrize("changed", ["other questions", "other number"])
+def test_arms_asked_differently_are_not_subtracted(write_run: Callable[..., Path], changed: str) -> None:
+    asked = [chat_sample(0, "Is it?", "Yes", "Yes")]
+    other = [chat_sample(0, "Is it not?", "Yes", "Yes")] if changed == "other questions" else asked
+    n = 2374 if changed == "other questions" else 100
+    score = {"mme": {"mme_perception_score": 1500.0}}
+    ours = write_run("a", "flmm_llava", score, arguments=LLAVA, record={}, counts={"mme": (2374, 2374)},
+                     samples={"mme": asked})  # fmt: skip
+    stock = write_run("b", "llava_hf", score, arguments=LLAVA, counts={"mme": (n, 2374)}, samples={"mme": other})
+    made = table("1", ours, stock)
+    assert not [row for row in made.rows if row.kind == "difference" and "llava_hf" in row.label]
+    marks = sentences(cell(made, "llava_hf (LLaVA-1.5-7B)", "MME perception"))
+    assert "scored on other documents than F-LMM (LLaVA-1.5-7B)" in marks
+
+
+def test_other_conditions_are_named(write_run: Callable[..., Path]) -> None:
+    first = write_run("a", "flmm_llava", {"flmm_refcoco_val": WHOLE}, arguments=LLAVA, record={})
+    second = write_run("b", "flmm_llava", {"flmm_refcoco_val": WHOLE}, arguments=f"{LLAVA},merge=max",
+                       record={"dtype": "bfloat16", "options": {"merge": "max"}})  # fmt: skip
+    made = table("1", first, second)
+    rows = [row for row in made.rows if row.kind == "flmm"]
+    assert len(rows) == 2
+    marks = [sentences(next(c for c in row.cells if c.column.name == "RefCOCO val")) for row in rows]
+    assert ["measured differently from F-LMM (LLaVA-1.5-7B): dtype float32 and bfloat16"] in marks
+    assert [] in marks
+
+
+def test_the_embedded_model_never_stands_beside_the_paper_unmarked(write_run: Callable[..., Path]) -> None:
+    made = table("1", write_run("a", "flmm_tiny", {"flmm_refcoco_val": WHOLE}, record={}))
+    assert sentences(cell(made, "F-LMM (embedded model)", "RefCOCO val")) == [EMBEDDED]
+
+
+def test_a_judge_is_named_with_its_number(write_run: Callable[..., Path]) -> None:
+    judged = write_run(
+        "a", "flmm_llava", {"mmvet": {"gpt_eval_score": 31.0}}, arguments=LLAVA, record={},
+        counts={"mmvet": (218, 218)}, metadata={"mmvet": {"gpt_eval_model_name": "gpt-9"}},
+    )  # fmt: skip
+    made = table("1", judged)
+    one = cell(made, "F-LMM (LLaVA-1.5-7B)", "MMVet")
+    assert "judged by gpt-9" in sentences(one)
+    assert one.provenance.judge == "gpt-9"
+
+
+def test_runs_of_one_model_make_one_row_and_the_newest_number_counts(write_run: Callable[..., Path]) -> None:
+    old = write_run("a", "flmm_llava", {"flmm_refcoco_val": WHOLE}, arguments=LLAVA, record={})
+    new = write_run("b", "flmm_llava", {"flmm_refcoco_val": {**WHOLE, "cIoU": 76.0}, "flmm_refcoco+_val": WHOLE},
+                    arguments=LLAVA, record={}, date="20260202_000000")  # fmt: skip
+    made = table("A2", new, old)
+    assert cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO val").text == "76.0"
+    assert cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO+ val").text == "75.3"
+
+
+def test_ablation_rows_name_their_heads(write_run: Callable[..., Path]) -> None:
+    heads = {"sha256": "a", "sam": "vit_b", "prompts": "mask + box"}
+    run = write_run("a", "flmm_deepseekvl", {"flmm_png": {"all": 60.0, "things": 59.0, "complete": 1}},
+                    arguments="pretrained=deepseek-ai/deepseek-vl-1.3b-chat", record={"heads": heads})  # fmt: skip
+    made = table("5a", run)
+    assert cell(made, "F-LMM (DeepSeekVL-1.3B)", "PNG all", "mask + box").text == "60.0"
+    assert cell(made, "F-LMM (DeepSeekVL-1.3B) minus published", "PNG all", "mask + box").text == "-3.7"
+    assert cell(table("5b", run), "F-LMM (DeepSeekVL-1.3B)", "PNG all", "SAM ViT-B").text == "60.0"
+
+
+def test_visual_cot_is_another_row(write_run: Callable[..., Path]) -> None:
+    where = "pretrained=deepseek-ai/deepseek-vl-7b-chat"
+    pope = {"pope": {"pope_accuracy": 0.87, "pope_f1_score": 0.86}}
+    plain = write_run("a", "flmm_deepseekvl", pope, arguments=where, record={}, counts={"pope": (9000, 9000)})
+    cot = write_run("b", "flmm_deepseekvl", pope, arguments=f"{where},visual_cot=v1", counts={"pope": (9000, 9000)},
+                    record={"options": {"visual_cot": "v1"}})  # fmt: skip
+    made = table("4", plain, cot)
+    assert cell(made, "F-LMM (DeepSeekVL-7B)", "POPE accuracy", "no visual CoT").text == "87.0"
+    minus = cell(made, "F-LMM (DeepSeekVL-7B) minus published", "POPE accuracy", "visual CoT v1")
+    assert minus.text == "-1.0"
+
+
+def test_published_numbers_are_printed_as_the_paper_prints_them() -> None:
+    for layout in LAYOUTS.values():
+        made = compare(layout, [])
+        printed = {(c.published.row, c.column.name): c.text for c in cells(made) if c.published}
+        assert printed
+        assert all(c.published.value == c.text for c in cells(made) if c.published)
+
+
+def cells(made: ComparisonTable) -> Iterable[Any]:
+    return (one for row in made.rows for one in row.cells)
+
+
+def test_names_of_tables() -> None:
+    assert [layout.table for layout in layouts_of(["5", "a1"])] == ["5a", "5b", "A1"]
+    assert len(layouts_of(["all"])) == len(TABLE_NAMES) + 1
+    with pytest.raises(UnknownArgument, match="no table '7'"):
+        layouts_of(["7"])
+
+
+def test_folders_without_results_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFound, match="there is no"):
+        read_results([tmp_path / "absent"])
+    with pytest.raises(DataNotFound, match="holds no result file"):
+        read_results([tmp_path])
+    (tmp_path / "x_results.json").write_text('{"results": {')
+    with pytest.raises(DataNotFound, match="cut off"):
+        read_results([tmp_path])
