@@ -19,8 +19,10 @@ examples:
   flmm chat scene.png "What is in the picture?"             the answer, and masks of what it names
   flmm attention scene.png "the small red circle"           every attention map of a phrase on one sheet
   flmm list                                                 models and tasks, and what each needs
+  flmm data check refcoco                                   is a benchmark's data there and whole?
   flmm doctor                                               is this installation all right?
   flmm demo                                                 the whole of it inside lmms-eval, in minutes
+  flmm preserve --model flmm_tiny --tasks mme --limit 20    is chat what it is without the plugin?
   flmm report results/ --table 1                            your runs in the paper's tables, with their provenance
   flmm tiny path                                            the embedded model, a plain transformers checkpoint
 """
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
-    from flmm_plugin.cli import doctor, listing, look, report
+    from flmm_plugin.cli import data, doctor, listing, look, preserve, report
 
     parser = argparse.ArgumentParser(
         prog="flmm",
@@ -58,8 +60,10 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     look.add_subcommands(commands)
     listing.add_subcommand(commands)
+    data.add_subcommand(commands)
     doctor.add_subcommand(commands)
     report.add_subcommand(commands)
+    preserve.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False
     )

@@ -70,15 +70,15 @@ class VisCot(ConfigurableTask):
     def process_results(self, doc: VisCotDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
         """Scores of one document, the judge's among them. lmms-eval calls this from several threads."""
         reply = results[0][0] if isinstance(results[0], list) else results[0]
-        sample = scoring.score_reply(doc, str(reply or "").strip())
+        sample = score(doc, [str(reply or "")])
         if self._judge is None:
             return sample
         said = scoring.read_reply(str(reply or "").strip())
         verdict = self._judge.verdict(doc["question"], doc["answer"], said.text.strip())
         sample["judge_items"] = {"count": int(verdict is not None)}
         if verdict is not None:
-            score = 0.0 if verdict.score is None or said.failed else verdict.score
-            sample["judged"] = {**vars(verdict), "score": score, "unreadable": verdict.score is None}
+            points = 0.0 if verdict.score is None or said.failed else verdict.score
+            sample["judged"] = {**vars(verdict), "score": points, "unreadable": verdict.score is None}
         return sample
 
     def aggregation(self) -> dict[str, Any]:
@@ -103,6 +103,11 @@ class VisCot(ConfigurableTask):
                 "those. Run again to ask for the others"
             )
         return judged
+
+
+def score(doc: VisCotDoc, results: list[str]) -> dict[str, Any]:
+    """Scores of one document without a judge; `results` holds the model's one reply."""
+    return scoring.score_reply(doc, results[0].strip())
 
 
 def image_of(doc: VisCotDoc) -> list[Any]:

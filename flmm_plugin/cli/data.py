@@ -1,0 +1,228 @@
+"""``flmm data``: what the benchmarks need, whether it is there, how to get it, and how to make it quick to open."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flmm_plugin.errors import DataNotFound, FlmmError
+
+if TYPE_CHECKING:
+    from flmm_plugin.data.registry import Benchmark, Part
+
+_SHOWN = 20
+
+_EXAMPLES = """\
+examples:
+  flmm data list                                  benchmarks: tasks, size of the downloads, what is here
+  flmm data list viscot                           its parts: where they are looked for, sources, licences
+  flmm data download refcoco --root /data         fetch what is missing; run again to resume
+  flmm data check refcoco --root /data --deep     decode every picture too
+  flmm data prepare all --root /data              convert annotations once, so that runs start in seconds
+then
+  FLMM_DATA=/data lmms_eval --model flmm_tiny --tasks refcoco_seg
+"""
+
+
+def add_subcommand(commands: Any) -> None:
+    """Add ``data`` to the parser of ``flmm``."""
+    data = commands.add_parser(
+        "data",
+        help="the benchmarks' data: list, check, prepare, download",
+        description="What each benchmark needs, from where and under which licence; whether it is all there and whole.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    listing = _action(actions, "list", "what each benchmark needs, from where, its licence and size", _list, many="*")
+    listing.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+
+    check = _action(actions, "check", "name each missing or damaged file; exit status 1 if there is one", _check)
+    check.add_argument("--deep", action="store_true", help="decode every picture (minutes), not its two ends alone")
+    check.add_argument("--all-lines", action="store_true", help=f"name every bad picture, not the first {_SHOWN}")
+    check.add_argument("--json", action="store_true", help="one JSON list of all findings")
+
+    _action(actions, "prepare", "convert the annotations once to Arrow, so that a run starts in seconds", _prepare)
+
+    download = _action(actions, "download", "fetch, verify and unpack what is missing; run again to resume", _download)
+    download.add_argument(
+        "--dry-run", action="store_true", help="say what would be fetched, and what must be done by hand"
+    )
+
+
+def _action(
+    actions: Any, name: str, help_: str, run: Callable[[argparse.Namespace], int], many: str = "+"
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=help_, description=help_[0].upper() + help_[1:])
+    parser.add_argument("names", metavar="NAME", nargs=many, help="a benchmark, or all; `flmm data list` shows them")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="data root (default: $FLMM_DATA, else data)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _root(args: argparse.Namespace) -> Path:
+    from flmm_plugin.datasets.refer import data_root
+
+    return data_root(args.root)
+
+
+def _chosen(args: argparse.Namespace) -> list[Benchmark]:
+    from flmm_plugin.data.registry import BENCHMARKS, benchmark_of
+
+    names = args.names or ["all"]
+    return list(BENCHMARKS.values()) if "all" in names else [benchmark_of(name) for name in names]
+
+
+def _list(args: argparse.Namespace) -> int:
+    root, chosen = _root(args), _chosen(args)
+    if args.json:
+        print(json.dumps([_facts(one, root) for one in chosen], indent=1))
+    elif args.names and "all" not in args.names:
+        print("\n\n".join(_detail(one, root) for one in chosen))
+    else:
+        print(f"benchmarks, and what of them is under {root}")
+        for one in chosen:
+            here = sum(_present(part, root) for part in one.parts)
+            size = f"{one.size / 1e9:.1f} GB" if one.size > 1e8 else f"{one.size / 1e6:.1f} MB" if one.size else "-"
+            print(f"  {one.name:<10} {here:>2} of {len(one.parts):<3} parts  {size:>8}  {one.title}: {one.tasks[0]}")
+        print("sizes: downloads whose size is stated; parts of one archive count once. More: flmm data list NAME")
+    return 0
+
+
+def _facts(benchmark: Benchmark, root: Path) -> dict[str, Any]:
+    return {**asdict(benchmark), "here": {part.what: _present(part, root) for part in benchmark.parts}}
+
+
+def _detail(benchmark: Benchmark, root: Path) -> str:
+    lines = [f"{benchmark.name}: {benchmark.title}", f"  paper  {benchmark.paper}"]
+    lines.append(f"  tasks  {', '.join(benchmark.tasks)}")
+    for part in benchmark.parts:
+        lines.append(
+            f"  {'have' if _present(part, root) else 'MISSING' if not part.optional else 'absent'}  {part.what}"
+        )
+        lines.append(f"      places   {', '.join(part.places)}")
+        lines.append(f"      from     {_source(part)}")
+        lines.append(f"      licence  {part.licence}")
+    return "\n".join(lines)
+
+
+def _source(part: Part) -> str:
+    from flmm_plugin.data.registry import Archive, Hub
+
+    if isinstance(part.source, Archive):
+        size = f" ({part.source.size} bytes)" if part.source.size else ""
+        return f"{part.source.urls[0]}{size}"
+    if isinstance(part.source, Hub):
+        return f"hub data set {part.source.repo}"
+    return part.how
+
+
+def _present(part: Part, root: Path) -> bool:
+    return any((root / place).exists() for place in part.places)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from flmm_plugin.data.checking import check
+
+    root, found, bad = _root(args), [], 0
+    for benchmark in _chosen(args):
+        if not args.json:
+            print(f"{benchmark.name} under {root}")
+        pictures = 0
+        with tqdm(desc=benchmark.name, unit="picture", disable=None, leave=False) as bar:
+
+            def told(done: int, total: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            for finding in check(benchmark, root, deep=args.deep, progress=told):
+                found.append({"benchmark": benchmark.name, **asdict(finding)})
+                bad += finding.status == "bad"
+                pictures += finding.what.startswith("picture ")
+                if args.json or (finding.what.startswith("picture ") and pictures > _SHOWN and not args.all_lines):
+                    continue
+                tqdm.write(_line(finding))
+        if pictures > _SHOWN and not args.all_lines and not args.json:
+            print(f"  ...   {pictures - _SHOWN} more bad pictures; name them with --all-lines")
+    if args.json:
+        print(json.dumps(found, indent=1))
+    elif bad:
+        print(f"\n{bad} bad: see the lines marked so", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _line(finding: Any) -> str:
+    return f"  {finding.status:<4}  {finding.what}: {finding.detail}"
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from flmm_plugin.data.prepared import writing
+    from flmm_plugin.data.probing import splits_of
+
+    root, failures = _root(args), 0
+    for benchmark in _chosen(args):
+        with writing() as written:
+            for name, read in splits_of(benchmark.name, root):
+                try:
+                    split = read()
+                except DataNotFound as exc:
+                    failures += 1
+                    print(f"  skip  {benchmark.name} {name}: {exc}")
+                except FlmmError as exc:
+                    failures += 1
+                    print(f"  bad   {benchmark.name} {name}: {type(exc).__name__}: {exc}")
+                else:
+                    print(f"  ok    {benchmark.name} {name}: {split.items} {split.unit}")
+        for path in dict.fromkeys(written):
+            print(f"  wrote {path} ({path.stat().st_size} bytes)")
+        if not written:
+            print(f"  {benchmark.name}: nothing to convert")
+    return 1 if failures else 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from flmm_plugin.data.downloading import install
+
+    root, failures, by_hand = _root(args), 0, 0
+    for benchmark, part in _missing(args, root):
+        if part.source is None:
+            by_hand += not part.optional
+            print(f"  by hand   {part.what}: {part.how}")
+            continue
+        print(f"  {'would get' if args.dry_run else 'get'}  {part.what}: {_source(part)}   licence: {part.licence}")
+        if args.dry_run:
+            continue
+        with tqdm(desc=benchmark.name, unit="B", unit_scale=True, unit_divisor=1000, disable=None) as bar:
+
+            def told(done: int, total: int | None, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            try:
+                print(f"  got   {install(part.source, root, told)}")
+            except FlmmError as exc:
+                failures += 1
+                print(f"  FAILED  {part.what}: {exc}")
+    if by_hand:
+        print(f"{by_hand} parts must be got by hand: a form or a licence stands before them")
+    if not failures and not args.dry_run:
+        print(f"next: flmm data check {' '.join(args.names)} --root '{root}'")
+    return 1 if failures else 0
+
+
+def _missing(args: argparse.Namespace, root: Path) -> Iterator[tuple[Benchmark, Part]]:
+    """Parts that are in none of their places; looked at one by one, since one archive may bring several."""
+    for benchmark in _chosen(args):
+        for part in benchmark.parts:
+            if not _present(part, root):
+                yield benchmark, part

@@ -1,0 +1,141 @@
+"""Is the data of a benchmark all there and whole? Each missing or damaged file is named.
+
+Three looks, the cheap ones first: are the parts in one of their places, with the official size and hash where those are
+known; does each split read as a run would read it, with the official number of items; is each picture there, not empty,
+and complete at both ends (``deep``: decoded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flmm_plugin.data.downloading import problem_of
+from flmm_plugin.data.probing import Split, splits_of
+from flmm_plugin.data.registry import Archive, Benchmark, Part
+from flmm_plugin.errors import FlmmError
+from flmm_plugin.images import open_image
+
+Status = Literal["ok", "note", "bad"]
+
+# A whole file begins and ends like this; JPEG files of some cameras carry bytes behind the end mark.
+_ENDS = {b"\xff\xd8": (b"\xff\xd9", 64), b"\x89PNG\r\n\x1a\n": (b"IEND\xaeB`\x82", 12)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check.
+
+    Attributes:
+        status: ``ok``; ``note``: runs as it is; ``bad``: a run would fail or its number would not be the official one.
+        what: Which part, split or file.
+        detail: What was found, and the fix if it is bad.
+    """
+
+    status: Status
+    what: str
+    detail: str
+
+
+def check(
+    benchmark: Benchmark, root: Path, *, deep: bool = False, progress: Callable[[int, int], None] = lambda *_: None
+) -> Iterator[Finding]:
+    """Look at everything a benchmark needs under a root.
+
+    Args:
+        benchmark: Which.
+        root: Data root.
+        deep: Decode every picture; minutes for thousands of them.
+        progress: Told (pictures looked at, pictures in all) of each split.
+    """
+    present = True
+    for part in benchmark.parts:
+        finding = _part(part, root, benchmark.name)
+        present = present and finding.status != "bad"
+        yield finding
+    seen: dict[Path, str | None] = {}
+    for name, read in splits_of(benchmark.name, root):
+        try:
+            split = read()
+        except FlmmError as exc:
+            yield Finding("bad", f"split {name}", f"{type(exc).__name__}: {exc}")
+            continue
+        yield _count(split)
+        for note in split.notes:
+            yield Finding("note", f"split {name}", note)
+        yield from _pictures(split, seen, deep, progress)
+
+
+def _part(part: Part, root: Path, name: str) -> Finding:
+    found = next((root / place for place in part.places if (root / place).exists()), None)
+    if found is None:
+        fix = f"flmm data download {name} --root '{root}'" if part.source is not None else part.how
+        status: Status = "note" if part.optional else "bad"
+        return Finding(status, part.what, f"missing: none of {', '.join(part.places)} under {root}; {fix}")
+    if found.is_dir():
+        entries = sum(1 for _ in found.iterdir())
+        if entries == 0:
+            return Finding("bad", part.what, f"{found} is empty; {part.how or 'download it again'}")
+        return Finding("ok", part.what, f"{found} ({entries} files)")
+    source = part.source
+    if isinstance(source, Archive) and source.file is not None:
+        problem = problem_of(found, source.size, source.sha256)
+        if problem is not None:
+            # Another release of an annotation file may be what somebody wants: a run goes on, and says its hash.
+            detail = f"{found}: {problem}: not the official file, or damaged; delete it and download again"
+            return Finding("bad", part.what, detail)
+        return Finding("ok", part.what, f"{found} (size and sha256 as official)")
+    if found.stat().st_size == 0:
+        return Finding("bad", part.what, f"{found} is empty; delete it and download again")
+    return Finding("ok", part.what, f"{found} ({found.stat().st_size} bytes)")
+
+
+def _count(split: Split) -> Finding:
+    what = f"split {split.name}"
+    if split.expected is None:
+        return Finding("ok", what, f"{split.items} {split.unit} (no official number is published)")
+    if split.items == split.expected:
+        return Finding("ok", what, f"{split.items} {split.unit}, as official")
+    return Finding(
+        "bad", what, f"{split.items} {split.unit}, the official split has {split.expected}; get the official files"
+    )
+
+
+def _pictures(
+    split: Split, seen: dict[Path, str | None], deep: bool, progress: Callable[[int, int], None]
+) -> Iterator[Finding]:
+    wrong = 0
+    for number, path in enumerate(split.pictures, start=1):
+        if path not in seen:
+            seen[path] = _damage(path, deep)
+        problem = seen[path]
+        if problem is not None:
+            wrong += 1
+            yield Finding("bad", f"picture {path}", problem)
+        progress(number, len(split.pictures))
+    if split.pictures:
+        total = len(split.pictures)
+        yield Finding("bad" if wrong else "ok", f"pictures of {split.name}", f"{total - wrong} of {total} are whole")
+
+
+def _damage(path: Path, deep: bool) -> str | None:
+    """What is wrong with a picture, None if nothing was found."""
+    if not path.is_file():
+        return "missing; unpack its archive again"
+    if deep:
+        try:
+            open_image(path)
+        except FlmmError as exc:
+            return str(exc)
+        return None
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        file.seek(max(0, size - 64))
+        tail = file.read()
+    for start, (end, within) in _ENDS.items():
+        if head.startswith(start):
+            return None if end in tail[-within:] else "truncated: its end is missing; unpack its archive again"
+    return "empty" if size == 0 else "neither JPEG nor PNG by its first bytes; unpack its archive again"

@@ -1,0 +1,184 @@
+"""Annotations converted once to Arrow, so that a run starts in seconds however large the official files are.
+
+`flmm data prepare` writes ``<root>/.flmm/prepared/<key>.arrow``: one row per item, one column per field, nested fields
+as JSON text, paths relative to the root. The file names its sources with their sizes and times of change; a reader that
+finds one of them changed reads the official files as ever, so a prepared file can be stale but never wrong.
+
+Records are frozen dataclasses of numbers, texts, paths, tuples, mappings and other such records; the types that they
+declare say how they are read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+from flmm_plugin.data.downloading import WORKPLACE
+from flmm_plugin.errors import BadAnnotation
+
+T = TypeVar("T")
+
+_FORMAT = 1
+_PLAIN = (str, int, float, bool)
+_WRITING: ContextVar[list[Path] | None] = ContextVar("flmm_prepared_writing", default=None)
+
+
+class Prepared(NamedTuple):
+    """What a reader keeps: its items, and anything else that JSON holds."""
+
+    items: tuple[Any, ...]
+    extra: Any
+
+
+@contextmanager
+def writing() -> Iterator[list[Path]]:
+    """Inside this block, readers write what they read; the list names the files."""
+    written: list[Path] = []
+    token = _WRITING.set(written)
+    try:
+        yield written
+    finally:
+        _WRITING.reset(token)
+
+
+def items_of(
+    root: Path, key: str, sources: Sequence[Path], record: type[T], build: Callable[[], tuple[Iterable[T], Any]]
+) -> Prepared:
+    """A reader's items: from the prepared file if there is a fresh one, else from the official files.
+
+    Args:
+        root: Data root.
+        key: Name of the prepared file; different for everything that changes the items.
+        sources: The official files that the items are made of.
+        record: Class of the items.
+        build: Reads the official files: items, and extra facts that JSON holds.
+    """
+    path = root / WORKPLACE / "prepared" / f"{key}.arrow"
+    state = {_relative(source, root): _state(source) for source in sources}
+    writing_to = _WRITING.get()
+    if writing_to is None:
+        found = _read(path, state, record, root)
+        if found is not None:
+            return found
+    items, extra = build()
+    made = Prepared(tuple(items), extra)
+    if writing_to is not None:
+        _write(path, state, record, root, made)
+        writing_to.append(path)
+    return made
+
+
+def _state(source: Path) -> list[int]:
+    """What tells a changed source: of a file its size and time, of a folder its time."""
+    facts = source.stat()
+    return [facts.st_size if source.is_file() else 0, facts.st_mtime_ns]
+
+
+def _write(path: Path, state: Mapping[str, Any], record: type[Any], root: Path, made: Prepared) -> None:
+    import pyarrow as pa
+
+    fields = typing.get_type_hints(record)
+    columns = {
+        name: pa.array([_encoded(getattr(item, name), hint, root) for item in made.items], type=_arrow_type(hint, pa))
+        for name, hint in fields.items()
+    }
+    table = pa.table(columns)
+    facts = {"format": _FORMAT, "record": record.__qualname__, "sources": state, "extra": made.extra}
+    table = table.replace_schema_metadata({b"flmm": json.dumps(facts).encode("utf-8")})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    partial.replace(path)
+
+
+def _read(path: Path, state: Mapping[str, Any], record: type[Any], root: Path) -> Prepared | None:
+    """The items of a fresh prepared file; None if there is none, or it is of other sources, another form or damaged."""
+    if not path.is_file():
+        return None
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            table = pa.ipc.open_file(mapped).read_all()
+            facts = json.loads(table.schema.metadata[b"flmm"])
+            if (facts["format"], facts["record"], facts["sources"]) != (_FORMAT, record.__qualname__, state):
+                return None
+            hints = typing.get_type_hints(record)
+            columns = [_decoded_column(table.column(name).to_pylist(), hint, root) for name, hint in hints.items()]
+            items = tuple(record(**dict(zip(hints, row, strict=True))) for row in zip(*columns, strict=True))
+            return Prepared(items, facts["extra"])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+def _arrow_type(hint: Any, pa: Any) -> Any:
+    if hint in (bool, int, float):
+        return {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}[hint]
+    return pa.large_string()
+
+
+def _encoded(value: Any, hint: Any, root: Path) -> Any:
+    if hint in _PLAIN:
+        return value
+    if hint is Path:
+        return _relative(value, root)
+    return json.dumps(_plain(value, root), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any, root: Path) -> Any:
+    """A value as JSON holds it."""
+    if isinstance(value, Path):
+        return _relative(value, root)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name), root) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one, root) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, root) for one in value]
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    raise BadAnnotation(f"a {type(value).__name__} cannot be prepared; give numbers, texts, paths, tuples and mappings")
+
+
+def _decoded_column(values: list[Any], hint: Any, root: Path) -> list[Any]:
+    if hint in _PLAIN:
+        return values
+    if hint is Path:
+        return [_absolute(value, root) for value in values]
+    return [_restored(json.loads(value), hint, root) for value in values]
+
+
+def _restored(value: Any, hint: Any, root: Path) -> Any:
+    """Inverse of `_plain`, by the declared type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _restored(value, next(one for one in arguments if one is not type(None)), root)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_restored(one, arguments[0], root) for one in value)
+        return tuple(_restored(one, part, root) for one, part in zip(value, arguments, strict=True))
+    if hint is Path:
+        return _absolute(value, root)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        made = cast("type[Any]", hint)
+        return made(**{name: _restored(value[name], part, root) for name, part in hints.items()})
+    return value
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _absolute(text: str, root: Path) -> Path:
+    return root / text  # an absolute text stays what it is
