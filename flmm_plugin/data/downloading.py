@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.data import WORKPLACE
 from flmm_plugin.data.registry import Archive, Hub
 from flmm_plugin.data.unpacking import unpack
 from flmm_plugin.errors import BadAnnotation, DataNotFound
-
-WORKPLACE = ".flmm"
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from flmm_plugin.data.downloading import WORKPLACE
+from flmm_plugin.data import WORKPLACE
 from flmm_plugin.errors import BadAnnotation
 
 T = TypeVar("T")

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import BoolMask, decode_rle
@@ -135,15 +136,22 @@ class ReferDataset(Sequence[ReferItem]):
         self.refs_path = _required(folder / f"refs({self.by}).p", self.name)
         self.instances_path = _required(folder / "instances.json", self.name)
         self.picture_folder = _picture_folder(self.root)
+        key, sources = f"{self.name}-{self.by}-{self.split}", (self.refs_path, self.instances_path)
+        prepared = items_of(self.root, key, (*sources, self.picture_folder), ReferItem, self._read)
+        self._items: tuple[ReferItem, ...] = prepared.items
+        #: How many refs the file has for each split name that it uses.
+        self.split_counts: Mapping[str, int] = prepared.extra
+
+    def _read(self) -> tuple[Iterator[ReferItem], dict[str, int]]:
+        """The official files: items of the split, and refs per split name."""
         refs = load_data_pickle(self.refs_path)
         if not isinstance(refs, list) or not all(isinstance(ref, dict) and "split" in ref for ref in refs):
             raise BadAnnotation(
                 f"{self.refs_path} is not a list of refs; get `refs({self.by}).p` from its official source"
             )
-        #: How many refs the file has for each split name that it uses.
-        self.split_counts: Mapping[str, int] = Counter(str(ref["split"]) for ref in refs)
         chosen = [ref for ref in refs if split_matches(str(ref["split"]), self.split)]
-        self._items = tuple(_join(chosen, self.instances_path, self.refs_path, self.picture_folder))
+        counts = Counter(str(ref["split"]) for ref in refs)
+        return _join(chosen, self.instances_path, self.refs_path, self.picture_folder), dict(counts)
 
     def __len__(self) -> int:
         return len(self._items)
