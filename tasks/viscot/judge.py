@@ -10,6 +10,7 @@ run that was killed goes on where it stopped, and two models that give the same 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -137,16 +138,30 @@ class Judge:
 
 
 def judge_from_environment() -> Judge | None:
-    """The judge that the environment describes; None, with a notice that names the fix, if there is none."""
-    model = os.environ.get("MODEL_VERSION", DEFAULT_MODEL)
-    try:
-        from lmms_eval.llm_judge import ProviderFactory, ServerConfig
+    """The judge that the environment describes; None, with a notice that names the fix, if there is none.
 
-        config = ServerConfig(model_name=model, temperature=_TEMPERATURE, max_tokens=_REPLY_TOKENS, num_retries=3)
-        server = ProviderFactory.create_provider(config=config)
-        reason = "" if server.is_available() else "its provider has no key"
-    except Exception as exc:  # each provider complains of a missing key in its own way
-        reason = f"{type(exc).__name__}: {exc}"
+    All tasks of a run share it.
+    """
+    names = ("API_TYPE", "MODEL_VERSION", "OPENAI_API_KEY", "OPENAI_API_URL", CACHE_VARIABLE)
+    return _judge_for(tuple(os.environ.get(name) for name in names))
+
+
+@functools.lru_cache(maxsize=1)
+def _judge_for(environment: tuple[str | None, ...]) -> Judge | None:
+    kind, model, key = environment[0] or "openai", environment[1] or DEFAULT_MODEL, environment[2]
+    server: Any = None
+    # lmms-eval also reads a .env file; without one the answer is known before its providers are imported.
+    if kind in ("openai", "async_openai") and not key and not Path(".env").is_file():
+        reason = "OPENAI_API_KEY is not set"
+    else:
+        try:
+            from lmms_eval.llm_judge import ProviderFactory, ServerConfig
+
+            config = ServerConfig(model_name=model, temperature=_TEMPERATURE, max_tokens=_REPLY_TOKENS, num_retries=3)
+            server = ProviderFactory.create_provider(config=config)
+            reason = "" if server.is_available() else "its provider has no key"
+        except Exception as exc:  # each provider complains of a missing key in its own way
+            reason = f"{type(exc).__name__}: {exc}"
     if reason:
         logger.warning(
             f"viscot: no judge ({reason}); only the judge-free scores (exact, anls) are printed. For a judged score "
