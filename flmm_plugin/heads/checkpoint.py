@@ -125,15 +125,15 @@ def load_heads(
             f"download {OFFICIAL_FILES.get(manifest.sam, manifest.sam)} from segment-anything's model page and pass "
             "sam_checkpoint=..., or pass refiner=False to use the mask decoder alone"
         )
+    # Meta's file first: the image encoder stays, what was trained is overwritten.
+    external = manifest.sam is not None and not manifest.stores_image_encoder
+    official = build_sam(manifest.sam, sam_checkpoint) if external and manifest.sam is not None else None
     try:
-        heads = GroundingHeads.build(manifest)
+        heads = GroundingHeads.build(manifest, sam=official)
     except (TypeError, UnknownArgument) as exc:
         raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {exc}") from exc
     _load_strict(heads, state, path)
     if heads.mask_refiner is not None:
-        if manifest.sam is not None and not manifest.stores_image_encoder:
-            donor = build_sam(manifest.sam, sam_checkpoint)
-            heads.mask_refiner.sam.image_encoder.load_state_dict(donor.image_encoder.state_dict())
         heads.mask_refiner.sam.image_encoder.to(dtype)
     return heads.to(device).eval()
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from flmm_plugin.errors import HeadsMismatch
@@ -79,14 +80,14 @@ class GroundingHeads(nn.Module):
         self.keyword_selector = keyword_selector
 
     @classmethod
-    def build(cls, manifest: HeadsManifest) -> GroundingHeads:
-        """Freshly initialised heads of the shape that a manifest describes."""
+    def build(cls, manifest: HeadsManifest, sam: Sam | None = None) -> GroundingHeads:
+        """Freshly initialised heads of the shape that a manifest describes; ``sam`` is used where it is given."""
         decoder = MaskDecoder(manifest.attention_maps, **manifest.decoder)
         refiner, text_proj = None, None
         if manifest.sam is not None:
             prompts = manifest.sam_prompts
             refiner = MaskRefiner(
-                build_sam(manifest.sam),
+                build_sam(manifest.sam) if sam is None else sam,
                 use_box=prompts.get("box", True),
                 use_mask=prompts.get("mask", True),
                 use_text=prompts.get("text", True),
