@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from flmm_plugin.reports.files import write_atomically
 from flmm_plugin.reports.page_assets import SCRIPT, STYLE
 
 Picture = Image.Image | str | Path
@@ -81,18 +80,7 @@ def write_page(out_html: str | Path, title: str, sections: Sequence[Section], *,
     Raises:
         ValueError: A table row has not as many cells as there are columns.
     """
-    path = Path(out_html)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(page(title, sections, lead=lead))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    return write_atomically(Path(out_html), [page(title, sections, lead=lead)])
 
 
 def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:

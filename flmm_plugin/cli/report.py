@@ -71,13 +71,20 @@ def _add_figure(parser: argparse.ArgumentParser) -> None:
 def _add_page(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
+    group.add_argument(
+        "--page-megabytes",
+        type=float,
+        default=150,
+        metavar="MB",
+        help="what its pictures may take; beyond it the best samples go without (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; several outputs in one call are all made."""
     from flmm_plugin.reports.result_files import read_results
 
-    if not (args.table or args.check is not None):
+    if not (args.table or args.html or args.check is not None):
         raise UnknownArgument(
             "say what to make: --table 1, --figure 6, --html report.html or --check; flmm report --help"
         )
@@ -88,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     runs = read_results(args.results)
     if args.check is not None:
         return _check(args, runs)
-    if args.table:
+    if args.html:
+        _page(args, runs)
+    if args.table and (args.out or not args.html):
         _tables(args, runs)
     return 0
 
@@ -121,6 +130,25 @@ def _write(out: Path, text: str) -> None:
         raise FlmmError(f"there is no folder {out.parent} to write into; make it, or give another --out")
     out.write_text(text, encoding="utf-8")
     print(f"wrote {out}", file=sys.stderr)
+
+
+def _page(args: argparse.Namespace, runs: Sequence[Any]) -> None:
+    from flmm_plugin.reports.explorer import write_explorer
+    from flmm_plugin.reports.sample_files import read_samples
+
+    tables = [table for table in _made(args, runs) if args.table or table.measured]
+    facts = write_explorer(
+        args.html,
+        tables,
+        read_samples(runs),
+        title="Measured beside published",
+        notes=["Made from result files alone; a superscript says what was measured differently, a tooltip says how."],
+        megabytes=args.page_megabytes,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"wrote {facts.path}: {facts.samples} samples, {facts.pictures} pictures", file=sys.stderr)
+    if facts.left_out or facts.unreadable:
+        print(f"{facts.left_out} pictures left out for size, {facts.unreadable} could not be read", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace, runs: Sequence[Any]) -> int:

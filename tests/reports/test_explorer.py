@@ -1,0 +1,169 @@
+"""The page in a real browser, at 0, 1 and 10,000 samples: usable, escaped, worst first, masks as they were logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flmm_plugin.records import decode_rle, encode_rle
+from flmm_plugin.reports.comparison import compare
+from flmm_plugin.reports.explorer import write_explorer
+from flmm_plugin.reports.result_files import read_results
+from flmm_plugin.reports.sample_files import PhraseView, SampleView, read_samples
+from flmm_plugin.reports.table_layouts import LAYOUTS
+from tests.reports.conftest import chat_sample, mask_sample, square
+
+EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & <b>"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="session")
+def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], str]:
+    """``browse(page, fragment)``: the page's DOM after its script has run in a headless Chromium."""
+    found = os.environ.get("FLMM_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("needs a browser: install chromium, or set FLMM_CHROMIUM to one")
+    home = tmp_path_factory.mktemp("chromium")
+
+    def dom(page: Path, fragment: str = "") -> str:
+        done = subprocess.run(
+            [found, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000",
+             "--window-size=1200,1600", f"--user-data-dir={home}", "--dump-dom", f"{page.as_uri()}#{fragment}"],
+            capture_output=True, text=True, timeout=110, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    return dom
+
+
+def cards(dom: str) -> list[tuple[str, int]]:
+    """Task and document of every card, in order."""
+    return [(m[2], int(m[1])) for m in re.finditer(r'<figure class="card" data-doc="(\d+)" data-task="([^"]*)"', dom)]
+
+
+def count(dom: str) -> str:
+    return re.search(r'<output id="count">([^<]*)', dom)[1]
+
+
+def painted(dom: str) -> list[int]:
+    return [int(number) for number in re.findall(r'data-painted="(\d+)"', dom)]
+
+
+def sample(doc: int, iou: float, phrase: str = "a thing", image: str = "", **more: object) -> SampleView:
+    target = encode_rle(square((40, 60), 5, 5, 10))
+    phrases = (PhraseView(phrase, iou, 0.5, encode_rle(square((40, 60), 8, 5, 10)), target),)
+    view = SampleView("F-LMM", "flmm_refcoco_val", doc, "find", phrase, "", image=image, phrases=phrases)
+    return replace(view, **more)
+
+
+def test_no_samples(tmp_path: Path, browse: Callable[..., str]) -> None:
+    facts = write_explorer(tmp_path / "page.html", [compare(LAYOUTS["2"], [])], [])
+    assert facts.samples == 0
+    dom = browse(facts.path)
+    assert "No samples: the runs were made without --log_samples" in dom
+    assert 'data-table="2"' in dom
+    assert cards(dom) == []
+
+
+def test_one_sample_with_text_that_attacks(tmp_path: Path, picture: Path, browse: Callable[..., str]) -> None:
+    one = sample(7, 0.5, EVIL, str(picture), answer=EVIL, stock="another " + EVIL, question=EVIL)
+    facts = write_explorer(tmp_path / "page.html", [], [one], title=f"Report {EVIL}", notes=[EVIL])
+    assert (facts.pictures, facts.left_out, facts.unreadable) == (1, 0, 0)
+    dom = browse(facts.path)
+    assert unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL)[1]) == f"Report {EVIL}"
+    assert '<img src="x"' not in dom
+    assert cards(dom) == [("flmm_refcoco_val", 7)]
+    # The page's own decoder paints exactly the pixels of the mask.
+    assert painted(dom) == [int(decode_rle(one.phrases[0].predicted).sum())] == [100]
+    assert 'class="arms different"' in dom
+    assert 'src="data:image/jpeg;base64,' in dom
+
+
+def test_the_page_decodes_any_mask(tmp_path: Path, browse: Callable[..., str]) -> None:
+    noise = [np.random.default_rng(side).random((side, 200 - side)) > 0.4 for side in (1, 3, 53)]
+    views = [sample(n, n / 4, phrases=(PhraseView("", n / 4, None, encode_rle(m), None),)) for n, m in enumerate(noise)]
+    facts = write_explorer(tmp_path / "page.html", [], views)
+    assert painted(browse(facts.path)) == [int(mask.sum()) for mask in noise]
+
+
+def many(picture: Path) -> Iterable[SampleView]:
+    for doc in range(10_000):
+        kind = "rare unicorn" if doc % 1000 == 3 else f"thing number {doc}"
+        yield sample(doc, (doc * 37 % 10_000) / 10_000, kind, str(picture), stock="" if doc % 2 else "differs")
+
+
+def test_ten_thousand_samples(tmp_path: Path, picture: Path, browse: Callable[..., str]) -> None:
+    facts = write_explorer(tmp_path / "page.html", [], many(picture))
+    assert (facts.samples, facts.pictures) == (10_000, 1)
+    assert facts.path.stat().st_size < 6_000_000
+    dom = browse(facts.path)
+    assert count(dom) == "10000 of 10000 samples"
+    first = cards(dom)
+    assert 48 <= len(first) <= 240  # made while scrolling, never all at once
+    values = [doc * 37 % 10_000 for _, doc in first]
+    assert values == sorted(values)
+    assert values[0] == 0
+    assert len(painted(dom)) < len(first)
+    found = browse(facts.path, "find=UNICORN rare&order=document")
+    assert [doc for _, doc in cards(found)] == list(range(3, 10_000, 1000))
+    both = browse(facts.path, "low=0.2&high=0.2004&order=best&differ=1")
+    assert count(both) == "3 of 10000 samples"
+    assert [doc * 37 % 10_000 for _, doc in cards(both)] == [2004, 2002, 2000]
+
+
+def test_pictures_beyond_the_budget_go_to_the_worst_first(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.effect_noise((300, 300), 90).save(tmp_path / f"{number}.png")
+    samples = [sample(n, iou, image=str(tmp_path / f"{n}.png")) for n, iou in enumerate((0.9, 0.1, 0.5))]
+    samples.append(sample(3, 0.3, image=str(tmp_path / "gone.png")))
+    facts = write_explorer(tmp_path / "page.html", [], samples, megabytes=0.05)
+    assert (facts.pictures, facts.left_out, facts.unreadable) == (1, 2, 1)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', facts.path.read_text())[1])
+    assert [(one[2], one[7]) for one in data["samples"]] == [(1, 0), (3, -2), (2, -3), (0, -3)]
+
+
+def test_both_arms_side_by_side_from_their_logs(
+    write_run: Callable[..., Path], picture: Path, tmp_path: Path, browse: Callable[..., str]
+) -> None:
+    llava = "pretrained=llava-hf/llava-1.5-7b-hf"
+    asked = [chat_sample(n, f"Question {n}?", "Yes", "Yes") | {"score": float(n != 1)} for n in range(3)]
+    theirs = [*asked[:1], chat_sample(1, "Question 1?", "No", "Yes"), chat_sample(2, "Another question?", "Yes", "Yes")]
+    masks = [mask_sample(0, ["left thing", "right thing"], str(picture), [0, 5])]
+    ours = write_run("ours", "flmm_llava", {"mme": {"score": 1.0}, "flmm_refcoco_val": {"cIoU": 50.0}}, arguments=llava,
+                     record={}, samples={"mme": asked, "flmm_refcoco_val": masks})  # fmt: skip
+    stock = write_run("stock", "llava_hf", {"mme": {"score": 1.0}}, arguments=llava, samples={"mme": theirs})
+    runs = read_results([ours, stock])
+    views = {(view.task, view.doc_id): view for view in read_samples(runs)}
+    assert [views["mme", n].stock for n in range(3)] == [" Yes", " No", None]  # another question's answer is not beside
+    grounded = views["flmm_refcoco_val", 0]
+    assert [round(phrase.iou, 3) for phrase in grounded.phrases] == [1.0, 0.333]
+    assert grounded.image == str(picture)
+    assert decode_rle(grounded.phrases[1].target).sum() == 100
+    facts = write_explorer(tmp_path / "page.html", [compare(LAYOUTS["1"], runs)], views.values())
+    dom = browse(facts.path, "differ=1")
+    assert cards(dom) == [("mme", 1)]
+    assert re.search(r"F-LMM</h4><span[^>]*>\s*Yes</span>.*stock</h4><span[^>]*>\s*No</span>", dom)
+
+
+def test_failed_and_foreign_replies_are_shown_as_they_are(write_run: Callable[..., Path]) -> None:
+    error = json.dumps({"masks": [], "boxes": [], "scores": [], "error": {"type": "BadImage", "message": "cut off"}})
+    lines = [
+        {"doc_id": 0, "input": "q", "target": "t", "filtered_resps": error},
+        {"doc_id": 1, "input": "q", "target": "t", "filtered_resps": '{"not": "masks"}'},
+        {"doc_id": 2, "input": "q", "target": "t", "resps": [["{broken"]], "filtered_resps": "x"},
+    ]
+    run = write_run("a", "flmm_llava", {"flmm_refcoco_val": {"cIoU": 0.0}}, samples={"flmm_refcoco_val": lines})
+    views = list(read_samples(read_results([run])))
+    assert views[0].error == "BadImage: cut off"
+    assert [view.answer for view in views[1:]] == ['{"not": "masks"}', "{broken"]
