@@ -87,6 +87,7 @@ def test_package_dir_maps_every_room() -> None:
 
 IMPORT_OF = {
     "lmms-eval": "lmms_eval",
+    "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",

@@ -1,0 +1,200 @@
+"""GranD-f's evaluation splits for grounded conversation generation: a caption, its phrases, a mask for each.
+
+Two COCO-like files describe a split: ``{split}_gcg_coco_caption_gt.json`` (pictures; per picture a caption and the
+labels, i.e. phrases of it) and ``{split}_gcg_coco_mask_gt.json`` (masks as run-length codes). Label i of a picture
+belongs to its i-th mask, in file order. Pictures of both splits lie in one folder and have string ids
+(``sa_10010541``), which COCO's own tools take for lists of letters.
+
+Layouts found under a root (``FLMM_DATA``, default ``data/``)::
+
+    <root>/GranDf/annotations/val_test/*.json      <root>/GranDf_HA_images/val_test/*.jpg            GLaMM
+    <root>/GranDf/annotations/val_test/*.json      <root>/GranDf/GranDf_HA_images/val_test/*.jpg     one folder for all
+    <root>/annotations/val_test/*.json             <root>/GranDf_HA_images/val_test/*.jpg            root = that folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root, segmentation_rle
+from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+
+SPLITS = ("val", "test")
+
+_ANNOTATION_FOLDERS = ("GranDf/annotations/val_test", "annotations/val_test", "GranDf/annotations")
+_PICTURE_FOLDERS = (
+    "GranDf_HA_images/val_test",
+    "GranDf/GranDf_HA_images/val_test",
+    "images/GranDf_HA_images/val_test",
+)
+_SOURCE = "https://huggingface.co/datasets/MBZUAI/GranD-f"
+
+
+@dataclass(frozen=True)
+class GranDfItem:
+    """One picture with its caption, phrases and masks.
+
+    Attributes:
+        image_id: As text, whatever the file has.
+        image_path: Its file; not opened.
+        height: Of the picture in pixels, as the file states it.
+        width: Likewise.
+        caption: The reference caption.
+        labels: Phrases of the caption, in file order.
+        masks: COCO run-length codes of the picture's size, in file order; mask i shows label i.
+    """
+
+    image_id: str
+    image_path: Path
+    height: int
+    width: int
+    caption: str
+    labels: tuple[str, ...]
+    masks: tuple[dict[str, Any], ...]
+
+
+class GranDfDataset(Sequence[GranDfItem]):
+    """One split, pictures in the order of the caption file.
+
+    Args:
+        root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
+        split: ``val`` or ``test``.
+
+    Attributes:
+        notes: What is odd about the data and was kept as it is, one sentence each.
+
+    Raises:
+        UnknownArgument: Another split.
+        DataNotFound: A file or folder is missing; the message says which and where it comes from.
+        BadAnnotation: A file is truncated, of another encoding, or contradicts itself.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None, split: str) -> None:
+        if split not in SPLITS:
+            raise UnknownArgument(f"GranD-f has the evaluation splits {' and '.join(SPLITS)}, not {split!r}")
+        self.root, self.split = data_root(root), split
+        folder = _folder(self.root, _ANNOTATION_FOLDERS, "annotations of GranD-f")
+        self.caption_path = _required(folder / f"{split}_gcg_coco_caption_gt.json")
+        self.mask_path = _required(folder / f"{split}_gcg_coco_mask_gt.json")
+        self.picture_folder = _folder(self.root, _PICTURE_FOLDERS, "pictures of GranD-f's val and test splits")
+        self._items = tuple(_join(_read(self.caption_path), _read(self.mask_path), self))
+        self.notes = tuple(
+            f"picture {item.image_id} has {len(item.labels)} labels and {len(item.masks)} masks"
+            for item in self._items
+            if len(item.labels) != len(item.masks)
+        )
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[GranDfItem]:
+        return iter(self._items)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both annotation files."""
+        both = hashlib.sha256()
+        for path in (self.caption_path, self.mask_path):
+            both.update(hashlib.sha256(path.read_bytes()).digest())
+        return both.hexdigest()
+
+
+def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDataset) -> Iterator[GranDfItem]:
+    """Pictures with what both files say of each."""
+    images = _by_image(captions["images"], "id", data.caption_path)
+    captioned = _by_image(captions["annotations"], "image_id", data.caption_path)
+    masked: dict[str, list[dict[str, Any]]] = {}
+    known: set[Any] = set()
+    for annotation in masks["annotations"]:
+        where = f"annotation {annotation.get('id')} of {data.mask_path}"
+        if annotation.get("id") in known:
+            raise BadAnnotation(f"{where} is there twice; fetch the file again")
+        known.add(annotation.get("id"))
+        image_id = str(annotation.get("image_id"))
+        if image_id not in images:
+            raise BadAnnotation(
+                f"{where} is of picture {image_id}, which {data.caption_path} does not have; take both files of one "
+                "split"
+            )
+        if annotation.get("iscrowd"):
+            raise BadAnnotation(f"{where} is a crowd region, which this benchmark does not have; fetch the file again")
+        masked.setdefault(image_id, []).append(annotation)
+    for image_id, image in images.items():
+        if image_id not in captioned:
+            raise BadAnnotation(f"picture {image_id} of {data.caption_path} has no caption; fetch the file again")
+        try:
+            caption, height, width = captioned[image_id], int(image["height"]), int(image["width"])
+            codes = [
+                segmentation_rle(one["segmentation"], height, width, f"annotation {one.get('id')} of {data.mask_path}")
+                for one in masked.get(image_id, ())
+            ]
+            yield GranDfItem(
+                image_id=image_id,
+                image_path=data.picture_folder / str(image.get("file_name") or f"{image_id}.jpg"),
+                height=height,
+                width=width,
+                caption=str(caption["caption"]),
+                labels=tuple(str(label) for label in caption["labels"]),
+                masks=tuple(codes),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise BadAnnotation(
+                f"picture {image_id} of {data.caption_path} lacks a field or has one of another kind ({exc!r}); "
+                "fetch both files again"
+            ) from exc
+
+
+def _by_image(rows: list[dict[str, Any]], key: str, path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        image_id = str(row.get(key))
+        if image_id in found:
+            raise BadAnnotation(
+                f"{path}: two entries have {key} {image_id}, every picture has one; fetch the file again"
+            )
+        found[image_id] = row
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as exc:
+        raise BadAnnotation(f"{path} is not UTF-8 ({exc}); fetch the file again, unconverted") from exc
+    except ValueError as exc:
+        raise BadAnnotation(f"{path} is truncated or not JSON ({exc}); fetch the file again") from exc
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) and all(isinstance(row, dict) for row in content[key])
+        for key in ("images", "annotations")
+    ):
+        raise BadAnnotation(f"{path} has no lists `images` and `annotations`; it is not a file of GranD-f's val_test")
+    return content
+
+
+def _folder(root: Path, candidates: Sequence[str], what: str) -> Path:
+    for candidate in candidates:
+        if (root / candidate).is_dir():
+            return root / candidate
+    looked = " and ".join(str(root / candidate) for candidate in candidates)
+    raise DataNotFound(f"no {what}: looked for {looked}. {_HOW_TO_GET}")
+
+
+def _required(path: Path) -> Path:
+    if not path.is_file():
+        raise DataNotFound(f"no file {path}. {_HOW_TO_GET}")
+    return path
+
+
+_HOW_TO_GET = (
+    f"GranD-f's annotations and pictures (GranDf_HA_images) are released with GLaMM at {_SOURCE}: unpack both, or set "
+    f"{DATA_ROOT_VARIABLE} to the folder that already holds them"
+)

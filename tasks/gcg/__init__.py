@@ -1,0 +1,1 @@
+"""Grounded conversation generation on GranD-f: a caption, and masks of what it names."""

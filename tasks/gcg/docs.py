@@ -1,0 +1,52 @@
+"""The documents of a GranD-f split: one picture, its reference caption, and the masks of the caption's phrases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flmm_plugin.datasets.grandf import GranDfDataset, GranDfItem
+from flmm_plugin.tasks.picture_docs import PictureDocs
+
+#: Fields of every document.
+BLANK: dict[str, Any] = {
+    "image_id": "",
+    "image_path": None,
+    "height": 0,
+    "width": 0,
+    "caption": "",
+    "labels": [],
+    "masks": [],
+    "sentence_encoder": "",
+    "expected_items": None,
+}
+
+
+def gcg_docs(dataset: GranDfDataset, sentence_encoder: str) -> PictureDocs:
+    """Documents of a split.
+
+    Keys: ``image_id`` (text), ``image_path``, ``height``, ``width`` in pixels; ``caption``; ``labels`` and ``masks``
+    (COCO run-length codes), one per annotated phrase; ``sentence_encoder``, by which mask recall compares phrases;
+    ``expected_items``, how many pictures the annotation file has: nobody publishes the number.
+    """
+
+    def build(item: GranDfItem) -> dict[str, Any]:
+        return {
+            "image_id": item.image_id,
+            "image_path": str(item.image_path),
+            "height": item.height,
+            "width": item.width,
+            "caption": item.caption,
+            "labels": list(item.labels),
+            "masks": list(item.masks),
+            "sentence_encoder": sentence_encoder,
+            "expected_items": len(dataset),
+        }
+
+    return PictureDocs(
+        dataset,
+        build,
+        blank=BLANK,
+        expected_items=len(dataset),
+        source=str(dataset.caption_path),
+        digest=dataset.digest,
+    )

@@ -1,0 +1,209 @@
+"""From a model's reply to what a picture contributes, and from all pictures to the printed numbers.
+
+A model answers with lmms-eval's masks JSON and a text. Phrases are the JSON's own or, without them, what stands between
+``<p>`` and ``</p>`` in the text; mask i belongs to phrase i; the caption is the text without such marks and ``[SEG]``.
+Printed numbers are 100 times those of `flmm_plugin.tasks.metrics`, as in the benchmark's table.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flmm_plugin.records import BoolMask, MasksReply, decode_rle, parse_masks_json
+from flmm_plugin.tasks.gcg import encoders
+from flmm_plugin.tasks.metrics import gcg, text
+from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample, Statistic
+
+_PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
+_MARK = re.compile(r"<[^<>]*>|\[SEG\]")
+
+
+class Prediction(NamedTuple):
+    """What a reply says of a picture: mask i shows phrase i, where there are as many."""
+
+    caption: str
+    phrases: tuple[str, ...]
+    masks: tuple[BoolMask, ...]
+    usable: bool
+
+
+def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
+    """What one picture contributes to each metric.
+
+    Args:
+        doc: Of `flmm_plugin.tasks.gcg.docs`.
+        reply: The model's masks JSON, or anything else it said.
+
+    Returns:
+        For METEOR and CIDEr both captions; for the mask metrics the pixel counts of every pair of an annotated and a
+        predicted mask (``I``, ``U``, rows are annotated) with labels and phrases; ``items``, ``errors`` and
+        ``complete``; ``reference``, what the reply was compared with.
+    """
+    size = (doc["height"], doc["width"])
+    said = read_prediction(parse_masks_json(reply), size)
+    targets = [decode_rle(rle) for rle in doc["masks"]]
+    pairs = gcg.pair_counts(targets, said.masks)
+    captions = {"image_id": doc["image_id"], "caption": said.caption, "reference": doc["caption"]}
+    table = {
+        "image_id": doc["image_id"],
+        "I": pairs.intersection.tolist(),
+        "U": pairs.union.tolist(),
+        "predicted": len(said.masks),
+    }
+    return {
+        "METEOR": captions,
+        "CIDEr": captions,
+        "AP50": table,
+        "mIoU": table,
+        "mask_recall": {
+            **table,
+            "labels": list(doc["labels"]),
+            "phrases": list(said.phrases),
+            "encoder": doc["sentence_encoder"],
+        },
+        "items": {"count": 1},
+        "errors": {"count": int(not said.usable)},
+        "complete": {"count": 1, "expected": doc["expected_items"]},
+        "reference": {
+            "phrases": list(doc["labels"]),
+            "masks": list(doc["masks"]),
+            "size": list(size),
+            "image_path": doc.get("image_path"),
+            "image_id": doc["image_id"],
+            "caption": doc["caption"],
+        },
+    }
+
+
+def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    reference = sample["reference"]
+    return {
+        **{key: reference[key] for key in ("image_id", "caption", "masks", "image_path")},
+        "labels": reference["phrases"],
+        "height": reference["size"][0],
+        "width": reference["size"][1],
+        "sentence_encoder": sample["mask_recall"]["encoder"],
+        "expected_items": sample["complete"]["expected"],
+    }
+
+
+def read_prediction(reply: MasksReply, size: tuple[int, int]) -> Prediction:
+    """Caption, phrases and masks of a reply; a mask of another size than the picture's counts as an empty one."""
+    empty = np.zeros(size, dtype=bool)
+    caption = " ".join(_MARK.sub(" ", reply.text).split())
+    if reply.error is not None:
+        # What could not be read as a reply is still what the model said; a failed sample said nothing.
+        return Prediction(caption, (), (), usable=False)
+    if reply.phrases:
+        listed = [(str(one.get("phrase", "")), one.get("mask")) for one in reply.phrases]
+        chosen = [(words, at) for words, at in listed if isinstance(at, int) and 0 <= at < len(reply.masks)]
+        phrases, masks = tuple(words for words, _ in chosen), [reply.masks[at] for _, at in chosen]
+    else:
+        phrases = tuple(" ".join(words.split()) for words in _PHRASE.findall(reply.text))
+        masks = list(reply.masks)
+    fitting = all(mask.shape == size for mask in masks)
+    return Prediction(caption, phrases, tuple(mask if mask.shape == size else empty for mask in masks), usable=fitting)
+
+
+def _iou(sample: Sample) -> gcg.FloatTable:
+    shape = (len(sample["I"]), sample["predicted"])
+    counts = [np.array(sample[key], dtype=np.int64).reshape(shape) for key in ("I", "U")]
+    return gcg.PairCounts(*counts).iou
+
+
+def _detections(samples: Sequence[Sample]) -> list[tuple[str, list[bool], int]]:
+    return [(sample["image_id"], gcg.match_detections(_iou(sample)), len(sample["I"])) for sample in samples]
+
+
+def _hits(samples: Sequence[Sample], encoder: encoders.Encoder | None = None) -> list[tuple[int, int]]:
+    """Hits and labels of each picture; every phrase of the set is encoded once."""
+    texts = list(dict.fromkeys(text for sample in samples for text in (*sample["labels"], *sample["phrases"])))
+    if not texts:
+        return [(0, 0) for _ in samples]
+    named = {sample["encoder"] for sample in samples}
+    if encoder is None:
+        if len(named) != 1:
+            raise ValueError(f"predictions of several sentence encoders ({sorted(named)}): score them with one of them")
+        encoder = encoders.load(named.pop())
+    vectors = dict(zip(texts, encoder(texts), strict=True))
+    found = []
+    for sample in samples:
+        labels, phrases = sample["labels"], sample["phrases"]
+        similarity = np.zeros((len(labels), len(phrases)))
+        if labels and phrases:
+            similarity = encoders.cosine(
+                np.stack([vectors[one] for one in labels]), np.stack([vectors[one] for one in phrases])
+            )
+        found.append((gcg.recall_hits(_iou(sample), similarity), len(labels)))
+    return found
+
+
+def _captions(samples: Sequence[Sample]) -> list[text.Caption]:
+    return text.tokenize([text.Caption(sample["caption"], sample["reference"]) for sample in samples])
+
+
+@functools.cache
+def _meteor() -> text.Meteor:
+    return text.Meteor()
+
+
+def _share(pairs: Sequence[tuple[int, int]]) -> float:
+    labels = sum(count for _, count in pairs)
+    return 100 * sum(hits for hits, _ in pairs) / labels if labels else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return 100 * float(np.mean(values)) if len(values) else 0.0
+
+
+STATISTICS: Mapping[str, Statistic | Ratio] = {
+    "METEOR": Statistic(
+        reduce=lambda samples: [_meteor().statistics(caption) for caption in _captions(samples)],
+        combine=lambda counts: 100 * _meteor().score(counts),
+    ),
+    # How much a word weighs is taken from the whole set, in a resample too.
+    "CIDEr": Statistic(reduce=lambda samples: text.cider(_captions(samples)), combine=_mean),
+    "AP50": Statistic(reduce=_detections, combine=lambda pictures: 100 * gcg.ap50(pictures)),
+    "mIoU": Ratio(lambda sample: (gcg.picture_miou(_iou(sample)), 1)),
+    "mask_recall": Statistic(reduce=_hits, combine=_share),
+}
+
+
+def meteor(samples: Sequence[Sample]) -> float:
+    """METEOR of all captions, times 100."""
+    return STATISTICS["METEOR"](samples)
+
+
+def cider(samples: Sequence[Sample]) -> float:
+    """CIDEr of all captions, times 100; words weigh by this very set."""
+    return STATISTICS["CIDEr"](samples)
+
+
+def ap50(samples: Sequence[Sample]) -> float:
+    """Percent AP at IoU 0.5."""
+    return STATISTICS["AP50"](samples)
+
+
+def miou(samples: Sequence[Sample]) -> float:
+    """Percent mIoU of greedy pairs."""
+    return STATISTICS["mIoU"](samples)
+
+
+def mask_recall(samples: Sequence[Sample], encoder: encoders.Encoder | None = None) -> float:
+    """Percent of annotated masks found with a phrase that means the same.
+
+    Args:
+        samples: Records of `score_reply`.
+        encoder: Compares phrases; None: the one that the records name.
+    """
+    return _share(_hits(samples, encoder))
+
+
+#: Metric names in the order of the README; the YAML template lists the same ones.
+METRICS = ("METEOR", "CIDEr", "AP50", "mIoU", "mask_recall", "items", "errors", "complete")

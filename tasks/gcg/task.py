@@ -1,0 +1,60 @@
+"""The lmms-eval task: GranD-f's official files in, caption and mask metrics out, no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from loguru import logger
+
+from flmm_plugin.datasets.grandf import GranDfDataset
+from flmm_plugin.tasks.file_task import FileTask
+from flmm_plugin.tasks.gcg import encoders, scoring
+from flmm_plugin.tasks.gcg.docs import gcg_docs
+from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
+
+
+class GroundedConversation(FileTask):
+    """Grounded conversation generation on one split.
+
+    Config: ``dataset_kwargs`` may have ``root`` and ``sentence_encoder`` (see `flmm_plugin.tasks.gcg.encoders`);
+    ``test_split`` is val or test; ``lmms_eval_specific_kwargs.default.prompt`` is what is asked.
+    """
+
+    data_keys: ClassVar[tuple[str, ...]] = ("root", "sentence_encoder")
+
+    def read(self, split: str, settings: Mapping[str, Any]) -> PictureDocs:
+        """Documents of a split; what is odd in the files is said once."""
+        dataset = GranDfDataset(settings.get("root"), split)
+        self.encoder = encoders.chosen(settings.get("sentence_encoder"))
+        if dataset.notes:
+            logger.warning(
+                f"{self.config.task}: {len(dataset.notes)} pictures are odd and are scored as they are: "
+                + "; ".join(dataset.notes[:5])
+                + ("; ..." if len(dataset.notes) > 5 else "")
+            )
+        return gcg_docs(dataset, self.encoder)
+
+    def facts(self) -> dict[str, Any]:
+        """The sentence encoder, on which mask recall depends."""
+        return {"sentence_encoder": self.encoder}
+
+
+def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
+    """What one document contributes, by metric; `results` holds the model's one reply."""
+    return scoring.score_reply(doc, results[0])
+
+
+def image_of(doc: PictureDoc) -> list[Any]:
+    """The picture of a document as PIL RGB."""
+    return [doc["image"]]
+
+
+def prompt_of(doc: PictureDoc, settings: Mapping[str, Any]) -> str:
+    """What is asked, the same of every picture."""
+    return str(settings["prompt"])
+
+
+def caption_of(doc: PictureDoc) -> str:
+    """The reference caption, which stands as the target in sample logs."""
+    return str(doc["caption"])

@@ -1,0 +1,48 @@
+"""The lmms-eval task: ReasonSeg's official files in, mask metrics out, no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flmm_plugin.datasets.reasonseg import ReasonSegDataset
+from flmm_plugin.tasks.file_task import FileTask
+from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
+from flmm_plugin.tasks.reasonseg import scoring
+from flmm_plugin.tasks.reasonseg.docs import reasonseg_docs
+
+_PLACE = "{query}"
+
+
+class ReasoningSegmentation(FileTask):
+    """Reasoning segmentation on one split.
+
+    Config: ``dataset_kwargs`` may have ``root``; ``test_split`` is val, test or train;
+    ``lmms_eval_specific_kwargs.default`` has the prompts ``short`` (phrases) and ``long`` (sentences), with ``{query}``
+    where the query stands.
+    """
+
+    def read(self, split: str, settings: Mapping[str, Any]) -> PictureDocs:
+        """Documents of a split."""
+        return reasonseg_docs(ReasonSegDataset(settings.get("root"), split))
+
+
+def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
+    """Counts of one document, by metric; `results` holds the model's one reply."""
+    return scoring.score_reply(doc, results[0])
+
+
+def image_of(doc: PictureDoc) -> list[Any]:
+    """The picture of a document as PIL RGB."""
+    return [doc["image"]]
+
+
+def prompt_of(doc: PictureDoc, settings: Mapping[str, Any]) -> str:
+    """The query in the words of its kind."""
+    # Not `format`: a query may have braces of its own.
+    return str(settings["long" if doc["is_sentence"] else "short"]).replace(_PLACE, doc["query"])
+
+
+def query_of(doc: PictureDoc) -> str:
+    """The query, which stands as the target in sample logs; the target mask is in the document."""
+    return str(doc["query"])
