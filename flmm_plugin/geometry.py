@@ -79,6 +79,18 @@ class ImageGrid:
         """Both sides resized on their own, whatever the aspect ratio."""
         return InputFrame.of_image(image_height, image_width).resized(input_height, input_width).grid(patch)
 
+    def through(self, frame: InputFrame) -> ImageGrid:
+        """The same grid on the original picture, where it so far lies on what ``frame`` made of that picture."""
+        return replace(
+            self,
+            scale_y=self.scale_y * frame.scale_y,
+            scale_x=self.scale_x * frame.scale_x,
+            offset_y=self.offset_y * frame.scale_y + frame.offset_y,
+            offset_x=self.offset_x * frame.scale_x + frame.offset_x,
+            image_height=frame.image_height,
+            image_width=frame.image_width,
+        )
+
     def trimmed(self, rows: int, columns: int) -> ImageGrid:
         """Without so many rows above and below, and columns left and right."""
         return replace(

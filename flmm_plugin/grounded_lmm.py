@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from flmm_plugin.attention import AttentionCapture
-from flmm_plugin.backbones import EMBEDDED, load_backbone, refuse_unknown
+from flmm_plugin.backbones import ARGUMENTS, EMBEDDED, load_backbone, refuse_unknown
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
 from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch
 from flmm_plugin.geometry import ImageGrid
-from flmm_plugin.heads import GroundingHeads, load_heads
+from flmm_plugin.heads import GroundingHeads, load_heads, read_manifest
 from flmm_plugin.images import ImageSource, open_image
 from flmm_plugin.phrases import (
     Span,
@@ -78,14 +78,24 @@ class GroundedLMM:
         backbone: The frozen model.
         heads: Trained for it; None: chat and attention maps only.
         merge: How a phrase's tokens become one map; None: as the heads were trained.
+        preprocessing: What pictures go through before grounding, set on the backbone; None: as the heads were trained.
 
     Raises:
         HeadsMismatch: Heads of another backbone's shape.
     """
 
-    def __init__(self, backbone: Backbone, heads: GroundingHeads | None = None, *, merge: str | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: GroundingHeads | None = None,
+        *,
+        merge: str | None = None,
+        preprocessing: str | None = None,
+    ) -> None:
         if heads is not None:
             heads.manifest.check_fits(backbone.facts)
+            preprocessing = preprocessing or heads.manifest.preprocessing or None
+        backbone.preprocess(preprocessing)
         self.backbone = backbone
         self.heads = heads
         self.merge = merge or (heads.manifest.merge if heads is not None else "mean")
@@ -104,6 +114,11 @@ class GroundedLMM:
         device_map: str | dict[str, Any] | None = None,
         attn_implementation: str | None = None,
         system_prompt: str | None = None,
+        preprocessing: str | None = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        trust_remote_code: bool = False,
+        sam: str | None = None,
         sam_checkpoint: str | PathLike[str] | None = None,
         merge: str | None = None,
         **unknown: Any,
@@ -111,7 +126,8 @@ class GroundedLMM:
         """Load a model and heads for it.
 
         Args:
-            backbone: As in `flmm_plugin.backbones.load_backbone`, and so are the arguments up to ``system_prompt``.
+            backbone: As in `flmm_plugin.backbones.load_backbone`, and so are the arguments up to
+                ``trust_remote_code``.
             heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, or None to
                 chat only.
             revision: Of the backbone on the hub.
@@ -120,12 +136,18 @@ class GroundedLMM:
             device_map: Splits the backbone; the heads go where its last layer is.
             attn_implementation: The backbone's attention kernel.
             system_prompt: A system turn for every chat.
+            preprocessing: What pictures go through before grounding, ``stock`` or ``paper``; default: as the heads
+                were trained.
+            load_in_4bit: Quantise the backbone's weights to 4 bits (bitsandbytes).
+            load_in_8bit: Quantise them to 8 bits.
+            trust_remote_code: Run code from the model's repository, for families that cannot do without.
+            sam: ``none``: masks of the mask decoder alone, SAM is not loaded. Any other name must be that of the SAM
+                that the heads were trained with.
             sam_checkpoint: Meta's SAM file, for heads of an official SAM size.
             merge: ``mean`` or ``max``, instead of what the heads were trained with.
             **unknown: Refused, with the nearest known argument.
         """
-        known = ("revision", "dtype", "device", "device_map", "attn_implementation", "system_prompt")
-        refuse_unknown("GroundedLMM.from_pretrained", unknown, (*known, "heads", "sam_checkpoint", "merge"))
+        refuse_unknown("GroundedLMM.from_pretrained", unknown, (*ARGUMENTS, "heads", "sam", "sam_checkpoint", "merge"))
         model = load_backbone(
             backbone,
             revision=revision,
@@ -134,9 +156,12 @@ class GroundedLMM:
             device_map=device_map,
             attn_implementation=attn_implementation,
             system_prompt=system_prompt,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+            trust_remote_code=trust_remote_code,
         )
         if heads is None or isinstance(heads, GroundingHeads):
-            return cls(model, heads, merge=merge)
+            return cls(model, heads, merge=merge, preprocessing=preprocessing)
         if heads == "auto":
             if model.name != EMBEDDED:
                 raise HeadsMismatch(
@@ -146,9 +171,14 @@ class GroundedLMM:
             from flmm_plugin.tiny import heads_path
 
             heads = heads_path()
-        place = model.output_device
-        loaded = load_heads(str(heads), expect=model.facts, sam_checkpoint=_optional_path(sam_checkpoint), device=place)
-        return cls(model, loaded, merge=merge)
+        loaded = load_heads(
+            str(heads),
+            expect=model.facts,
+            sam_checkpoint=_optional_path(sam_checkpoint),
+            refiner=_wants_refiner(sam, str(heads)),
+            device=model.output_device,
+        )
+        return cls(model, loaded, merge=merge, preprocessing=preprocessing)
 
     # Chat: the model's own.
 
@@ -462,6 +492,20 @@ def _chat(question: str | Messages, images: int) -> Messages:
 def _refuse_string(phrases: Sequence[str]) -> None:
     if isinstance(phrases, str):
         raise EmptyPhrase(f"phrases is one string; give a list: [{phrases!r}]")
+
+
+def _wants_refiner(sam: str | None, heads: str) -> bool:
+    """Whether to load SAM: not for ``none``; another name must be that of the heads' own."""
+    if sam is None or sam.lower() == "none":
+        return sam is None
+    of_heads = read_manifest(heads).sam
+    own = of_heads if isinstance(of_heads, str) else "a small one of their own" if of_heads else "none"
+    if sam != own:
+        raise HeadsMismatch(
+            f"sam={sam!r}, but the heads in {heads} were trained with {own}: a refiner fits no other SAM; leave sam "
+            "out, or give sam='none' for the mask decoder's masks"
+        )
+    return True
 
 
 def _optional_path(path: str | PathLike[str] | None) -> str | None:

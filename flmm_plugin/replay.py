@@ -36,8 +36,8 @@ def read_sequence(
         rows: Per item, sequence slots to read.
         columns: Per item, slots of its image tokens.
     """
-    inputs = {**encoded.inputs, "position_ids": backbone.positions(encoded.inputs)}
-    return _captured(backbone, inputs, rows, columns)
+    inputs = encoded.grounding_inputs
+    return _captured(backbone, {**inputs, "position_ids": backbone.positions(inputs)}, rows, columns)
 
 
 def read_answer(
@@ -61,7 +61,8 @@ def read_answer(
     """
     start = generated.prompt_length
     slots = [torch.tensor(list(one), dtype=torch.long) + start for one in rows]
-    cache = prompt_cache(generated.past_key_values, start) if tail else None
+    # The cache holds the picture as the chat saw it: of no use where grounding is to see another one.
+    cache = prompt_cache(generated.past_key_values, start) if tail and not encoded.grounding else None
     longest = max(1, *generated.lengths)
     answers = generated.sequences[:, start : start + longest]
     lengths = torch.tensor(generated.lengths, device=answers.device)[:, None]
@@ -100,7 +101,7 @@ def read_continuations(
     Yields:
         Per text, its rows ``[t, m, c, k]`` and hidden states ``[t, m, d]``.
     """
-    out = backbone.forward_body(encoded.inputs, use_cache=True)
+    out = backbone.forward_body(encoded.grounding_inputs, use_cache=True)
     start, device = encoded.length, encoded.inputs["attention_mask"].device
     for first in range(0, len(texts), at_once):
         some, asked = texts[first : first + at_once], rows[first : first + at_once]
@@ -158,7 +159,8 @@ def _grown(encoded: EncodedChat, ids: Tensor, written: Tensor) -> dict[str, Tens
     """The inputs with ``ids [b, t]`` behind each sequence, where ``written`` says that they are no padding."""
     shape = encoded.inputs["input_ids"].shape
     grown = {
-        key: F.pad(value, (0, ids.shape[1])) if value.shape == shape else value for key, value in encoded.inputs.items()
+        key: F.pad(value, (0, ids.shape[1])) if value.shape == shape else value
+        for key, value in encoded.grounding_inputs.items()
     }
     mask = encoded.inputs["attention_mask"]
     grown["input_ids"] = torch.cat([encoded.inputs["input_ids"], ids], dim=1)

@@ -8,18 +8,19 @@ Shapes: b batch, l sequence length, h x w image-token grid, n phrases, m layers,
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, BadImage, UnknownArgument
+from flmm_plugin.backbones.loading import load_pretrained
+from flmm_plugin.backbones.preprocessing import pad_picture
+from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads.manifest import BackboneFacts
 
@@ -58,10 +59,18 @@ class EncodedChat:
     Attributes:
         inputs: What the model takes: ``input_ids [b, l]``, ``attention_mask [b, l]``, ``pixel_values``...
         image_tokens: Per chat, per picture in order of appearance.
+        grounding: Inputs that take the place of those of the same name when attention is read: pictures that went
+            through the preprocessing that heads were trained with, where that is not the chat's.
     """
 
     inputs: dict[str, Tensor]
     image_tokens: list[list[ImageTokens]]
+    grounding: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def grounding_inputs(self) -> dict[str, Tensor]:
+        """Inputs for reading attention; those of the chat unless preprocessing differs."""
+        return {**self.inputs, **self.grounding}
 
     @property
     def length(self) -> int:
@@ -94,7 +103,7 @@ class EncodedChat:
             shift = left - (self.length - kept)
             image_tokens.append([replace(one, slots=one.slots + shift) for one in self.image_tokens[item]])
         stacked = {key: torch.stack(rows) for key, rows in parts.items()}
-        return EncodedChat({**self.inputs, **stacked}, image_tokens)
+        return EncodedChat({**self.inputs, **stacked}, image_tokens, self.grounding)
 
     def _sequences(self) -> list[str]:
         """Names of the inputs that have one value per token."""
@@ -140,12 +149,16 @@ class Backbone(ABC):
         num_heads: c, query heads per layer.
         hidden_size: d.
         maps_per_image: Attention maps per head and picture; 2 for families with a coarse and a fine view.
+        paper: What the method's preprocessing of the family is: ``same`` (the stock processor's), ``padded`` (see
+            `flmm_plugin.backbones.preprocessing`), ``""`` where the paper has no such family.
+        preprocessing: What pictures go through before grounding, ``stock`` or ``paper``; chat is always stock.
         several_images: Whether models of the family were trained on chats with several pictures; a visual chain of
             thought then answers from the whole picture and the cut-out, else from the cut-out alone.
     """
 
     family: ClassVar[str]
     maps_per_image: ClassVar[int] = 1
+    paper: ClassVar[Literal["", "same", "padded"]] = ""
     several_images: ClassVar[bool] = False
 
     def __init__(
@@ -159,6 +172,7 @@ class Backbone(ABC):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.name, self.revision, self.system_prompt = name, revision, system_prompt
+        self.preprocessing = "stock"
         self.decoder: nn.Module = model.get_decoder()
         text = self.decoder.config
         self.num_layers = int(text.num_hidden_layers)
@@ -181,6 +195,8 @@ class Backbone(ABC):
         device_map: str | Mapping[str, Any] | None = None,
         attn_implementation: str | None = None,
         system_prompt: str | None = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
     ) -> Self:
         """Load model and processor with transformers; arguments as in `flmm_plugin.backbones.load_backbone`.
 
@@ -188,32 +204,17 @@ class Backbone(ABC):
             BackboneUnsupported: transformers cannot load it.
             BadCheckpoint: Its weights are damaged or incomplete.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        if device is not None and device_map is not None:
-            raise UnknownArgument("give either device or device_map, not both")
-        options: dict[str, Any] = {"revision": revision, "dtype": _dtype(dtype)}
-        if device_map is not None:
-            options["device_map"] = device_map
-        if attn_implementation is not None:
-            options["attn_implementation"] = attn_implementation
-        try:
-            processor = AutoProcessor.from_pretrained(folder, revision=revision)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
-        except SafetensorError as exc:
-            raise BadCheckpoint(f"the weights of {name} are damaged ({exc}); fetch them again") from exc
-        except (OSError, ValueError, ImportError) as exc:
-            raise BackboneUnsupported(f"transformers cannot load {name}: {exc}") from exc
-        model, info = loaded
-        if info["missing_keys"]:
-            first = ", ".join(sorted(info["missing_keys"])[:3])
-            raise BadCheckpoint(
-                f"the weights of {name} lack {len(info['missing_keys'])} tensors ({first}...), which would be random; "
-                "fetch the checkpoint again"
-            )
-        if device_map is None:
-            model = model.to(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_pretrained(
+            folder,
+            name=name,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+        )
         return cls(model, processor, name=name, revision=revision, system_prompt=system_prompt)
 
     @abstractmethod
@@ -306,14 +307,53 @@ class Backbone(ABC):
                     f"chat {index} has {places} places for images and {len(pictures)} images; give one image for each "
                     f"image entry, and no {self.processor.image_token!r} in the text"
                 )
+        inputs = self._processed(texts, images)
+        if not any(images):
+            return EncodedChat(inputs, [[] for _ in texts])
+        if self.preprocessing != "paper" or self.paper != "padded":
+            return EncodedChat(inputs, self.image_tokens(inputs, images))
+        padded = [[pad_picture(picture, self.processor.image_processor) for picture in some] for some in images]
+        squares = [[picture for picture, _ in some] for some in padded]
+        seen = self._processed(texts, squares)
+        if not torch.equal(seen["input_ids"], inputs["input_ids"]):
+            raise BackboneUnsupported(
+                f"{self.name} has other tokens for padded pictures; load it with preprocessing='stock'"
+            )
+        tokens = [
+            [replace(one, grid=one.grid.through(frame)) for one, (_, frame) in zip(found, some, strict=True)]
+            for found, some in zip(self.image_tokens(seen, squares), padded, strict=True)
+        ]
+        shape = inputs["input_ids"].shape
+        return EncodedChat(inputs, tokens, {key: value for key, value in seen.items() if value.shape != shape})
+
+    def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
+        """Texts and pictures through the processor, on the model's device."""
         bos = self.tokenizer.bos_token
         # As transformers' own tokenising templates do: a template that writes the first token must not get a second
         # one.
         special = {} if bos is None or not texts[0].startswith(bos) else {"add_special_tokens": False}
         pictures = self.pictures(images)
         features = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt", **special)
-        inputs: dict[str, Tensor] = dict(features.to(self.device, self.dtype))
-        return EncodedChat(inputs, self.image_tokens(inputs, images) if pictures else [[] for _ in texts])
+        return dict(features.to(self.device, self.dtype))
+
+    def preprocess(self, name: str | None) -> None:
+        """Choose what pictures go through before grounding; None leaves it as it is.
+
+        Args:
+            name: ``stock``: what chat sees. ``paper``: what the method's heads were trained with.
+
+        Raises:
+            UnknownArgument: There is no such preprocessing, or the paper has none for this family.
+        """
+        if name is None:
+            return
+        if name not in ("stock", "paper"):
+            raise UnknownArgument(f"there is no preprocessing {name!r}; use 'stock' (what chat sees) or 'paper'")
+        if name == "paper" and not self.paper:
+            raise UnknownArgument(
+                f"the paper did not ground {self.family}: it has no preprocessing for it; use preprocessing='stock'"
+            )
+        self.preprocessing = name
 
     def pictures(self, images: list[list[Image.Image]]) -> Any:
         """The pictures of all chats as the family's processor takes them; None where there are none."""
@@ -389,15 +429,3 @@ def _answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None,
     while length and answer[length - 1] == pad:
         length -= 1
     return length
-
-
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    found = getattr(torch, dtype, None)
-    if isinstance(found, torch.dtype):
-        return found
-    near = difflib.get_close_matches(dtype, ("auto", "float32", "float16", "bfloat16"), 1, 0.5)
-    raise UnknownArgument(
-        f"there is no dtype {dtype!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'bfloat16'")
-    )

@@ -8,7 +8,7 @@ Which one it is changes chat and masks alike, so it is read from the processor a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 from torch import Tensor
@@ -22,6 +22,7 @@ class LlavaBackbone(Backbone):
     """One view per picture, its tokens in one run, raster order."""
 
     family: ClassVar[str] = "llava"
+    paper: ClassVar[Literal["", "same", "padded"]] = "padded"
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """Split each sequence's placeholders among its pictures.

@@ -15,7 +15,7 @@ its maps for the whole picture, and heads released for it are read that way (``p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -32,6 +32,7 @@ class LlavaNextBackbone(Backbone):
 
     family: ClassVar[str] = "llava_next"
     maps_per_image: ClassVar[int] = 2
+    paper: ClassVar[Literal["", "same", "padded"]] = "same"
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """Base view and rows of each picture, newline tokens left out."""

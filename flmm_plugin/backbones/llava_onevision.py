@@ -8,7 +8,7 @@ stands for both, so that heads always read ``2 * m * c`` maps.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
@@ -25,6 +25,7 @@ class LlavaOnevisionBackbone(LlavaNextBackbone):
     """``LlavaOnevisionForConditionalGeneration``: SigLIP and Qwen2."""
 
     family: ClassVar[str] = "llava_onevision"
+    paper: ClassVar[Literal["", "same", "padded"]] = ""
     several_images: ClassVar[bool] = True
 
     def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:

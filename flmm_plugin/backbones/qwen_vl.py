@@ -29,25 +29,12 @@ class Qwen2VLBackbone(Backbone):
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """One view per picture, of a size of its own."""
-        processor = self.processor.image_processor
-        patch, merge = int(processor.patch_size), int(processor.merge_size)
-        sizes = iter(inputs["image_grid_thw"].tolist())
-        layouts = []
-        for pictures in images:
-            layouts.append([])
-            for picture in pictures:
-                _, rows, columns = next(sizes)
-                grid = ImageGrid.from_squash(
-                    picture.height, picture.width, rows * patch, columns * patch, patch * merge
-                )
-                layouts[-1].append(Layout.raster(grid))
+        layouts = grids_of_patches(self.processor, inputs, images)
         return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Time, row and column of every token, ``[3, b, l]``, by the model's own function."""
-        asked = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
-        found, _ = self.model.model.get_rope_index(**{name: inputs[name] for name in asked if name in inputs})
-        return cast("Tensor", found)
+        return rope_positions(self.model.model, inputs)
 
     def forward_body(self, inputs: Mapping[str, Any], **options: Any) -> Any:
         """One forward pass without vocabulary logits.
@@ -72,3 +59,26 @@ class Qwen3VLBackbone(Qwen2VLBackbone):
     """``Qwen3VLForConditionalGeneration``."""
 
     family: ClassVar[str] = "qwen3_vl"
+
+
+def grids_of_patches(
+    processor: Any, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]
+) -> list[list[Layout]]:
+    """One view per picture, squashed to the size that ``image_grid_thw`` says, square blocks of patches merged."""
+    patch, merge = int(processor.image_processor.patch_size), int(processor.image_processor.merge_size)
+    sizes = iter(inputs["image_grid_thw"].tolist())
+    layouts: list[list[Layout]] = []
+    for pictures in images:
+        layouts.append([])
+        for picture in pictures:
+            _, rows, columns = next(sizes)
+            grid = ImageGrid.from_squash(picture.height, picture.width, rows * patch, columns * patch, patch * merge)
+            layouts[-1].append(Layout.raster(grid))
+    return layouts
+
+
+def rope_positions(body: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Positions on several axes, ``[axes, b, l]``, by the model body's own ``get_rope_index``."""
+    asked = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
+    found, _ = body.get_rope_index(**{name: inputs[name] for name in asked if name in inputs})
+    return cast("Tensor", found)
