@@ -21,6 +21,8 @@ Kind = Literal["published", "flmm", "stock", "difference"]
 
 NOT_WHOLE = "not the whole official split, or other data; the number of items stands under Runs"
 EMBEDDED = "the embedded model on pictures of its own synthetic world: comparable with no published number"
+#: Metrics that are a judge's word; the others of the same task are not.
+_JUDGED = frozenset({"judged", "gpt_eval_score", "gpt_eval_llava_all"})
 _PUBLISHED_JUDGE = "gpt-3.5-turbo-1106"
 
 
@@ -128,7 +130,7 @@ def compare(layout: Layout, runs: Iterable[Run], *, published: bool = True) -> C
     """The table of a layout from runs; without ``published``, measured rows alone."""
     printed = list(_published_rows(layout)) if published else []
     measured = _mark_conditions(list(_measured_rows(layout, runs)))
-    rows = [*_with_best([*printed, *measured], layout), *_differences(measured, printed)]
+    rows = [*_with_best([*printed, *measured], layout), *_differences(layout, measured, printed)]
     order = dict.fromkeys(mark for row in rows for cell in row.cells for mark in cell.marks)
     return ComparisonTable(layout, tuple(rows), tuple(order))
 
@@ -180,8 +182,8 @@ def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
 
 def variant_of(run: Run, table: str) -> str:
     """What tells apart rows of one model in this table."""
-    if table == "4":
-        return f"visual CoT {run.visual_cot}" if run.visual_cot else "no visual CoT"
+    if table == "4":  # its rows are told apart by the tasks and by Source.visual_cot
+        return ""
     if table == "5a":
         return run.options.get("heads.prompts", "")
     if table == "5b":
@@ -218,7 +220,7 @@ def _marks(column: Column, measured: Measured) -> Iterator[Mark]:
         yield Mark(EMBEDDED)
     if measured.task.complete is False:
         yield Mark(NOT_WHOLE)
-    judge = measured.task.provenance.judge
+    judge = measured.task.provenance.judge if measured.metric in _JUDGED else ""
     if judge and not (column.protocol == "viscot_judged" and judge.startswith(_PUBLISHED_JUDGE)):
         yield Mark(f"judged by {judge}")
     encoder = measured.task.metadata.get("sentence_encoder")
@@ -285,24 +287,25 @@ def _with_best(rows: list[Row], layout: Layout) -> list[Row]:
 # --- differences ---------------------------------------------------------------------------------------------------
 
 
-def _differences(measured: list[Row], printed: list[Row]) -> Iterator[Row]:
+#: Tables whose rows of one model differ in their variant: only equal ones are subtracted.
+_VARIANTS = ("4", "5a", "5b")
+
+
+def _differences(layout: Layout, measured: list[Row], printed: list[Row]) -> Iterator[Row]:
     ours = [row for row in measured if row.kind == "flmm"]
     for row in ours:
-        for stock in (one for one in measured if one.kind == "stock" and one.pair == row.pair):
+        same = (one for one in measured if one.kind == "stock" and (one.pair, one.variant) == (row.pair, row.variant))
+        for stock in same:
             cells = tuple(_minus(a, b, stock=True) for a, b in zip(row.cells, stock.cells, strict=True))
             if any(cell.value is not None for cell in cells):
                 yield Row(f"{row.label} minus {stock.label}", row.variant, "Differences", "difference", cells)
     for row in measured:
         for paper in (one for one in printed if one.backbone and one.backbone == row.backbone):
-            if paper.variant and paper.variant != row.variant and not _both_visual(paper.variant, row.variant):
+            if paper.variant and paper.variant != row.variant and layout.table in _VARIANTS:
                 continue
             cells = tuple(_minus(a, b, stock=False) for a, b in zip(row.cells, paper.cells, strict=True))
             if any(cell.value is not None for cell in cells):
                 yield Row(f"{row.label} minus published", row.variant, "Differences", "difference", cells)
-
-
-def _both_visual(paper: str, measured: str) -> bool:
-    return paper == "visual CoT" and measured.startswith("visual CoT")
 
 
 def _minus(one: Cell, other: Cell, *, stock: bool) -> Cell:

@@ -19,6 +19,9 @@ OFFICIAL_DOCUMENTS: Mapping[str, int] = {
     "mmvet": 218,
     "llava_in_the_wild": 60,
     "pope": 9000,
+    "flmm_pope_direct": 9000,
+    "flmm_pope_viscot": 9000,
+    "flmm_pope_viscot_v2": 9000,
     "gqa": 12578,
     "vqav2_val": 214354,
     "ai2d": 3088,
@@ -135,7 +138,7 @@ def _task(
     of = f" of {official}" if official is not None else ""
     number = "" if n is None else f"{n}{of}{'' if complete is not False else ' (partial)'}"
     provenance = Provenance(
-        **{**dict(common.items()), "n": number, "data": data, "judge": _judge(metadata)},
+        **{**dict(common.items()), "n": number, "data": data, "judge": _judge(metadata, samples)},
     )
     return TaskResult(task, metrics, n, official, complete, metadata, provenance, samples)
 
@@ -170,11 +173,24 @@ def _common(
     )
 
 
-def _judge(metadata: Mapping[str, Any]) -> str:
+def _judge(metadata: Mapping[str, Any], samples: Path | None) -> str:
+    """Who judged: the task's metadata say, or the verdicts in the sample log do.
+
+    lmms-eval copies the metadata before the first answer; a judge that a task finds later stands in the log alone.
+    """
     judge = metadata.get("judge") or metadata.get("gpt_eval_model_name")
-    if isinstance(judge, Mapping):
-        return " ".join(str(value) for value in judge.values() if value is not None)
-    return str(judge or "")
+    if judge is None and samples is not None:
+        judge = _judge_of_samples(samples)
+    return "" if judge in (None, "none") else str(judge)
+
+
+def _judge_of_samples(samples: Path) -> str | None:
+    with samples.open(encoding="utf-8") as lines:
+        for line in lines:
+            verdict = json.loads(line).get("judged") if '"judged"' in line else None
+            if isinstance(verdict, Mapping) and verdict.get("model"):
+                return str(verdict["model"])
+    return None
 
 
 def _short_hash(digest: str) -> str:

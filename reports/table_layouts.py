@@ -27,6 +27,7 @@ class Source:
         harness: Whose task it is.
         scale: Factor to the column's unit.
         fraction: Whether a value of at most 1 is a share of 1 (some data sets of VLMEvalKit write percentages so).
+        visual_cot: Which visual chain of thought the run must have answered with ("" for none); None: whichever.
     """
 
     task: str
@@ -36,10 +37,11 @@ class Source:
     harness: Harness = "lmms-eval"
     scale: float = 1.0
     fraction: bool = False
+    visual_cot: str | None = None
 
     def read(self, run: Run) -> tuple[TaskResult, str, float] | None:
         """Task, metric and value in the column's unit; None if the run has no such number."""
-        if run.harness != self.harness:
+        if run.harness != self.harness or self.visual_cot not in (None, run.visual_cot):
             return None
         for name, task in run.tasks.items():
             if not re.fullmatch(self.task, name):
@@ -155,46 +157,71 @@ def _res(dataset: str, split: str, group: str, header: str) -> Column:
 
 
 def _png(kind: str, group: str = "PNG") -> Column:
-    names = {kind, f"{kind}s", f"{kind}_average_recall", f"average_recall_{kind}", f"AR_{kind}", f"recall_{kind}"}
-    more = ("average_recall", "AR") if kind == "all" else ()
+    metric = "AR" if kind == "all" else f"AR_{kind}"
     return Column(
         f"PNG {kind}", group, kind.capitalize(),
-        (Source(r"flmm_png(_val)?", (*sorted(names), *more), "flmm_png"),), "flmm_png", 1, ("flmm_png",),
-        needs_flmm=True,
+        (
+            Source("flmm_png", (metric,), "flmm_png"),
+            Source("flmm_png_bcv", (metric,), "bcv_png", "the benchmark's protocol"),
+        ),
+        "flmm_png", 1, ("flmm_png",), needs_flmm=True,
     )  # fmt: skip
+
+
+#: The embedded model is asked in words that it knows; those tasks have names of their own.
+_OWN_WORDS = "in the embedded model's words"
 
 
 def _reasonseg(split: str, kind: str) -> Column:
     name = "val" if split == "val" else f"test {kind}"
     task = "flmm_reasonseg_val" if split == "val" else "flmm_reasonseg_test"
-    metrics = ("gIoU", "gIoU_all", "gIoU_overall") if kind in ("", "all") else (f"gIoU_{kind}",)
+    metrics = ("gIoU",) if kind in ("", "all") else (f"gIoU_{kind}",)
     sources = [Source(task, metrics, "flmm_reasonseg")]
-    if split == "test" and kind != "all":
-        sources.append(Source(f"{task}_{kind}", ("gIoU",), "flmm_reasonseg"))
+    if split == "test":
+        sources.append(Source("flmm_reasonseg_tiny", metrics, "own_words", _OWN_WORDS))
     return Column(
         f"ReasonSeg {name}", "Val" if split == "val" else "Test", (kind or "all").capitalize(), tuple(sources),
         "flmm_reasonseg", 1, (task,), needs_flmm=True,
     )  # fmt: skip
 
 
-def _gcg(split: str, header: str, metrics: tuple[str, ...]) -> Column:
+def _gcg(split: str, header: str, metric: str) -> Column:
     task = f"flmm_gcg_{split}"
+    sources = [Source(task, (metric,), "glamm_gcg")]
+    if split == "val":
+        sources.append(Source("flmm_gcg_tiny", (metric,), "own_words", _OWN_WORDS))
     return Column(
-        f"GCG {split} {header}", split.capitalize(), header, (Source(task, metrics, "glamm_gcg"),), "glamm_gcg", 1,
-        (task,), needs_flmm=True,
-    )  # fmt: skip
+        f"GCG {split} {header}", split.capitalize(), header, tuple(sources), "glamm_gcg", 1, (task,), needs_flmm=True
+    )
+
+
+#: Table 4's rows, and the ending of the tasks that fill them.
+_COT = (("no visual CoT", "_direct", ""), ("visual CoT", "", "v1"), ("visual CoT v2", "_v2", "v2"))
 
 
 def _viscot(name: str, dataset: str) -> Column:
     task = f"flmm_viscot_{dataset}"
+    judged = (Source(f"{task}{ending}", ("judged",), "viscot_judged", arm) for arm, ending, _ in _COT)
+    unjudged = (
+        Source(f"{task}{ending}", ("anls", "exact"), "viscot_unjudged", f"{arm}, no judge") for arm, ending, _ in _COT
+    )
     return Column(
-        f"VisCoT {name}", "VisCoT benchmark", name,
-        (
-            Source(task, ("judged", "judge_score", "gpt_score", "judged_score"), "viscot_judged"),
-            Source(task, ("score", "exact", "anls", "exact_match"), "viscot_unjudged", "no judge"),
-        ),
-        "viscot_judged", 1, (task,),
-    )  # fmt: skip
+        f"VisCoT {name}", "VisCoT benchmark", name, (*judged, *unjudged), "viscot_judged", 1, (f"{task}_direct", task)
+    )
+
+
+def _pope(name: str, header: str, metric: str, kit_metric: str) -> Column:
+    own = {"_direct": "flmm_pope_direct", "": "flmm_pope_viscot", "_v2": "flmm_pope_viscot_v2"}
+    sources = [
+        source
+        for arm, ending, mode in _COT
+        for source in (
+            Source(own[ending], (metric,), "lmms_eval", arm, scale=100),
+            Source("pope", (metric,), "lmms_eval", arm, scale=100, visual_cot=mode),
+        )
+    ]
+    kit = Source("POPE", (kit_metric,), "vlmevalkit", _COT[0][0], harness="VLMEvalKit", fraction=True)
+    return Column(name, "POPE", header, (*sources, kit), "", 1, ("flmm_pope_direct", "flmm_pope_viscot"))
 
 
 def _keywords(name: str) -> Column:
@@ -228,22 +255,18 @@ LAYOUTS: Mapping[str, Layout] = {
         Layout(
             "3", "Grounded conversation generation",
             tuple(
-                _gcg(split, header, metrics)
+                _gcg(split, header, metric)
                 for split in ("val", "test")
-                for header, metrics in (
-                    ("METEOR", ("METEOR", "meteor")),
-                    ("mIoU", ("mIoU", "miou")),
-                    ("recall", ("mask_recall", "recall", "Recall")),
-                )
+                for header, metric in (("METEOR", "METEOR"), ("mIoU", "mIoU"), ("recall", "mask_recall"))
             ),
         ),
         Layout(
             "4", "Visual chain-of-thought reasoning",
             (
-                _viscot("DocVQA", "docvqa"), _viscot("TextCaps", "textcaps?"), _viscot("TextVQA", "textvqa"),
+                _viscot("DocVQA", "docvqa"), _viscot("TextCaps", "textcap"), _viscot("TextVQA", "textvqa"),
                 _viscot("DUDE", "dude"), _viscot("SROIE", "sroie"), _viscot("InfographicsVQA", "infographicsvqa"),
-                _stock("POPE accuracy", "Acc", "pope", ("pope_accuracy",), "POPE", ("acc",), scale=100, group="POPE"),
-                _stock("POPE F1", "F1", "pope", ("pope_f1_score",), "POPE", ("Overall",), scale=100, group="POPE"),
+                _pope("POPE accuracy", "Acc", "pope_accuracy", "acc"),
+                _pope("POPE F1", "F1", "pope_f1_score", "Overall"),
             ),
         ),
         Layout("5a", "Prompts of the mask refiner, on PNG", _PNG_THREE),

@@ -132,7 +132,7 @@ def test_runs_of_one_model_make_one_row_and_the_newest_number_counts(write_run: 
 
 def test_ablation_rows_name_their_heads(write_run: Callable[..., Path]) -> None:
     heads = {"sha256": "a", "sam": "vit_b", "prompts": "mask + box"}
-    run = write_run("a", "flmm_deepseekvl", {"flmm_png": {"all": 60.0, "things": 59.0, "complete": 1}},
+    run = write_run("a", "flmm_deepseekvl", {"flmm_png": {"AR": 60.0, "AR_thing": 59.0, "complete": 1}},
                     arguments="pretrained=deepseek-ai/deepseek-vl-1.3b-chat", record={"heads": heads})  # fmt: skip
     made = table("5a", run)
     assert cell(made, "F-LMM (DeepSeekVL-1.3B)", "PNG all", "mask + box").text == "60.0"
@@ -148,7 +148,7 @@ def test_visual_cot_is_another_row(write_run: Callable[..., Path]) -> None:
                     record={"options": {"visual_cot": "v1"}})  # fmt: skip
     made = table("4", plain, cot)
     assert cell(made, "F-LMM (DeepSeekVL-7B)", "POPE accuracy", "no visual CoT").text == "87.0"
-    minus = cell(made, "F-LMM (DeepSeekVL-7B) minus published", "POPE accuracy", "visual CoT v1")
+    minus = cell(made, "F-LMM (DeepSeekVL-7B) minus published", "POPE accuracy", "visual CoT")
     assert minus.text == "-1.0"
 
 
