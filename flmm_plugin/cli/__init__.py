@@ -21,6 +21,8 @@ examples:
   flmm list                                                 models and tasks, and what each needs
   flmm data check refcoco                                   is a benchmark's data there and whole?
   flmm doctor                                               is this installation all right?
+  flmm heads show heads.safetensors                         what trained heads are for; convert, push, pull
+  flmm score results/                                       every metric again from logged samples, with intervals
   flmm demo                                                 the whole of it inside lmms-eval, in minutes
   flmm preserve --model flmm_tiny --tasks mme --limit 20    is chat what it is without the plugin?
   flmm report results/ --table 1                            your runs in the paper's tables, with their provenance
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
-    from flmm_plugin.cli import data, doctor, listing, look, preserve, report
+    from flmm_plugin.cli import data, doctor, heads, listing, look, preserve, report, score
 
     parser = argparse.ArgumentParser(
         prog="flmm",
@@ -62,6 +64,8 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     listing.add_subcommand(commands)
     data.add_subcommand(commands)
     doctor.add_subcommand(commands)
+    heads.add_subcommand(commands)
+    score.add_subcommand(commands)
     report.add_subcommand(commands)
     preserve.add_subcommand(commands)
     commands.add_parser(

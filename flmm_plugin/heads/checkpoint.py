@@ -113,9 +113,7 @@ def load_heads(
     manifest = read_manifest(path)
     if expect is not None:
         manifest.check_fits(expect)
-    state = _read_tensors(path)
-    if tensors_sha256(state) != manifest.sha256:
-        raise BadCheckpoint(f"{path}: tensors do not match the sha256 of the manifest; fetch the file again")
+    state = verify_tensors(path)
     if not refiner:
         manifest = dataclasses.replace(manifest, sam=None)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(_REFINER)}
@@ -136,6 +134,19 @@ def load_heads(
     if heads.mask_refiner is not None:
         heads.mask_refiner.sam.image_encoder.to(dtype)
     return heads.to(device).eval()
+
+
+def verify_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a heads file, which are those that its manifest speaks of.
+
+    Raises:
+        BadCheckpoint: They are not, or the file cannot be read.
+    """
+    path = Path(path)
+    manifest, state = read_manifest(path), _read_tensors(path)
+    if tensors_sha256(state) != manifest.sha256:
+        raise BadCheckpoint(f"{path}: tensors do not match the sha256 of the manifest; fetch the file again")
+    return state
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

@@ -30,7 +30,7 @@ def test_examples_of_the_main_help_parse(capsys: pytest.CaptureFixture[str]) -> 
         main(["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  flmm ")]
     shown = [shlex.split(re.split(r" {3,}", line)[0])[1:] for line in lines]
-    assert {words[0] for words in shown} == {"ground", "chat", "attention", "list", "doctor", "demo", "tiny"}
+    assert {words[0] for words in shown} >= {"ground", "chat", "attention", "list", "doctor", "heads", "demo", "tiny"}
     for words in shown:
         if words != ["demo"]:  # parses its own arguments
             assert callable(build_parser(words[0]).parse_args(words).run)
