@@ -102,7 +102,7 @@ def test_show_says_what_a_released_file_has_the_shape_of(folder: Path, capsys: p
         (["released.pth", "out.safetensors", "--backbone", "mgm-2b"], "HeadsMismatch", "144 attention maps, 18 layers"),
         (["released.pth", "out.safetensors", "--backbone", "MODEL", "--sam", "vit_x"], "UnknownArgument", "vit_b"),
         (["released.pth", "out.safetensors", "--backbone", "MODEL", "--sam", "a.json"], "DataNotFound", "a.json;"),
-        (["released.pth", "out.safetensors", "--backbone", "MODEL", "--sam", "sam.json"], "BadCheckpoint", "whole; pass"),
+        (["released.pth", "out.safetensors", "--backbone", "MODEL", "--sam", "sam.json"], "BadCheckpoint", "whole;"),
         (["sam.pth", "out.safetensors", "--backbone", "mgm-2b"], "BadCheckpoint", "no released heads: mask_head"),
     ],
 )  # fmt: skip
