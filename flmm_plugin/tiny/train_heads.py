@@ -45,7 +45,7 @@ class HeadsConfig:
     scenes: int = 800
     decoder_steps: int = 1000
     decoder_batch: int = 24
-    joint_steps: int = 600
+    joint_steps: int = 400
     joint_batch: int = 4
     phrases_per_picture: int = 8
     lr: float = 1e-3
