@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flmm_plugin.records import BoolMask, MasksReply, decode_rle, parse_masks_json
+from flmm_plugin.tasks.metrics.bootstrap import Ratio
 from flmm_plugin.tasks.metrics.segmentation import THRESHOLDS, IoUCounts, SegmentationSums, iou_counts
 
 Sample = Mapping[str, Any]
@@ -51,6 +52,19 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         "image_path": doc.get("image_path"),
     }
     return sample
+
+
+def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    reference = sample["reference"]
+    return {
+        "expressions": reference["phrases"],
+        "masks": reference["masks"],
+        "height": reference["size"][0],
+        "width": reference["size"][1],
+        "image_path": reference["image_path"],
+        "expected_items": sample["complete"]["expected"],
+    }
 
 
 def match_masks(reply: MasksReply, expressions: Sequence[str], size: tuple[int, int]) -> tuple[list[BoolMask], int]:
@@ -140,6 +154,19 @@ def _sums(samples: Iterable[Sample]) -> SegmentationSums:
         for intersection, union in zip(sample["I"], sample["U"], strict=True)
     )
 
+
+def _mean_terms(sample: Sample, empty: float) -> tuple[float, float]:
+    pairs = list(zip(sample["I"], sample["U"], strict=True))
+    return sum(one / two if two else empty for one, two in pairs), len(pairs)
+
+
+#: For confidence intervals; the printed numbers come from the functions above.
+STATISTICS: Mapping[str, Ratio] = {
+    "cIoU": Ratio(lambda sample: (sum(sample["I"]), sum(sample["U"]))),
+    "mIoU": Ratio(lambda sample: _mean_terms(sample, 0.0)),
+    "gIoU": Ratio(lambda sample: _mean_terms(sample, 1.0)),
+    **{f"P@{threshold:g}": Ratio(lambda sample: (sample["hits"], sample["items"])) for threshold in THRESHOLDS},
+}
 
 #: Metric names in the order of the README; the YAML template lists the same ones.
 METRICS = (*_IOU_METRICS, *(f"P@{threshold:g}" for threshold in THRESHOLDS), "items", "errors", "complete")

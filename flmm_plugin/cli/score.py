@@ -1,0 +1,151 @@
+"""``flmm score``: every metric of a run again from its logged samples, with confidence intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from flmm_plugin.errors import UnknownArgument
+
+if TYPE_CHECKING:
+    from flmm_plugin.tasks.rescoring import Options, Rescored, Score
+
+_DESCRIPTION = """\
+Score the samples that lmms_eval logged (--log_samples --output_path FOLDER) once more, without a model or a GPU: each
+reply against the reference that was logged with it, by the very functions that the run used. Beside each metric stands
+a confidence interval, from drawing documents (pictures) with replacement, and what the run printed.
+"""
+
+_EXAMPLES = """\
+examples:
+  flmm score results/                                            all samples of this package's tasks in a folder
+  flmm score run_samples_flmm_gcg_val.jsonl --encoder words      mask recall by another comparison of phrases
+  flmm score samples.jsonl --task flmm_refcoco_val --json        a file under another name; one JSON object
+  flmm score results/ --resamples 0                              no intervals: quick
+"""
+
+
+def add_subcommand(commands: Any) -> None:
+    """Add ``score`` to the parser of ``flmm``."""
+    parser = commands.add_parser(
+        "score",
+        help="every metric again from logged samples, with confidence intervals",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "samples", metavar="SAMPLES", nargs="+", type=Path, help="*_samples_TASK.jsonl files, or folders with some"
+    )
+    parser.add_argument("--task", help="whose samples they are (default: as the file's name says)")
+    parser.add_argument("--metrics", help="only these, e.g. cIoU,mIoU (default: all of the task)")
+    parser.add_argument(
+        "--from", dest="source", default="auto", choices=("auto", "predictions", "counts"),
+        help="score replies anew, or sum up what was logged per document (default: replies where the log has all that "
+        "they are compared with)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="compare phrases by this model, or `words` (default: as in the run)"
+    )
+    parser.add_argument(
+        "--resamples", type=_count, default=1000, help="draws for the intervals, 0 for none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--level", type=_share, default=0.95, help="share of the draws within an interval (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.set_defaults(run=_score)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from flmm_plugin.tasks.rescoring import find_samples, rescore, task_of
+    from flmm_plugin.tasks.task_files import aggregations, task_files
+
+    options = _options(args)
+    found = find_samples(args.samples)
+    if args.task is None:
+        # A folder also holds the samples of stock tasks; a file that was named is scored or refused.
+        found = [path for path in found if path in args.samples or task_of(path) in task_files()]
+        if not found:
+            raise UnknownArgument(
+                f"no samples of this package's tasks in {', '.join(map(str, args.samples))}; `flmm list` names them all"
+            )
+    results = []
+    for path in found:
+        has = aggregations(args.task or task_of(path))
+        metrics = tuple(metric for metric in options.metrics if metric in has)
+        # Of several tasks, those that have none of the metrics that were asked for are left out.
+        if metrics or not options.metrics or len(found) == 1:
+            results.append(rescore(path, args.task, replace(options, metrics=metrics or options.metrics)))
+    if not results:
+        raise UnknownArgument(f"none of the {len(found)} tasks has a metric {' or '.join(options.metrics)}")
+    if args.json:
+        print(json.dumps({"options": asdict(options), "results": [as_json(one) for one in results]}, indent=1))
+    else:
+        print("\n\n".join(as_text(one, options) for one in results))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from flmm_plugin.tasks.rescoring import Options, Source
+
+    assert args.source in get_args(Source), "the parser offers these alone"
+    metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip()) if args.metrics else ()
+    return Options(args.source, args.resamples, args.level, args.seed, args.encoder, metrics)
+
+
+def as_json(result: Rescored) -> dict[str, Any]:
+    """One file's scores as plain data."""
+    return {**asdict(result), "path": str(result.path)}
+
+
+def as_text(result: Rescored, options: Options) -> str:
+    """One file's scores as a table for a terminal."""
+    how = "scored anew from the predictions" if result.source == "predictions" else "summed up from logged counts"
+    lines = [f"{result.task}: {result.documents} documents, {how} ({result.path})"]
+    if result.changed:
+        lines.append(
+            f"  NOTE: {result.changed} of {result.documents} documents score otherwise than when they were logged: the "
+            "scoring changed since"
+        )
+    interval = f"{100 * options.level:g} % interval" if options.resamples else ""
+    rows = [("metric", "value", interval, "printed by the run")]
+    rows += [
+        (one.metric, _number(one.value), _interval(one), "" if one.printed is None else _number(one.printed))
+        for one in result.scores
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines += [
+        "  " + row[0].ljust(widths[0]) + "".join(f"  {row[c].rjust(widths[c])}" for c in (1, 2, 3)).rstrip()
+        for row in rows
+    ]
+    lines += [f"  {one.metric}: {one.problem}" for one in result.scores if one.problem]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "N/A" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _interval(score: Score) -> str:
+    return "" if score.interval is None else f"{score.interval.low:.2f} .. {score.interval.high:.2f}"
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of draws: 0, 1000, ...")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.95")
+    return value

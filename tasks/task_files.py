@@ -1,0 +1,74 @@
+"""The YAML files of this package's tasks, read without lmms-eval: which functions score which metric."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flmm_plugin.errors import UnknownArgument
+
+TASKS_FOLDER = Path(__file__).resolve().parent
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with lmms-eval's ``!function``, whose dotted name is kept as text and imported by nobody."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def task_files() -> Mapping[str, Path]:
+    """Task name -> its YAML file, for every single task of this package."""
+    found: dict[str, Path] = {}
+    for path in sorted(TASKS_FOLDER.rglob("*.yaml")):
+        content = _load(path)
+        if isinstance(content.get("task"), str):
+            found[content["task"]] = path
+    return found
+
+
+def task_config(name: str) -> dict[str, Any]:
+    """A task's configuration, includes merged in as lmms-eval does; functions are their dotted names.
+
+    Raises:
+        UnknownArgument: There is no such task; the nearest one is offered.
+    """
+    files = task_files()
+    if name not in files:
+        near = difflib.get_close_matches(name, files, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnknownArgument(f"{name!r} is no task of flmm-plugin{hint} (flmm list shows them all)")
+    return _merged(files[name])
+
+
+def aggregations(name: str) -> dict[str, Callable[[Any], Any]]:
+    """Metric -> the function that turns the documents' records into the printed number, in the task's order."""
+    return {entry["metric"]: _imported(entry["aggregation"]) for entry in task_config(name).get("metric_list", ())}
+
+
+def _merged(path: Path) -> dict[str, Any]:
+    content = _load(path)
+    includes = content.pop("include", [])
+    merged: dict[str, Any] = {}
+    for include in reversed([includes] if isinstance(includes, str) else includes):
+        merged.update(_merged(path.parent / include))
+    return {**merged, **content}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # A loader that makes nothing but plain data: `safe_load` with one tag more.
+    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    return content if isinstance(content, dict) else {}
+
+
+def _imported(dotted: str) -> Callable[[Any], Any]:
+    module, _, name = dotted.rpartition(".")
+    found: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    return found
