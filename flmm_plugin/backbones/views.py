@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flmm_plugin.backbones.base import ImageTokens
-from flmm_plugin.backbones.one_view import split_slots
+from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid
 
 
@@ -84,7 +84,14 @@ def place(placeholders: Tensor, layouts: Sequence[Sequence[Layout]], name: str) 
     """
     found = []
     for row, some in zip(placeholders.cpu(), layouts, strict=True):
-        runs = split_slots(row.nonzero().flatten(), [layout.count for layout in some], name)
+        slots, counts = row.nonzero().flatten(), [layout.count for layout in some]
+        if len(slots) != sum(counts):
+            raise BackboneUnsupported(
+                f"{name} has {len(slots)} image tokens in a chat where {sum(counts)} were expected ({len(counts)} "
+                "pictures); its processor does not do what its configuration says, so masks would be misplaced: "
+                "restore the processor files that came with the model"
+            )
+        runs = slots.split(counts)
         found.append(
             [ImageTokens(run[layout.order], layout.grid, layout.coarse) for run, layout in zip(runs, some, strict=True)]
         )
