@@ -34,6 +34,9 @@ from flmm_plugin.records import BoolMask, decode_rle
 DATA_ROOT_VARIABLE = "FLMM_DATA"
 DEFAULT_ROOT = "data"
 
+#: A data root that is no folder: the world of the embedded model, in every benchmark's layout.
+TINY_WORLD = "flmm_tiny_world"
+
 
 class SplitSize(NamedTuple):
     """How many refs, sentences and pictures an official split has; None where no source states it."""
@@ -185,7 +188,11 @@ class ReferDataset(Sequence[ReferItem]):
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """`root`, or ``$FLMM_DATA``, or ``data``."""
+    """`root`, or ``$FLMM_DATA``, or ``data``; for `TINY_WORLD` the embedded world's data, written when asked for."""
+    if root is not None and str(root) == TINY_WORLD:
+        from flmm_plugin.tiny.panel import panel_root
+
+        return panel_root()
     return Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_ROOT)
 
 

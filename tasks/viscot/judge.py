@@ -4,8 +4,9 @@ Which judge: lmms-eval's variables ``API_TYPE`` (openai, azure, local, ...), ``M
 (``OPENAI_API_KEY``, ``OPENAI_API_URL``, ...). The judge of the published numbers, gpt-3.5-turbo-1106, is retired: a
 number says which model gave it, under which version of the instructions, and when.
 
-Verdicts are appended to ``FLMM_JUDGE_CACHE`` (default ``~/.cache/flmm/judge``), one JSON line each, as they arrive: a
-run that was killed goes on where it stopped, and two models that give the same answer get the same verdict.
+Verdicts are appended to ``FLMM_JUDGE_CACHE`` (default ``$FLMM_CACHE/judge``, ``~/.cache/flmm/judge``), one JSON line
+each, as they arrive: a run that was killed goes on where it stopped, and two models that give the same answer get the
+same verdict.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from loguru import logger
 
+from flmm_plugin.data import cache_folder as plugin_cache
 from flmm_plugin.tasks.metrics.viscot import judge_score
 
 #: Changes whenever a word of the instructions does.
@@ -142,7 +144,7 @@ def judge_from_environment() -> Judge | None:
 
     All tasks of a run share it.
     """
-    names = ("API_TYPE", "MODEL_VERSION", "OPENAI_API_KEY", "OPENAI_API_URL", CACHE_VARIABLE)
+    names = ("API_TYPE", "MODEL_VERSION", "OPENAI_API_KEY", "OPENAI_API_URL", CACHE_VARIABLE, "FLMM_CACHE")
     return _judge_for(tuple(os.environ.get(name) for name in names))
 
 
@@ -173,7 +175,8 @@ def _judge_for(environment: tuple[str | None, ...]) -> Judge | None:
 
 def cache_folder() -> Path:
     """Where verdicts are kept."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "flmm" / "judge")
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given) if given else plugin_cache() / "judge"
 
 
 def _key(model: str, question: str, reference: str, answer: str) -> str:

@@ -1,0 +1,1 @@
+"""The whole panel on the embedded model's own world, in minutes and without a network."""
