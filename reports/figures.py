@@ -124,7 +124,7 @@ def overlay(
     if not legend or not groundings:
         return picture
     lines = [
-        (f"{number}  {g.phrase}", f"{g.score:.2f}" if g.mask.any() else "empty mask")
+        (f"{number}  {g.phrase}", ("" if math.isnan(g.score) else f"{g.score:.2f}") if g.mask.any() else "empty mask")
         for number, g in enumerate(groundings, start=1)
     ]
     return _with_legend(picture, lines, palette, font)

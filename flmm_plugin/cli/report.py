@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.errors import DataNotFound, UnknownArgument
 
 _EXAMPLES = """\
 examples:
@@ -61,10 +61,20 @@ def add_subcommand(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+FIGURES = ("6", "recall", "ablation", "samples")
+
+
 def _add_figure(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("figures")
+    group = parser.add_argument_group("figures (PNG, into --out)")
     group.add_argument(
-        "--figure", metavar="NAME", help="6 (chat rank against ground rank), recall (curves of IoU), ablation"
+        "--figure",
+        choices=FIGURES,
+        help="6: chat rank against ground rank; recall: curves over IoU; ablation: bars of Table 5; "
+        "samples: pictures with predicted and target masks",
+    )
+    group.add_argument("--order", choices=("worst", "best", "document"), default="worst", help="of --figure samples")
+    group.add_argument(
+        "--count", type=int, default=6, metavar="N", help="rows of --figure samples (default: %(default)s)"
     )
 
 
@@ -84,20 +94,22 @@ def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; several outputs in one call are all made."""
     from flmm_plugin.reports.result_files import read_results
 
-    if not (args.table or args.html or args.check is not None):
+    if not (args.table or args.html or args.figure or args.check is not None):
         raise UnknownArgument(
             "say what to make: --table 1, --figure 6, --html report.html or --check; flmm report --help"
         )
     if args.check and Path(args.check).is_dir():  # `--check results/`: the folder is a result, not the file to check
         args.results, args.check = [*args.results, Path(args.check)], ""
-    if not args.results:
+    if not args.results and args.figure != "6":
         raise UnknownArgument("give result files or folders: flmm report RESULTS --table 1; flmm report --help")
     runs = read_results(args.results)
     if args.check is not None:
         return _check(args, runs)
     if args.html:
         _page(args, runs)
-    if args.table and (args.out or not args.html):
+    if args.figure:
+        _figure(args, runs)
+    elif args.table and (args.out or not args.html):
         _tables(args, runs)
     return 0
 
@@ -125,11 +137,57 @@ def _format_of(out: Path | None) -> str:
     return endings.get(out.suffix.lower(), "md") if out is not None else "md"
 
 
-def _write(out: Path, text: str) -> None:
+def _require_folder(out: Path) -> None:
     if not out.parent.is_dir():
-        raise FlmmError(f"there is no folder {out.parent} to write into; make it, or give another --out")
+        raise DataNotFound(f"there is no folder {out.parent} to write into; make it, or give another --out")
+
+
+def _write(out: Path, text: str) -> None:
+    _require_folder(out)
     out.write_text(text, encoding="utf-8")
     print(f"wrote {out}", file=sys.stderr)
+
+
+def _figure(args: argparse.Namespace, runs: Sequence[Any]) -> None:
+    if args.out is None:
+        raise UnknownArgument(f"say where to write the picture: --figure {args.figure} --out {args.figure}.png")
+    content = _drawn(args, runs)
+    _require_folder(args.out)
+    args.out.write_bytes(content)
+    print(f"wrote {args.out}", file=sys.stderr)
+
+
+def _drawn(args: argparse.Namespace, runs: Sequence[Any]) -> bytes:
+    from flmm_plugin.reports import charts
+    from flmm_plugin.reports.sample_files import read_samples
+
+    if args.figure == "6":
+        return _ranks(runs)
+    if args.figure == "recall":
+        return charts.recall_chart(read_samples(runs))
+    if args.figure == "ablation":
+        args.table = ["5"]
+        return charts.ablation_chart(_made(args, runs))
+    from io import BytesIO
+
+    from flmm_plugin.reports.qualitative import qualitative_sheet
+
+    buffer = BytesIO()
+    qualitative_sheet(read_samples(runs), args.count, order=args.order).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _ranks(runs: Sequence[Any]) -> bytes:
+    from flmm_plugin.reports import charts
+    from flmm_plugin.reports.comparison import compare
+    from flmm_plugin.reports.table_layouts import LAYOUTS
+
+    points, lacking = charts.ranks_of(compare(LAYOUTS["1"], runs))
+    for name, columns in lacking.items():
+        print(
+            f"not in the figure: {name}, which lacks (or may not be compared in) {', '.join(columns)}", file=sys.stderr
+        )
+    return charts.rank_chart({"printed in Figure 6": charts.published_ranks(), "computed from Table 1": points})
 
 
 def _page(args: argparse.Namespace, runs: Sequence[Any]) -> None:

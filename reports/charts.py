@@ -1,0 +1,223 @@
+"""The paper's charts from published and measured numbers: ranks (Figure 6), recall curves, ablations (Table 5).
+
+Every function returns PNG bytes; what cannot be drawn is named, not left out silently. Colours are Okabe and Ito's, and
+shapes differ too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flmm_plugin.errors import DataNotFound
+from flmm_plugin.reports.backbone_names import PRINTED
+from flmm_plugin.reports.comparison import ComparisonTable, Row
+from flmm_plugin.reports.published import published_of
+from flmm_plugin.reports.rendering import name_of
+from flmm_plugin.reports.sample_files import SampleView
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+#: Columns of Table 1 whose ranks are averaged; MME's two numbers are summed first, as its total score.
+CHAT: tuple[tuple[str, ...], ...] = (("MME perception", "MME cognition"), ("MMBench",), ("MMVet",), ("LLaVA-W",))
+GROUND: tuple[tuple[str, ...], ...] = tuple(
+    (name,) for name in ("RefCOCO val", "RefCOCO+ val", "RefCOCOg val", "PNG all", "PNG thing", "PNG stuff")
+)
+
+
+@dataclass(frozen=True)
+class RankPoint:
+    """One model: its average rank among all in chat and in grounding, 1 being the best."""
+
+    name: str
+    chat: float
+    ground: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A least-squares line ``ground = slope * chat + offset``, and Pearson's r of the points."""
+
+    slope: float
+    offset: float
+    r: float
+
+
+def published_ranks() -> list[RankPoint]:
+    """The ranks printed in Figure 6. They do not follow from Table 1's numbers by any rule for ties; see `ranks_of`."""
+    found: dict[str, dict[str, float]] = {}
+    for one in published_of("F6"):
+        found.setdefault(PRINTED[one.backbone], {})[one.column] = one.number
+    return [RankPoint(name, ranks["chat rank"], ranks["ground rank"]) for name, ranks in found.items()]
+
+
+def ranks_of(table: ComparisonTable) -> tuple[list[RankPoint], dict[str, list[str]]]:
+    """Average ranks computed from Table 1: F-LMM's published rows and measured ones, together.
+
+    Equal numbers share the mean of their places.
+
+    Returns:
+        Points, and for every measured F-LMM row that is left out the columns it lacks or may not be compared in.
+    """
+    rows = [row for row in table.rows if row.kind == "flmm" or (row.kind == "published" and row.backbone)]
+    complete, lacking = [], {}
+    for row in rows:
+        values = {cell.column.name: cell.value for cell in row.cells if cell.value is not None and cell.comparable}
+        lacks = [name for group in (*CHAT, *GROUND) for name in group if name not in values]
+        if lacks:
+            lacking[name_of(row)] = lacks
+        else:
+            complete.append((_rank_name(row), {name: float(value) for name, value in values.items()}))
+    chat, ground = (_average_ranks([values for _, values in complete], groups) for groups in (CHAT, GROUND))
+    points = [RankPoint(name, chat[at], ground[at]) for at, (name, _) in enumerate(complete)]
+    return points, lacking
+
+
+def _rank_name(row: Row) -> str:
+    return f"{name_of(row)} (measured)" if row.kind == "flmm" else PRINTED[row.backbone]
+
+
+def _average_ranks(models: Sequence[Mapping[str, float]], groups: Sequence[Sequence[str]]) -> list[float]:
+    totals = [0.0] * len(models)
+    for group in groups:
+        values = [sum(model[name] for name in group) for model in models]
+        for at, value in enumerate(values):
+            better, equal = sum(other > value for other in values), sum(other == value for other in values)
+            totals[at] += better + (equal + 1) / 2
+    return [total / len(groups) for total in totals]
+
+
+def fit(points: Sequence[RankPoint]) -> Fit:
+    """The line through the points.
+
+    Raises:
+        DataNotFound: Fewer than two different chat ranks.
+    """
+    chat, ground = np.array([p.chat for p in points]), np.array([p.ground for p in points])
+    if len(set(chat.tolist())) < 2:
+        raise DataNotFound(f"a line needs two models of different rank, there are {len(points)}; leave the paper's in")
+    slope, offset = np.polyfit(chat, ground, 1)
+    r = np.corrcoef(chat, ground)[0, 1] if len(set(ground.tolist())) > 1 else 0.0
+    return Fit(float(slope), float(offset), float(r))
+
+
+def rank_chart(series: Mapping[str, Sequence[RankPoint]]) -> bytes:
+    """Figure 6: chat rank against ground rank, a dashed linear fit per series (published, recomputed, measured)."""
+    figure, axes = _canvas(7.2, 5.4)
+    for at, (name, points) in enumerate(series.items()):
+        colour = _COLOURS[at % len(_COLOURS)]
+        line = fit(points)
+        ends = np.array([min(p.chat for p in points), max(p.chat for p in points)])
+        label = f"{name}: slope {line.slope:.2f}, r {line.r:.2f}"
+        axes.plot(ends, line.slope * ends + line.offset, linestyle="--", color=colour, linewidth=1.2)
+        axes.scatter(
+            [p.chat for p in points], [p.ground for p in points], s=36, color=colour, label=label,
+            marker="os^D"[at % 4], zorder=3,
+        )  # fmt: skip
+        for point in points if at == 0 or len(series) == 1 else [p for p in points if p.name.endswith("(measured)")]:
+            axes.annotate(point.name, (point.chat, point.ground), (4, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="average chat rank (1 is best)", ylabel="average ground rank (1 is best)")
+    axes.margins(x=0.16, y=0.08)
+    axes.legend(loc="upper left", fontsize=8)
+    return _png(figure)
+
+
+def recall_chart(samples: Iterable[SampleView]) -> bytes:
+    """Recall curves: share of phrases whose IoU is at least a threshold, one curve per model and task.
+
+    Raises:
+        DataNotFound: No sample has an IoU.
+    """
+    curves: dict[str, list[float]] = {}
+    for sample in samples:
+        known = [phrase.iou for phrase in sample.phrases if phrase.iou is not None]
+        if known:
+            curves.setdefault(f"{sample.model}, {sample.task}", []).extend(known)
+    if not curves:
+        raise DataNotFound("no sample has an IoU: run mask tasks with --log_samples and give their folder")
+    figure, axes = _canvas(7.2, 5.0)
+    for at, (name, ious) in enumerate(sorted(curves.items())):
+        thresholds, recall = recall_curve(ious)
+        label = f"{name}: mean IoU {np.mean(ious):.3f}, n {len(ious)}"
+        style = ("-", "--", ":", "-.")[at // len(_COLOURS) % 4]
+        axes.step(thresholds, recall, where="post", color=_COLOURS[at % len(_COLOURS)], linestyle=style, label=label)
+    axes.set(xlabel="IoU threshold", ylabel="share of phrases with at least that IoU", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(loc="lower left", fontsize=8)
+    return _png(figure)
+
+
+def recall_curve(ious: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Thresholds 0, 0.01, ... 1 and the share of IoUs at or above each.
+
+    >>> recall_curve([0.5, 1.0])[1][50:52]
+    [1.0, 0.5]
+    """
+    ordered = np.sort(np.asarray(ious, dtype=np.float64))
+    thresholds = np.arange(101) / 100
+    # An IoU that is a threshold but for rounding reaches it.
+    below = np.searchsorted(ordered, thresholds - 1e-12, side="left")
+    return thresholds.tolist(), (1 - below / len(ordered)).tolist()
+
+
+def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:
+    """Bars of an ablation's variants, the paper's beside the measured ones; one panel per table.
+
+    Raises:
+        DataNotFound: A table has no row.
+    """
+    if any(not table.rows for table in tables):
+        raise DataNotFound("an ablation without rows cannot be drawn: leave the paper's rows in, or give runs of it")
+    figure, panels = _panels(len(tables))
+    for axes, table in zip(panels, tables, strict=True):
+        rows = [row for row in table.rows if row.kind in ("published", "flmm")]
+        variants = list(dict.fromkeys(row.variant or row.label for row in rows))
+        owners = list(dict.fromkeys("published" if row.kind == "published" else row.label for row in rows))
+        width = 0.8 / max(1, len(owners))
+        for at, owner in enumerate(owners):
+            for row in rows:
+                if ("published" if row.kind == "published" else row.label) != owner or row.cells[0].value is None:
+                    continue
+                place = variants.index(row.variant or row.label) + (at - (len(owners) - 1) / 2) * width
+                bar = axes.bar(place, row.cells[0].value, width * 0.92, color=_COLOURS[at % len(_COLOURS)])
+                axes.bar_label(bar, [f"{row.cells[0].text}{'*' if row.cells[0].marks else ''}"], fontsize=8)
+            axes.bar(0, 0, color=_COLOURS[at % len(_COLOURS)], label=owner)
+        axes.set_xticks(range(len(variants)), variants, rotation=20, ha="right", fontsize=8)
+        axes.set_title(f"{table.layout.table}. {table.layout.title}", fontsize=9)
+        axes.set_ylabel(table.layout.columns[0].name)
+        axes.legend(fontsize=8, loc="lower right")
+    figure.supxlabel("* not measured as the published numbers were; flmm report --table 5 says how", fontsize=7)
+    return _png(figure)
+
+
+def _canvas(width: float, height: float) -> tuple[Any, Axes]:
+    figure, panels = _panels(1, width, height)
+    return figure, panels[0]
+
+
+def _panels(count: int, width: float = 5.2, height: float = 4.4) -> tuple[Any, list[Axes]]:
+    """A figure outside pyplot's global state: several may be drawn in one process, and none is shown."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, count, squeeze=False)[0].tolist()
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, panels
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # No date and no version inside: the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
