@@ -291,7 +291,7 @@ class GroundedLMM:
         _refuse_string(phrases)
         self._need_heads()
         picture = open_image(image)
-        encoded = self.backbone.encode([_chat(self._prompt(prompt), 1)], [[picture]])
+        encoded = self.backbone.encode([_chat(self._prompt(prompt), 1)], [[picture]], template=self._template)
         tokens = encoded.image_tokens[0][0]
         written = [written_phrases(self.backbone.tokenizer, [phrase], self._separator) for phrase in phrases]
         texts, indices = [ids for ids, _ in written], [groups[0] for _, groups in written]
@@ -361,7 +361,8 @@ class GroundedLMM:
         if not spans:
             return []
         picture = open_image(image)
-        encoded = self.backbone.encode([_chat(messages, 1)], [[picture]])
+        template = self._template if isinstance(messages, str) and where == "answer" else ""
+        encoded = self.backbone.encode([_chat(messages, 1)], [[picture]], template=template)
         if where == "answer":
             ids, offsets = text_offsets(self.backbone.tokenizer, text)
             groups = [span_tokens(text, offsets, span) for span in spans]
@@ -453,13 +454,18 @@ class GroundedLMM:
     def _separator(self) -> str:
         return self.heads.manifest.separator if self.heads is not None else SEPARATOR
 
+    @property
+    def _template(self) -> str:
+        """Text around prompt and picture where this package writes the turn; chats are in the model's own template."""
+        return self.heads.manifest.template if self.heads is not None else ""
+
     def _read_phrases(
         self, pictures: list[Image.Image], phrases: Sequence[Sequence[str]], prompt: str | None
     ) -> tuple[AttentionCapture, EncodedChat, list[list[list[int]]]]:
         """One teacher-forced pass over a batch; rows of all phrase tokens, separators left out, phrase after phrase."""
         chats = [_chat(self._prompt(prompt), 1) for _ in pictures]
         written = [written_phrases(self.backbone.tokenizer, some, self._separator) for some in phrases]
-        encoded = self.backbone.encode(chats, [[picture] for picture in pictures])
+        encoded = self.backbone.encode(chats, [[picture] for picture in pictures], template=self._template)
         encoded = encoded.extended([ids for ids, _ in written], self.backbone.pad_id)
         slots = [
             torch.tensor([index for group in groups for index in group]) + encoded.length - len(ids)

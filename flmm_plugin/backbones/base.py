@@ -285,7 +285,12 @@ class Backbone(ABC):
         return int(self.tokenizer.pad_token_id)
 
     def encode(
-        self, messages: list[Messages], images: list[list[Image.Image]], *, add_generation_prompt: bool = True
+        self,
+        messages: list[Messages],
+        images: list[list[Image.Image]],
+        *,
+        add_generation_prompt: bool = True,
+        template: str = "",
     ) -> EncodedChat:
         """Chats to model inputs through the model's own chat template and processor.
 
@@ -295,11 +300,17 @@ class Backbone(ABC):
                 itself.
             images: The pictures of each chat in order of appearance.
             add_generation_prompt: End with the opening of the answer turn.
+            template: Text around ``{image}`` and ``{prompt}`` of a chat of one turn, instead of the chat template.
 
         Raises:
             BadImage: A chat has another number of pictures than of places for them.
         """
-        texts = [self.render(chat, add_generation_prompt=add_generation_prompt) for chat in messages]
+        texts = [
+            written_around(chat, template, self.processor.image_token)
+            if template
+            else self.render(chat, add_generation_prompt=add_generation_prompt)
+            for chat in messages
+        ]
         for index, (text, pictures) in enumerate(zip(texts, images, strict=True)):
             places = text.count(self.processor.image_token)
             if places != len(pictures):
@@ -399,6 +410,29 @@ class Backbone(ABC):
     def forward_body(self, inputs: Mapping[str, Any], **options: Any) -> Any:
         """One forward pass without vocabulary logits (those of the last position alone are computed)."""
         return self.model(**{"use_cache": False, **inputs, **options}, logits_to_keep=1)
+
+
+def written_around(chat: Messages, template: str, image_token: str) -> str:
+    """The text of a chat of one turn in a template that heads were trained with; no system turn, no chat template.
+
+    Args:
+        chat: One user turn.
+        template: With ``{image}`` and ``{prompt}``.
+        image_token: What stands for a picture.
+
+    Raises:
+        UnknownArgument: More turns, or a template without its two places.
+    """
+    if len(chat) != 1 or isinstance(chat[0].get("content"), str):
+        raise UnknownArgument("a template is for one turn with pictures and text; pass template='' for whole chats")
+    parts = chat[0]["content"]
+    image = image_token * sum(part["type"] == "image" for part in parts)
+    prompt = "".join(part["text"] for part in parts if part["type"] == "text")
+    if template.count("{image}") != 1 or template.count("{prompt}") != 1:
+        raise UnknownArgument(f"the template {template!r} must have {{image}} and {{prompt}} once each")
+    before, _, after = template.partition("{prompt}")
+    # Not str.format: a prompt may hold braces, and so may a template.
+    return before.replace("{image}", image) + prompt + after.replace("{image}", image)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
