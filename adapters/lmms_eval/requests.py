@@ -58,6 +58,11 @@ class Request:
     padding: bool
 
     @property
+    def wants_keywords(self) -> bool:
+        """Whether the task needs a keyword selector."""
+        return "keywords" in (self.options.get(GROUNDED_CHAT_FLAG), self.options.get(GIVEN_TEXT_FLAG))
+
+    @property
     def gives_text(self) -> bool:
         """Whether the task asks about a text that its document gives."""
         return bool(self.options.get(GIVEN_TEXT_FLAG))

@@ -1,0 +1,1 @@
+"""Keyword selection: which words of a narrative name something in the picture."""

@@ -1,0 +1,107 @@
+"""From a model's reply to counts of words and phrases, beside those of noun chunks of the same text.
+
+A reply is lmms-eval's masks JSON whose ``phrases`` have spans in the narrative; masks play no role. A reply that cannot
+be read, or that is an error, picks nothing and counts as one error. Results are percentages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flmm_plugin.records import MasksReply, parse_masks_json
+from flmm_plugin.tasks.keywords.noun_chunks import NounChunks
+from flmm_plugin.tasks.metrics.keywords import PickedCounts, Span, phrase_counts, total, word_counts
+from flmm_plugin.tasks.png.docs import PngDoc
+
+Sample = Mapping[str, Any]
+
+_RATES = ("F1", "recall", "precision")
+
+#: In the order of the README; the YAML template lists the same ones. Those of spaCy are there if it is installed.
+METRICS = (
+    *_RATES,
+    *(f"phrase_{rate}" for rate in _RATES),
+    *(f"spacy_{rate}" for rate in _RATES),
+    *(f"spacy_phrase_{rate}" for rate in _RATES),
+    "items",
+    "errors",
+    "complete",
+)
+
+
+def score_reply(doc: PngDoc, reply: str, chunks: NounChunks | None, expected: int) -> dict[str, dict[str, Any]]:
+    """Counts of one narrative, keyed by metric.
+
+    Args:
+        doc: Of `flmm_plugin.tasks.png.docs`.
+        reply: The model's masks JSON, or anything else it said.
+        chunks: Noun chunks to set beside it; None leaves those metrics out.
+        expected: Narratives of the whole annotation file.
+
+    Returns:
+        For each rate ``{"right", "picked", "wanted"}``; a ``{"count"}`` for the others; and ``reference``.
+    """
+    text, wanted = doc.text, doc.spans
+    parsed = parse_masks_json(reply)
+    picked = spans_of(parsed, text)
+    sample = _rates("", text, picked, wanted)
+    reference: dict[str, Any] = {"text": text, "phrases": doc["expressions"], "spans": [list(one) for one in wanted]}
+    if chunks is not None:
+        found = chunks.spans(text)
+        sample |= _rates("spacy_", text, found, wanted)
+        reference["noun_chunks"] = [list(one) for one in found]
+    sample["items"] = {"count": 1}
+    sample["errors"] = {"count": int(parsed.error is not None)}
+    sample["complete"] = {"count": 1, "expected": expected}
+    sample["reference"] = {**reference, "image_path": doc["image_path"], "size": [doc["height"], doc["width"]]}
+    return sample
+
+
+def spans_of(reply: MasksReply, text: str) -> list[Span]:
+    """Where the phrases of a reply are in the text: at their spans, or else where their words next occur."""
+    found: list[Span] = []
+    position = 0
+    for phrase in reply.phrases:
+        span = phrase.get("span")
+        if isinstance(span, Sequence) and len(span) == 2 and all(isinstance(one, int) for one in span):
+            start, end = max(span[0], 0), min(span[1], len(text))
+        else:
+            words = str(phrase.get("phrase", "")).strip()
+            start = text.find(words, position) if words else -1
+            end = start + len(words)
+            position = end if start >= 0 else position
+        if 0 <= start < end:
+            found.append((start, end))
+    return found
+
+
+def precision(samples: Iterable[Sample]) -> float | None:
+    """Percent of what was picked that was wanted."""
+    return _percent(_total(samples).precision)
+
+
+def recall(samples: Iterable[Sample]) -> float | None:
+    """Percent of what was wanted that was picked."""
+    return _percent(_total(samples).recall)
+
+
+def f1(samples: Iterable[Sample]) -> float | None:
+    """Harmonic mean of precision and recall, percent."""
+    return _percent(_total(samples).f1)
+
+
+def _rates(prefix: str, text: str, picked: Sequence[Span], wanted: Sequence[Span]) -> dict[str, dict[str, Any]]:
+    words, phrases = word_counts(text, picked, wanted)._asdict(), phrase_counts(text, picked, wanted)._asdict()
+    return {
+        **{f"{prefix}{rate}": words for rate in _RATES},
+        **{f"{prefix}phrase_{rate}": phrases for rate in _RATES},
+    }
+
+
+def _total(samples: Iterable[Sample]) -> PickedCounts:
+    return total(PickedCounts(one["right"], one["picked"], one["wanted"]) for one in samples)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value

@@ -1,0 +1,48 @@
+"""The lmms-eval task: the keyword selector reads the narratives, beside noun chunks of the same texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loguru import logger
+
+from flmm_plugin.errors import ToolNotFound
+from flmm_plugin.tasks.keywords import scoring
+from flmm_plugin.tasks.keywords.noun_chunks import NounChunks, load_noun_chunks
+from flmm_plugin.tasks.png.docs import PngDoc
+from flmm_plugin.tasks.png.task import NarrativeTask
+
+
+class KeywordSelection(NarrativeTask):
+    """Precision, recall and F1 of what is picked in each narrative.
+
+    Config: as for `NarrativeTask`. Without spaCy the task runs, says so, and leaves its six metrics out.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self._chunks: NounChunks | None = None
+        super().__init__(config)
+
+    def build_all_requests(self, **options: Any) -> None:
+        """One request per narrative; the moment to find spaCy, or to say that it is missing."""
+        try:
+            self._chunks = load_noun_chunks()
+            said = self._chunks.name
+        except ToolNotFound as exc:
+            said = "none"
+            logger.warning(f"{self.config.task}: the noun chunks that table 6 compares with are left out: {exc}")
+        self.config.metadata = {**(self.config.metadata or {}), "noun_chunks": said}
+        super().build_all_requests(**options)
+
+    def process_results(self, doc: PngDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
+        """Counts of one narrative."""
+        reply = results[0][0] if isinstance(results[0], list) else results[0]
+        return scoring.score_reply(doc, str(reply), self._chunks, len(self.docs))
+
+
+def prompt_of(doc: PngDoc) -> str:
+    """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
+    return (
+        "Which words of this description name things that can be seen in the image? Answer with masks JSON whose "
+        f"phrases have their spans in it: {doc.text.strip()}"
+    )

@@ -1,0 +1,1 @@
+"""Panoptic narrative grounding: masks for the phrases of a narrative."""

@@ -1,0 +1,130 @@
+"""The documents of a PNG split: one narrative each, with the phrases that are to be grounded in one pass.
+
+An *item* is one phrase. Which kinds of items there are depends on who counts:
+
+- ``flmm`` (the paper's numbers): the annotators' flag says whether a phrase is plural; a plural phrase is a thing,
+  whatever it names; a singular one is what its segment's category is.
+- ``bcv`` (the benchmark's own code): one segment is singular, more are plural; thing or stuff is what the category of
+  the last segment is.
+
+They differ in the last four of the five average recalls, never in the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from flmm_plugin.datasets.png import Narrative, PngDataset, PngPhrase, phrase_mask, read_panoptic_map
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.images import open_image
+from flmm_plugin.records import BoolMask
+
+Kinds = Literal["flmm", "bcv"]
+
+#: What the user asks before the narrative; the same for all released heads.
+QUESTION = "Please give me a description of the image."
+
+FIELDS = (
+    "narrative", "image_id", "image_path", "map_path", "height", "width", "question", "pieces", "grounded",
+    "expressions", "segment_ids", "kinds", "expected_items",
+)  # fmt: skip
+
+
+class PngDoc(dict[str, Any]):
+    """One document, a plain dict that also answers ``doc["image"]``, by opening the picture at that moment.
+
+    Keys: ``narrative`` (its number in the file), ``image_id``; ``image_path``, ``map_path``; ``height``, ``width`` in
+    pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a model is given; per item
+    ``expressions``, ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); ``expected_items`` of the whole
+    annotation file.
+    """
+
+    def __missing__(self, key: str) -> Any:
+        if key == "image":
+            return open_image(self["image_path"])
+        raise KeyError(key)
+
+    @property
+    def text(self) -> str:
+        """The narrative."""
+        return "".join(self["pieces"])
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Characters ``[start, end)`` of each item in the narrative, white space at its ends included."""
+        starts = [0]
+        for piece in self["pieces"]:
+            starts.append(starts[-1] + len(piece))
+        return [(starts[index], starts[index + 1]) for index in self["grounded"]]
+
+
+class PngDocs(Sequence[PngDoc]):
+    """The documents of one split, with the few attributes of a `datasets.Dataset` that lmms-eval asks for.
+
+    Args:
+        dataset: The narratives.
+        question: Before each narrative.
+        kinds: How items are sorted.
+
+    Attributes:
+        features: Names of the fields.
+        items: Number of phrases in all documents.
+    """
+
+    def __init__(self, dataset: PngDataset, question: str = QUESTION, kinds: Kinds = "flmm") -> None:
+        if kinds not in get_args(Kinds):
+            raise UnknownArgument(f"no way {kinds!r} of sorting phrases; known: {', '.join(get_args(Kinds))}")
+        self.items = dataset.phrases
+        self._docs = [_doc(narrative, question, kinds, self.items) for narrative in dataset]
+        self.features: dict[str, None] = dict.fromkeys(FIELDS)
+
+    def __len__(self) -> int:
+        return len(self._docs)
+
+    def __iter__(self) -> Iterator[PngDoc]:
+        return iter(self._docs)
+
+    def __getitem__(self, index: Any) -> Any:
+        # lmms-eval looks at document 0 of every task before it asks how many there are.
+        if not self._docs and index == 0:
+            return PngDoc(dict.fromkeys(self.features), question="", pieces=[], grounded=[], expressions=[])
+        return self._docs[index]
+
+
+def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
+    """The target mask of each item, ``bool[H, W]`` in the image frame, read from the panoptic map.
+
+    Raises:
+        BadAnnotation: The map is missing, damaged or of another size.
+    """
+    segments = read_panoptic_map(doc["map_path"], (doc["height"], doc["width"]))
+    return [phrase_mask(segments, ids) for ids in doc["segment_ids"]]
+
+
+def kinds_of(phrase: PngPhrase, how: Kinds = "flmm") -> tuple[str, str]:
+    """``singular`` or ``plural``, and ``thing`` or ``stuff``."""
+    if how == "bcv":
+        return "plural" if len(phrase.segment_ids) > 1 else "singular", "thing" if phrase.things[-1] else "stuff"
+    if phrase.plural:
+        return "plural", "thing"
+    return "singular", "thing" if phrase.things[-1] else "stuff"
+
+
+def _doc(narrative: Narrative, question: str, kinds: Kinds, expected: int) -> PngDoc:
+    phrases = narrative.phrases
+    return PngDoc(
+        narrative=narrative.index,
+        image_id=narrative.image_id,
+        image_path=str(narrative.image_path),
+        map_path=str(narrative.map_path),
+        height=narrative.height,
+        width=narrative.width,
+        question=question,
+        pieces=list(narrative.utterances),
+        grounded=[phrase.piece for phrase in phrases],
+        expressions=[phrase.text.strip() for phrase in phrases],
+        segment_ids=[list(phrase.segment_ids) for phrase in phrases],
+        kinds=[list(kinds_of(phrase, kinds)) for phrase in phrases],
+        expected_items=expected,
+    )

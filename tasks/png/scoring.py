@@ -1,0 +1,147 @@
+"""From a model's reply to counts, and from the counts of all documents to the printed numbers.
+
+A model answers with lmms-eval's masks JSON. Every phrase of a document is one item whether or not the model gave it a
+usable mask: one without is scored as an empty prediction and counted as an error. A document whose *target* cannot be
+read has no items; its phrases are counted as skipped.
+
+Average recall, accuracies and cIoU are percentages, as in the papers' tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flmm_plugin.errors import BadAnnotation
+from flmm_plugin.records import encode_rle, parse_masks_json
+from flmm_plugin.tasks.metrics import segmentation
+from flmm_plugin.tasks.metrics.png import RecallSums, pixel_accuracy
+from flmm_plugin.tasks.metrics.segmentation import IoUCounts, iou_counts
+from flmm_plugin.tasks.png.docs import targets_of
+from flmm_plugin.tasks.refcoco.scoring import match_masks
+
+Sample = Mapping[str, Any]
+
+#: Printed name -> kind of item, None for all.
+RECALLS: Mapping[str, str | None] = {
+    "AR": None, "AR_thing": "thing", "AR_stuff": "stuff", "AR_singular": "singular", "AR_plural": "plural",
+}  # fmt: skip
+
+#: In the order of the README; the YAML template lists the same ones.
+METRICS = (*RECALLS, "acc@0.5", "pixel_acc", "cIoU", "items", "errors", "skipped_phrases", "skipped_narratives",
+           "complete", "recall_curve")  # fmt: skip
+
+
+def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
+    """Counts of one document, keyed by metric.
+
+    Args:
+        doc: Of `flmm_plugin.tasks.png.docs`.
+        reply: The model's masks JSON, or anything else it said.
+
+    Returns:
+        For each recall ``{"I": [...], "U": [...]}`` over the items of its kind, and so for ``acc@0.5`` and ``cIoU``
+        over all; ``pixel_acc`` with ``pixels`` of the picture too; ``recall_curve`` with the ``kinds`` of the items;
+        a ``{"count"}`` for the others; and ``reference``, what the reply was compared with.
+
+    Raises:
+        BadAnnotation: The panoptic map cannot be read: there is nothing to compare with.
+    """
+    targets = targets_of(doc)
+    size = (doc["height"], doc["width"])
+    predictions, errors = match_masks(parse_masks_json(reply), doc["expressions"], size)
+    counts = [iou_counts(pred, target) for pred, target in zip(predictions, targets, strict=True)]
+    every = _pixels(counts)
+    sample: dict[str, dict[str, Any]] = {
+        name: _pixels([item for item, kinds in zip(counts, doc["kinds"], strict=True) if kind in (None, *kinds)])
+        for name, kind in RECALLS.items()
+    }
+    sample["acc@0.5"] = sample["cIoU"] = every
+    sample["pixel_acc"] = {**every, "pixels": size[0] * size[1]}
+    sample["recall_curve"] = {**every, "kinds": doc["kinds"]}
+    sample["items"] = {"count": len(counts)}
+    sample["errors"] = {"count": errors}
+    sample["skipped_phrases"] = {"count": 0}
+    sample["skipped_narratives"] = {"count": 0}
+    sample["complete"] = {"count": len(counts), "expected": doc["expected_items"]}
+    sample["reference"] = {
+        "phrases": doc["expressions"],
+        "masks": [encode_rle(target) for target in targets],
+        "size": list(size),
+        "image_path": doc["image_path"],
+        "kinds": doc["kinds"],
+    }
+    return sample
+
+
+def skipped(doc: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What stands for a document whose target cannot be read."""
+    return {
+        "items": {"count": 0},
+        "skipped_phrases": {"count": len(doc["expressions"])},
+        "skipped_narratives": {"count": 1},
+        "complete": {"count": 0, "expected": doc["expected_items"]},
+    }
+
+
+def try_score(doc: Mapping[str, Any], reply: str) -> tuple[dict[str, dict[str, Any]], BadAnnotation | None]:
+    """`score_reply`, or `skipped` and why."""
+    try:
+        return score_reply(doc, reply), None
+    except BadAnnotation as exc:
+        return skipped(doc), exc
+
+
+def average_recall(samples: Iterable[Sample]) -> float | None:
+    """Percent average recall of the samples' items, None if there are none."""
+    return _percent(RecallSums.of(_items(samples)).average_recall())
+
+
+def accuracy(samples: Iterable[Sample]) -> float | None:
+    """Percent of items with IoU > 0.5."""
+    return _percent(RecallSums.of(_items(samples)).accuracy())
+
+
+def ciou(samples: Iterable[Sample]) -> float:
+    """Percent cIoU of all items."""
+    return 100 * segmentation.ciou(_items(samples))
+
+
+def pixel_acc(samples: Iterable[Sample]) -> float | None:
+    """Percent of pixels that are rightly in or out, mean over items."""
+    listed = list(samples)
+    return _percent(pixel_accuracy(_items(listed), [one["pixels"] for one in listed for _ in one["I"]]))
+
+
+def total(samples: Iterable[Sample]) -> int:
+    """Sum of the documents' counts."""
+    return sum(sample["count"] for sample in samples)
+
+
+def complete(samples: Iterable[Sample]) -> int:
+    """1 if every item of the annotation file was scored, else 0."""
+    listed = list(samples)
+    return int({sample["expected"] for sample in listed} == {total(listed)})
+
+
+def curves(samples: Iterable[Sample]) -> dict[str, RecallSums]:
+    """The sums of each printed recall, from samples of ``recall_curve``."""
+    sums = {name: RecallSums() for name in RECALLS}
+    for sample in samples:
+        for item, kinds in zip(_items([sample]), sample["kinds"], strict=True):
+            for name, kind in RECALLS.items():
+                if kind in (None, *kinds):
+                    sums[name].update(item)
+    return sums
+
+
+def _pixels(counts: Sequence[IoUCounts]) -> dict[str, Any]:
+    return {"I": [item.intersection for item in counts], "U": [item.union for item in counts]}
+
+
+def _items(samples: Iterable[Sample]) -> list[IoUCounts]:
+    return [IoUCounts(*pair) for sample in samples for pair in zip(sample["I"], sample["U"], strict=True)]
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value

@@ -1,0 +1,146 @@
+"""The lmms-eval tasks on panoptic narratives: official files in, no hub.
+
+`NarrativeTask` reads the narratives and says what could not be used; `PanopticNarrativeGrounding` scores masks.
+`flmm_plugin.tasks.keywords` has the other task on the same documents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.api.task import ConfigurableTask
+from loguru import logger
+
+from flmm_plugin.datasets.png import PngDataset
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.tasks.png import curve, scoring
+from flmm_plugin.tasks.png.docs import QUESTION, PngDoc, PngDocs
+
+_DATA_KEYS = ("root", "kinds", "question")
+_SHOWN = 5
+
+
+class NarrativeTask(ConfigurableTask):
+    """A task whose documents are the narratives of a split.
+
+    Config: ``dataset_kwargs`` may have ``root``, ``kinds`` (flmm, bcv) and ``question``; ``test_split`` is the split.
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader, when the task is built.
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        settings = dict(config or {})
+        # lmms-eval hands over the YAML whole; its own task config knows no `class`.
+        settings.pop("class", None)
+        self.narratives: PngDataset
+        self.docs: PngDocs
+        super().__init__(config=settings)
+        facts = {
+            "annotations": f"sha256:{self.narratives.digest}",
+            "problems": [str(problem) for problem in self.narratives.problems],
+        }
+        self.config.metadata = {**(self.config.metadata or {}), **facts}
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
+        """Read the annotation files; pictures and panoptic maps are opened one by one when they are needed."""
+        settings = dict(dataset_kwargs or {})
+        unknown = sorted(set(settings) - set(_DATA_KEYS))
+        if unknown:
+            raise UnknownArgument(
+                f"dataset_kwargs of {self.config.task} may have {', '.join(_DATA_KEYS)}; not {unknown}"
+            )
+        split = str(self.config.test_split)
+        self.narratives = PngDataset(settings.get("root"), split)
+        self.docs = PngDocs(self.narratives, settings.get("question") or QUESTION, settings.get("kinds", "flmm"))
+        # No picture is part of a document, so the view without media is the same one.
+        self.dataset = self.dataset_no_image = {split: self.docs}
+
+    def build_all_requests(self, **options: Any) -> None:
+        """One request per narrative, after a word on what the files hold that is not asked."""
+        problems = self.narratives.problems
+        if problems:
+            counts = ", ".join(f"{kind} {count}" for kind, count in self.narratives.problem_counts.items())
+            first = "; ".join(map(str, problems[:_SHOWN]))
+            logger.warning(
+                f"{self.config.task}: {len(self.docs)} of {self.narratives.told} narratives are asked, with "
+                f"{self.docs.items} phrases. In {self.narratives.narratives_path}: {counts}. First: {first}. All are "
+                "listed under `problems` in the task's metadata in the results file"
+            )
+        super().build_all_requests(**options)
+
+    def aggregation(self) -> dict[str, Any]:
+        """The template's aggregations; the one of ``complete`` also says aloud that a result is partial."""
+        listed: dict[str, Any] = super().aggregation()
+        return {**listed, "complete": self._complete} if "complete" in listed else listed
+
+    def _complete(self, samples: list[scoring.Sample]) -> int:
+        whole = scoring.complete(samples)
+        if not whole:
+            logger.warning(
+                f"{self.config.task}: PARTIAL RESULT over {scoring.total(samples)} of {self.docs.items} phrases of the "
+                "annotation file; not comparable with published numbers"
+            )
+        return whole
+
+
+class PanopticNarrativeGrounding(NarrativeTask):
+    """Masks for the phrases of each narrative, which is fed as the model's answer."""
+
+    def process_results(self, doc: PngDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
+        """Counts of one document; a damaged panoptic map costs that document alone."""
+        reply = results[0][0] if isinstance(results[0], list) else results[0]
+        sample, problem = scoring.try_score(doc, str(reply))
+        if problem is not None:
+            logger.error(f"{self.config.task}: narrative {doc['narrative']} is skipped and has no score: {problem}")
+        return sample
+
+    def aggregation(self) -> dict[str, Any]:
+        """The template's aggregations, with those that know the task."""
+        listed = super().aggregation()
+        ours = {
+            "recall_curve": self._recall_curve,
+            "skipped_phrases": self._skipped_phrases,
+            "skipped_narratives": self._skipped_narratives,
+        }
+        return {**listed, **{name: ours[name] for name in ours if name in listed}}
+
+    def _recall_curve(self, samples: list[scoring.Sample], args: Any = None) -> str:
+        """Where the picture is, relative to ``--output_path``; "" without one."""
+        folder = getattr(args, "output_path", None)
+        if not folder:
+            logger.info(f"{self.config.task}: give --output_path to get the recall curve as a picture")
+            return ""
+        path = curve.draw(
+            scoring.curves(samples), Path(folder) / f"{self.config.task}_recall_curve.png", str(self.config.task)
+        )
+        logger.info(f"{self.config.task}: recall curve in {path}")
+        return path.name
+
+    def _skipped_phrases(self, samples: list[scoring.Sample]) -> int:
+        """Of the file, phrases that were left out: when it was read, and for a damaged panoptic map."""
+        return scoring.total(samples) + sum(problem.dropped for problem in self.narratives.problems)
+
+    def _skipped_narratives(self, samples: list[scoring.Sample]) -> int:
+        """The same for whole narratives."""
+        return scoring.total(samples) + self.narratives.told - len(self.docs)
+
+
+def image_of(doc: PngDoc) -> list[Any]:
+    """The picture of a document as PIL RGB, for models that ask the task for it."""
+    return [doc["image"]]
+
+
+def prompt_of(doc: PngDoc) -> str:
+    """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
+    listed = "\n".join(f"{number}. {phrase}" for number, phrase in enumerate(doc["expressions"], start=1))
+    return (
+        f"This is said about the image: {doc.text.strip()}\nSegment what each of these phrases of it means and answer "
+        f"with one mask per line, in this order:\n{listed}"
+    )
+
+
+def phrases_of(doc: PngDoc) -> str:
+    """What stands as the target in sample logs."""
+    return "; ".join(doc["expressions"])
