@@ -93,6 +93,16 @@ class Layout:
         names = dict.fromkeys(source.arm for column in self.columns for source in column.sources)
         return tuple(sorted(names, key=lambda name: name != ""))
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """lmms-eval tasks that fill it, in the order of its columns."""
+        return tuple(dict.fromkeys(task for column in self.columns for task in column.tasks))
+
+    @property
+    def mask_tasks(self) -> frozenset[str]:
+        """Those of its tasks that only a model which answers with masks can do."""
+        return frozenset(task for column in self.columns if column.needs_flmm for task in column.tasks)
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return next(column for column in self.columns if column.name == name)
@@ -206,8 +216,9 @@ def _viscot(name: str, dataset: str) -> Column:
         Source(f"{task}{ending}", ("anls", "exact"), "viscot_unjudged", f"{arm}, no judge") for arm, ending, _ in _COT
     )
     return Column(
-        f"VisCoT {name}", "VisCoT benchmark", name, (*judged, *unjudged), "viscot_judged", 1, (f"{task}_direct", task)
-    )
+        f"VisCoT {name}", "VisCoT benchmark", name, (*judged, *unjudged), "viscot_judged", 1,
+        (f"{task}_direct", task), needs_flmm=True,
+    )  # fmt: skip
 
 
 def _pope(name: str, header: str, metric: str, kit_metric: str) -> Column:
@@ -221,7 +232,7 @@ def _pope(name: str, header: str, metric: str, kit_metric: str) -> Column:
         )
     ]
     kit = Source("POPE", (kit_metric,), "vlmevalkit", _COT[0][0], harness="VLMEvalKit", fraction=True)
-    return Column(name, "POPE", header, (*sources, kit), "", 1, ("flmm_pope_direct", "flmm_pope_viscot"))
+    return Column(name, "POPE", header, (*sources, kit), "", 1, ("flmm_pope_direct", "flmm_pope_viscot"), True)
 
 
 def _keywords(name: str) -> Column:

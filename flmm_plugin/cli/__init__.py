@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
-    from flmm_plugin.cli import data, doctor, heads, listing, look, preserve, report, score
+    from flmm_plugin.cli import data, doctor, heads, listing, look, preserve, report, reproduce, score
 
     parser = argparse.ArgumentParser(
         prog="flmm",
@@ -67,6 +67,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     heads.add_subcommand(commands)
     score.add_subcommand(commands)
     report.add_subcommand(commands)
+    reproduce.add_subcommand(commands)
     preserve.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False
