@@ -54,7 +54,7 @@ class Ratio:
     ) -> Interval:
         """Interval of the metric; arguments as for `Statistic.interval`."""
         terms = np.array([self.terms(sample) for sample in samples], dtype=np.float64)
-        values = []
+        values = [np.zeros(0)]
         for weights in _draws(len(samples), resamples, seed):
             above, below = (weights @ terms).T
             values.append(np.divide(above, below, out=np.zeros_like(above), where=below != 0))

@@ -1,0 +1,125 @@
+"""ReasonSeg's pairs of files: queries, shapes drawn in order, and what damaged ones say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flmm_plugin.datasets.reasonseg import ReasonSegDataset, draw_shapes
+from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+
+
+def square(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    shapes = [{"label": "target", "points": square(2, 2, 8, 6), "shape_type": "polygon"}]
+    return {"text": ["the thing that barks", "a dog"], "is_sentence": False, "shapes": shapes, **changes}
+
+
+def write(root: Path, name: str = "b", content: Any = None, split: str = "val") -> Path:
+    folder = root / "ReasonSeg" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 12)).save(folder / f"{name}.jpg")
+    data = annotation() if content is None else content
+    (folder / f"{name}.json").write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return folder
+
+
+def test_the_first_query_counts_and_pictures_come_by_name(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        write(tmp_path, name, annotation(is_sentence=name == "a"))
+    data = ReasonSegDataset(tmp_path, "val")
+    assert [item.name for item in data] == ["a", "b", "c"]
+    assert [item.is_sentence for item in data] == [True, False, False]
+    assert data[0].query == "the thing that barks"
+    assert (data[0].height, data[0].width, len(data), data.official_size) == (12, 20, 3, 200)
+    target, ignore = data[0].masks()
+    assert target.shape == (12, 20)
+    assert target.sum() == 7 * 5  # outlines are part of a shape
+    assert target[2:7, 2:9].all()
+    assert not ignore.any()
+
+
+def test_cp1252_is_read_where_utf8_is_not(tmp_path: Path) -> None:
+    text = json.dumps(annotation(text=["the caf\u00e9\u2019s sign"]), ensure_ascii=False)
+    write(tmp_path, "old", text.encode("cp1252"))
+    write(tmp_path, "new", text.encode())
+    assert {item.query for item in ReasonSegDataset(tmp_path, "val")} == {"the caf\u00e9\u2019s sign"}
+
+
+def test_smaller_shapes_win_over_larger_ones_in_any_file_order() -> None:
+    shapes = [
+        ("Target", [(4.9, 4.9), (7.9, 4.9), (7.9, 7.9), (4.9, 7.9)]),
+        ("IGNORE region", [(0.0, 0.0), (15.0, 0.0), (15.0, 11.0), (0.0, 11.0)]),
+        ("flag", [(0.0, 0.0), (19.0, 0.0), (19.0, 11.0)]),
+    ]
+    drawn = draw_shapes(shapes, 12, 20)
+    assert (drawn == draw_shapes(shapes[::-1], 12, 20)).all()
+    assert (drawn == 1).sum() == 4 * 4  # a target inside an ignored region survives; fractions are cut off
+    assert (drawn[4:8, 4:8] == 1).all()
+    assert (drawn == 255).sum() == 16 * 12 - 16
+    assert not drawn[:, 16:].any()  # a flag is not drawn
+
+
+def test_of_two_equal_shapes_the_earlier_one_wins() -> None:
+    box = [(2.0, 2.0), (6.0, 2.0), (6.0, 6.0), (2.0, 6.0)]
+    assert set(np.unique(draw_shapes([("target", box), ("ignore", box)], 9, 9))) == {0, 1}
+    assert set(np.unique(draw_shapes([("ignore", box), ("target", box)], 9, 9))) == {0, 255}
+
+
+@pytest.mark.parametrize("folder", ["reason_seg/ReasonSeg", "ReasonSeg", ""])
+def test_layouts(tmp_path: Path, folder: str) -> None:
+    made = write(tmp_path / "made").parent
+    root = tmp_path / "ReasonSeg" if not folder else tmp_path / "root"
+    (root / folder).parent.mkdir(parents=True, exist_ok=True)
+    made.rename(root / folder)
+    assert len(ReasonSegDataset(root, "val")) == 1
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFound, match=r"unpack val\.zip"):
+        ReasonSegDataset(tmp_path, "val")
+    with pytest.raises(UnknownArgument, match="train, val, test"):
+        ReasonSegDataset(tmp_path, "testA")
+    folder = write(tmp_path)
+    (folder / "b.jpg").unlink()
+    with pytest.raises(DataNotFound, match=r"b\.jpg"):
+        ReasonSegDataset(tmp_path, "val")
+    write(tmp_path)
+    (folder / "b.json").unlink()
+    with pytest.raises(BadAnnotation, match=r"b\.jpg"):
+        ReasonSegDataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps(annotation()).encode()[:-9], "truncated"),
+        (b'{"text": ["\x81\xff"]}', "neither UTF-8 nor cp1252"),
+        ([1], "not an object"),
+        (annotation(text=[]), "lacks a field"),
+        (annotation(text="one string"), "list of queries"),
+        (annotation(is_sentence="yes"), "true or false"),
+        (annotation(shapes=[{"label": "target", "points": []}]), "no finite points"),
+        (annotation(shapes=[{"label": "target", "points": [[1, float("nan")]]}]), "no finite points"),
+        ({"text": ["a"], "is_sentence": True}, "shapes"),
+    ],
+)
+def test_damaged_files_say_what_is_wrong(tmp_path: Path, content: Any, said: str) -> None:
+    write(tmp_path, content=content)
+    with pytest.raises(BadAnnotation, match=said):
+        ReasonSegDataset(tmp_path, "val")
+
+
+def test_a_picture_without_a_size_is_damaged(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "b.jpg").write_bytes(b"no picture")
+    with pytest.raises(BadAnnotation, match="no readable size"):
+        ReasonSegDataset(tmp_path, "val")
