@@ -103,9 +103,8 @@ def _detail(benchmark: Benchmark, root: Path) -> str:
     lines = [f"{benchmark.name}: {benchmark.title}", f"  paper  {benchmark.paper}"]
     lines.append(f"  tasks  {', '.join(benchmark.tasks)}")
     for part in benchmark.parts:
-        lines.append(
-            f"  {'have' if _present(part, root) else 'MISSING' if not part.optional else 'absent'}  {part.what}"
-        )
+        state = "have" if _present(part, root) else "absent" if part.optional else "MISSING"
+        lines.append(f"  {state:<7}  {part.what}")
         lines.append(f"      places   {', '.join(part.places)}")
         lines.append(f"      from     {_source(part)}")
         lines.append(f"      licence  {part.licence}")

@@ -126,7 +126,7 @@ def _refer(name: str, title: str, by: str, splits: tuple[str, ...]) -> Benchmark
     annotations = Part(
         f"annotations of {title}",
         (f"coco/{name}/refs({by}).p", f"{name}/refs({by}).p"),
-        "Apache-2.0 (refer API); expressions: research use",
+        "as its page says (research use)",
         Archive((f"{_REFER}/{name}.zip", kept), into="coco"),
     )
     instances = Part(
@@ -207,7 +207,7 @@ _PNG = Benchmark(
         Part(
             "narratives",
             _png_places("annotations/png_coco_val2017.json", "png_coco_val2017.json"),
-            "MIT",
+            "as its page says (research use)",
             how="download png_coco_val2017.json from https://bcv-uniandes.github.io/panoptic-narrative-grounding/ into "
             "coco/annotations",
         ),
@@ -258,7 +258,7 @@ _GCG = Benchmark(
                     f"{folder}/{split}_gcg_coco_{kind}_gt.json"
                     for folder in ("GranDf/annotations/val_test", "annotations/val_test", "GranDf/annotations")
                 ),
-                "as its page says (research use)",
+                "Apache-2.0",
                 Hub("MBZUAI/GranD-f", "GranDf/annotations/val_test", (f"*{split}_gcg_coco_{kind}_gt.json",)),
             )
             for split in ("val", "test")

@@ -1,0 +1,212 @@
+"""Is the data there and whole; what reads it quickly afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flmm_plugin.cli import main
+from flmm_plugin.data.checking import check
+from flmm_plugin.data.prepared import items_of, writing
+from flmm_plugin.data.registry import BENCHMARKS, Archive, benchmark_of
+from flmm_plugin.datasets.refer import ReferDataset
+from flmm_plugin.errors import UnknownArgument
+
+
+def bad(findings: Any) -> dict[str, str]:
+    return {finding.what: finding.detail for finding in findings if finding.status == "bad"}
+
+
+def test_every_missing_and_damaged_file_is_named(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    pictures = folder.root / "coco/train2014"
+    whole = pictures / "COCO_train2014_000000000011.jpg"
+    gone, cut = pictures / "COCO_train2014_000000000012.jpg", pictures / "COCO_train2014_000000000013.jpg"
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-20])
+    found = bad(check(benchmark_of("refcoco"), folder.root))
+    assert "missing" in found[f"picture {gone}"]
+    assert "truncated" in found[f"picture {cut}"]
+    assert f"picture {whole}" not in found
+    assert "3 refs, the official split has 3811" in found["split val"]
+    assert "0 refs" in found["split testB"]
+
+
+def test_deep_looks_inside(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    path = folder.root / "coco/train2014/COCO_train2014_000000000011.jpg"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\0" * (len(content) - len(content) // 2 - 2) + b"\xff\xd9"
+    path.write_bytes(bytes(content[:20]) + b"\xff\xd9")  # both ends are there, nothing between
+    assert f"picture {path}" not in bad(check(benchmark_of("refcoco"), folder.root))
+    assert f"picture {path}" in bad(check(benchmark_of("refcoco"), folder.root, deep=True))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "empty"])
+def test_damaged_annotations_are_named(refer_folder: Callable[..., Any], damage: str) -> None:
+    folder = refer_folder()
+    path = folder.root / "coco/refcoco/instances.json"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    found = bad(check(benchmark_of("refcoco"), folder.root))
+    assert {"truncated": "split val", "gone": "objects of RefCOCO", "empty": "objects of RefCOCO"}[damage] in found
+    assert "split val" in found
+
+
+def test_files_of_another_release_are_told_by_size_and_hash(tmp_path: Path) -> None:
+    from flmm_plugin.tiny.layouts_viscot import write_viscot
+
+    write_viscot(tmp_path, scenes=1, names=("sroie",))
+    found = bad(check(benchmark_of("viscot"), tmp_path))
+    assert "expected 583612" in found["Visual-CoT benchmark/sroie.json"]
+    assert "flmm data download viscot" in found["Visual-CoT benchmark/docvqa.json"]
+    assert "1 questions, the official split has 686" in found["split sroie"]
+    assert "DataNotFound" in found["split docvqa"]
+
+
+def test_the_registry_says_what_a_user_needs() -> None:
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.tasks
+        for part in benchmark.parts:
+            assert part.places
+            assert part.licence
+            assert part.source is not None or part.how, f"nobody could get {part.what}"
+            if isinstance(part.source, Archive) and part.source.sha256 is not None:
+                assert len(part.source.sha256) == 64
+                assert part.source.size
+    with pytest.raises(UnknownArgument, match="did you mean 'refcocog'"):
+        benchmark_of("RefCOCOg ")
+
+
+def test_every_task_and_benchmark_of_the_registry_exists() -> None:
+    from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
+    from flmm_plugin.cli.listing import tasks
+    from flmm_plugin.data.probing import splits_of
+
+    ours = {task["name"] for task in tasks()}
+    for benchmark in BENCHMARKS.values():
+        missing = {name for name in benchmark.tasks if name.startswith("flmm_")} - ours
+        assert not missing, f"{benchmark.name}: {missing} in {TASKS_FOLDER}"
+        assert [name for name, _ in splits_of(benchmark.name, Path("nowhere"))]
+
+
+# --- prepared ------------------------------------------------------------------------------------------------------
+
+
+def test_prepared_items_are_the_same_and_the_official_files_are_not_read(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    plain = ReferDataset(folder.root, "refcoco", "val")
+    with writing() as written:
+        ReferDataset(folder.root, "refcoco", "val")
+    assert [path.name for path in written] == ["refcoco-unc-val.arrow"]
+    refs = folder.root / "coco/refcoco/refs(unc).p"
+    state, content = refs.stat(), refs.read_bytes()
+    refs.write_bytes(b"x" * len(content))
+    os.utime(refs, ns=(state.st_atime_ns, state.st_mtime_ns))
+    quick = ReferDataset(folder.root, "refcoco", "val")
+    assert list(quick) == list(plain)
+    assert quick.split_counts == plain.split_counts
+    assert all((quick.rle(one) == plain.rle(two)) for one, two in zip(quick, plain, strict=True))
+
+
+def test_a_changed_source_or_a_damaged_file_is_read_anew(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    with writing() as written:
+        ReferDataset(folder.root, "refcoco", "val")
+    instances = folder.root / "coco/refcoco/instances.json"
+    content = json.loads(instances.read_text())
+    content["images"][0]["height"] = 61
+    instances.write_text(json.dumps(content))
+    assert ReferDataset(folder.root, "refcoco", "val")[0].height == 61
+    with writing():
+        ReferDataset(folder.root, "refcoco", "val")
+    written[0].write_bytes(written[0].read_bytes()[:200])
+    assert ReferDataset(folder.root, "refcoco", "val")[0].height == 61
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    text: str
+    span: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    number: int
+    share: float
+    yes: bool
+    path: Path
+    words: tuple[str, ...]
+    maybe: tuple[float, float] | None
+    inner: tuple[Inner, ...]
+    free: Any
+
+
+OUTER = st.builds(
+    Outer,
+    st.integers(-(2**62), 2**62),
+    st.floats(allow_nan=False),
+    st.booleans(),
+    st.just(Path("a/b.jpg")),
+    st.lists(st.text(), max_size=2).map(tuple),
+    st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.lists(st.builds(Inner, st.text(), st.tuples(st.integers(0, 9), st.integers(0, 9))), max_size=2).map(tuple),
+    st.sampled_from([None, [[1.5, 2]], {"size": [1, 2], "counts": "x"}, "text"]),
+)
+
+
+@given(st.lists(OUTER, max_size=3))
+def test_records_come_back_as_they_were(items: list[Outer]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        source = root / "source"
+        source.write_text("official")
+        placed = [dataclasses.replace(item, path=root / item.path) for item in items]
+        with writing():
+            items_of(root, "key", [source], Outer, lambda: (placed, {"n": 1}))
+        again = items_of(root, "key", [source], Outer, lambda: ([], "built anew"))
+    assert (list(again.items), again.extra) == (placed, {"n": 1})
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_checks_and_prepares(
+    refer_folder: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(refer_folder().root)
+    assert main(["data", "list", "--root", root]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in BENCHMARKS)
+    assert main(["data", "list", "refcoco", "--root", root]) == 0
+    assert "have     pictures of COCO train2014" in capsys.readouterr().out
+    assert main(["data", "list", "--json", "--root", root]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(BENCHMARKS)
+    assert main(["data", "check", "refcoco", "--root", root, "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert {"ok", "bad"} <= {finding["status"] for finding in findings}
+    assert main(["data", "prepare", "refcoco", "--root", root]) == 0
+    assert "refcoco-unc-testA.arrow" in capsys.readouterr().out
+    assert main(["data", "prepare", "viscot", "--root", root]) == 1
+    assert "skip  viscot docvqa" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "download", "png", "reasonseg", "--root", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "would get  pictures of COCO val2017: http://images.cocodataset.org/zips/val2017.zip" in said
+    assert "by hand   narratives" in said
+    assert list(tmp_path.iterdir()) == []
+    assert main(["data", "check", "nothing", "--root", str(tmp_path)]) == 2
