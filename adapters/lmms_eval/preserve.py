@@ -1,0 +1,262 @@
+"""``flmm preserve``: both arms on the same documents, held against each other; the verdict and where it comes from.
+
+Every arm runs in a process of its own, so nothing that one leaves behind can reach another. Arms are kept under a name
+that says all that went into them: the same line again goes on where it was killed, or only compares; another F-LMM
+argument reuses the stock arm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_arm
+from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
+from flmm_plugin.adapters.lmms_eval.preserve_watch import compare_logits
+from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
+
+#: Settings that may change numbers without changing the model: where the arms differ in one, noise is measured.
+SETTINGS = ("batch_size", "attn_implementation", "dtype", "device", "device_map")
+
+_SEED = 90_000  # of the embedded world's held-out scenes, as in the demo
+
+
+class ArmFailed(FlmmError):
+    """An arm did not end well, so there is nothing to compare; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare.
+
+    Attributes:
+        model: Name of the F-LMM model, as for lmms-eval's ``--model``.
+        tasks: Names of tasks and groups.
+        model_args: Of the F-LMM arm; what says which LMM it is and how it computes goes to the stock arm too.
+        stock: ``auto``, ``plain`` or the name of an adapter of lmms-eval's.
+        stock_args: Arguments of the stock arm alone; a setting among them makes the verdict a measured one.
+        limit: Documents per task; None: all.
+        batch_size: Of the F-LMM arm. The stock arm asks one by one, as stock adapters do.
+        device: Where both run, unless their arguments say so.
+        noise: Measure the stock model's own noise even if the settings are the same.
+        ground_every: Grounding requests come after every so many batches of questions.
+        force_simple, include_path: As of lmms-eval.
+        scenes: Pictures of the embedded world to write for ``mme``, where no MME is in the working directory.
+        seed: Of sampled answers.
+        plant: Name of a fault to plant in the F-LMM arm, or empty.
+        out: Work folder.
+        fresh: Forget what earlier runs left in it.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    out: Path
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    stock: str = "auto"
+    stock_args: Mapping[str, Any] = field(default_factory=dict)
+    limit: float | None = None
+    batch_size: int = 1
+    device: str = "cpu"
+    noise: bool = False
+    ground_every: int = 1
+    force_simple: bool = False
+    include_path: str | None = None
+    scenes: int = 30
+    seed: int = 0
+    plant: str = ""
+    fresh: bool = False
+
+
+#: How an arm is run: in a process of its own, or (in tests) in this one.
+Launch = Callable[[ArmSpec, Path], Arm]
+
+
+def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
+    """Run what is not there yet, compare, decide.
+
+    Args:
+        plan: What to compare.
+        launch: How to run an arm; default: `in_a_process`.
+
+    Raises:
+        ArmFailed: An arm did not end well.
+        UnknownArgument: A model, fault or argument that does not exist.
+    """
+    launch = launch or in_a_process
+    _check(plan)
+    out = plan.out.resolve()
+    work = _world(plan, out) if plan.scenes else Path.cwd()
+    common: dict[str, Any] = {
+        "model": plan.model, "model_args": dict(plan.model_args), "tasks": tuple(plan.tasks), "limit": plan.limit,
+        "device": plan.device, "force_simple": plan.force_simple, "include_path": plan.include_path,
+        "seed": plan.seed, "judge": str(out / "judge.jsonl"), "work": str(work),
+    }  # fmt: skip
+
+    def arm(spec: ArmSpec, times: int = 0) -> tuple[Arm, Path]:
+        folder = out / "arms" / f"{spec.role.split(',')[0].replace(' ', '-')}-{_key(spec, times)}"
+        if plan.fresh and folder.is_dir():
+            for file in folder.iterdir():
+                if file.is_file():
+                    file.unlink()
+        return read_arm(folder) or launch(spec, folder), folder
+
+    stock, stock_at = arm(ArmSpec(role="stock", stock=plan.stock, stock_args=plan.stock_args, ground_every=0, **common))
+    # A stock adapter that only knows lmms-eval's plain prompts decides the form of both arms.
+    common["force_simple"] = bool(stock.provenance["simple"])
+    ours, ours_at = arm(
+        ArmSpec(role="F-LMM", batch_size=plan.batch_size, ground_every=plan.ground_every, plant=plan.plant, **common)
+    )
+    checks = compare(stock, ours, compare_logits(stock_at / "logits.pt", ours_at / "logits.pt"))
+
+    def against(left: tuple[Arm, Path], right: tuple[Arm, Path]) -> tuple[Check, ...]:
+        return compare(left[0], right[0], compare_logits(left[1] / "logits.pt", right[1] / "logits.pt"))
+
+    arms = [stock, ours]
+    noise: tuple[Check, ...] = ()
+    same: tuple[Check, ...] = ()
+    repeat: tuple[Check, ...] = ()
+    base, base_spec = (stock, stock_at), ArmSpec(role="stock", stock=plan.stock, stock_args=plan.stock_args, **common)
+    if other_settings(plan):
+        kind = PLAIN if plan.batch_size > 1 else plan.stock
+        base_spec = ArmSpec(
+            role="stock, settings of F-LMM", stock=kind, batch_size=plan.batch_size, ground_every=0, **common
+        )
+        base = arm(base_spec)
+        arms.append(base[0])
+        noise, same = against((stock, stock_at), base), against(base, (ours, ours_at))
+    if plan.noise or (same and any(check.differing for check in same)):
+        again_spec = dataclasses.replace(base_spec, role="stock again", ground_every=0)
+        again = arm(again_spec, times=1)
+        arms.append(again[0])
+        repeat = against(base, again)
+        noise = noise or repeat
+    return decide(arms, checks, noise=noise, same=same, repeat=repeat, notes=notes(plan, arms, work))
+
+
+def other_settings(plan: Plan) -> list[str]:
+    """The settings in which the two arms differ."""
+    ours = {"device": plan.device, **plan.model_args, "batch_size": plan.batch_size}
+    stock = {**ours, "batch_size": 1, **plan.stock_args}
+    return [name for name in SETTINGS if ours.get(name) != stock.get(name)]
+
+
+def notes(plan: Plan, arms: list[Arm], work: Path) -> list[str]:
+    """What a reader of the verdict should know."""
+    stock, ours = arms[0], arms[1]
+    said = [f"stock arm: {stock.adapter}"]
+    if plan.plant:
+        said.append(f"a fault was planted in the F-LMM arm: {plan.plant}")
+    asked, failed = ours.grounded.get("asked", 0), ours.grounded.get("failed", 0)
+    what = "grounding requests" if ours.provenance.get("heads") else "passes that read attention (no heads)"
+    said.append(f"{asked} {what} ran between the questions" + (f", {failed} of them failed" if failed else ""))
+    if other := other_settings(plan):
+        said.append(f"the arms differ in {', '.join(other)}: the stock model was measured under both settings")
+    if plan.limit is not None:
+        said.append(f"the first {plan.limit:g} documents of each task")
+    if work.name == "world":
+        said.append(f"mme is {plan.scenes} pictures of the embedded world, not the benchmark")
+    for arm in arms:
+        if arm.judge.get("failed"):
+            said.append(
+                f"{arm.role}: the judge failed on {arm.judge['failed']} of {arm.judge['asked']} requests; its metrics "
+                "are not a judge's (set OPENAI_API_KEY, or API_TYPE and what that provider needs)"
+            )
+        if arm.provenance.get("seal"):
+            said.append(f"{arm.role}: {arm.provenance['seal']}")
+    if stock.judge.get("asked") or ours.judge.get("asked"):
+        said.append(f"{ours.judge.get('reused', 0)} of {ours.judge.get('asked', 0)} judge answers were reused")
+    return said
+
+
+def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
+    """Run an arm in a process of its own, its progress bar on this terminal.
+
+    Raises:
+        ArmFailed: It did not end well.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")
+    env = dict(os.environ)
+    if Path(spec.work).name == "world":  # written here a moment ago: no hub needs to be asked for it
+        env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(Path(spec.work) / "cache")}
+    if spec.device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-P", "-m", "flmm_plugin.adapters.lmms_eval.preserve_arm"]
+    done = subprocess.run([*command, str(folder / "spec.json"), str(folder)], env=env, check=False)
+    arm = read_arm(folder)
+    if done.returncode != 0 or arm is None:
+        log = folder / "log.txt"
+        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-15:] if log.is_file() else []
+        raise ArmFailed(
+            f"the arm {spec.role!r} ended with {done.returncode}; all it said is in {log}, its last words: "
+            + " | ".join(words)
+        )
+    return arm
+
+
+def _check(plan: Plan) -> None:
+    from flmm_plugin.adapters.lmms_eval.models import MODELS
+
+    if plan.model not in MODELS:
+        raise UnknownArgument(f"there is no F-LMM model {plan.model!r}; there are {', '.join(MODELS)} (flmm list)")
+    if plan.batch_size < 1:
+        raise UnknownArgument(f"batch_size {plan.batch_size} is no positive whole number")
+
+
+def _world(plan: Plan, out: Path) -> Path:
+    """Where lmms-eval looks for data: the caller's directory, or one with the embedded world's MME in it."""
+    here = Path.cwd()
+    if plan.model != "flmm_tiny" or "mme" not in plan.tasks or (here / "lmms-lab-encoder" / "MME").is_dir():
+        return here
+    work = out / f"{plan.scenes}-scenes" / "world"
+    if not (work / "lmms-lab-encoder" / "MME").is_dir():
+        from flmm_plugin.tiny.layouts import write_mme
+
+        part = work.with_name("world.part")
+        write_mme(part, scenes=plan.scenes, seed=_SEED)
+        part.rename(work)
+    return work
+
+
+def _key(spec: ArmSpec, times: int) -> str:
+    """A name for all that goes into an arm: its arguments, the versions, and for the F-LMM arm this package's code."""
+    content = {**spec.as_json(), "times": times, "judge": "", "role": ""}
+    versions = [metadata.version(name) for name in ("torch", "transformers", "lmms-eval")]
+    code = _code() if not spec.stock else ""
+    pretrained = str(spec.model_args.get("pretrained", spec.model))
+    whole = json.dumps([content, versions, code, _files(pretrained)], sort_keys=True, default=str)
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+
+def _code() -> str:
+    """A hash of this package's files: an arm that older code ran proves nothing about this one."""
+    root = Path(__file__).resolve().parents[2]
+    whole = hashlib.sha256()
+    rooms = [root] if root.name == "flmm_plugin" else [root / name for name in ("flmm_plugin", "adapters", "tasks")]
+    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
+        whole.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+def _files(pretrained: str) -> list[Any]:
+    """Names, sizes and times of a checkpoint folder's files; empty for a hub name."""
+    if pretrained == "flmm_tiny":
+        from flmm_plugin.tiny import tiny_path
+
+        pretrained = str(tiny_path())
+    folder = Path(pretrained)
+    if not folder.is_dir():
+        return []
+    return [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
+    ]

@@ -1,0 +1,131 @@
+"""Judges that answer twice the same: what one arm asked, the other arm is told from the record.
+
+A judged benchmark sends each answer to another model, which does not say the same twice. Two arms with equal texts
+would get different scores, and chat would look changed. So the first arm's judge answers are kept on disk, keyed by
+everything that was asked; an arm that asks the same, for the same time, gets the same. Only equal texts make equal
+questions: an answer that differs is judged anew.
+
+Judges are reached through lmms-eval's judge layer (``lmms_eval.llm_judge``). MMBench's stock task posts to a server by
+itself; here it asks through the layer too, so that one set of environment variables serves all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_NO_ANSWER = "Failed to obtain answer via API"  # MMBench's own words, by which it knows that it has no answer
+
+
+class JudgeMemo:
+    """A record of judge answers in one file, shared by the arms of a comparison.
+
+    Args:
+        path: JSON lines; read now, appended to with every new answer.
+
+    Attributes:
+        counts: ``asked``, ``reused``, ``failed``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, str]] = {}
+        self._times: Counter[str] = Counter()
+        self.counts = {"asked": 0, "reused": 0, "failed": 0}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                kept = json.loads(line)
+                self._known[kept["key"]] = kept
+
+    @contextmanager
+    def active(self) -> Iterator[JudgeMemo]:
+        """Every judge that lmms-eval makes inside the block remembers, also after it."""
+        from lmms_eval.llm_judge import ProviderFactory
+        from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+        make = ProviderFactory.create_provider
+        post = MMBench_Evaluator.get_chat_response
+
+        def create(api_type: Any = None, config: Any = None) -> Any:
+            return self.remembering(make(api_type=api_type, config=config))
+
+        def ask(evaluator: Any, prompt: str, *args: Any, **kwargs: Any) -> str:
+            return _mmbench_through_the_layer(evaluator, prompt)
+
+        ProviderFactory.create_provider = create
+        MMBench_Evaluator.get_chat_response = ask
+        try:
+            yield self
+        finally:
+            ProviderFactory.create_provider = make
+            MMBench_Evaluator.get_chat_response = post
+
+    def remembering(self, judge: Any) -> Any:
+        """The same judge; its ``evaluate`` asks only what the record does not hold."""
+        from lmms_eval.llm_judge import Response
+
+        ask = judge.evaluate
+
+        @functools.wraps(ask)
+        def evaluate(request: Any) -> Any:
+            self.counts["asked"] += 1
+            key = self._key(judge, request)
+            if key in self._known:
+                self.counts["reused"] += 1
+                return Response(content=self._known[key]["content"], model_used=self._known[key]["model"])
+            try:
+                response = ask(request)
+            except Exception:
+                self.counts["failed"] += 1
+                raise
+            if response.success and response.content:
+                self._keep(key, str(response.content), str(response.model_used))
+            else:
+                self.counts["failed"] += 1
+            return response
+
+        judge.evaluate = evaluate
+        return judge
+
+    def _key(self, judge: Any, request: Any) -> str:
+        """What is asked, of whom, and for which time: a judge asked again after a useless answer is really asked."""
+        config = request.config or judge.config
+        asked = json.dumps(
+            [
+                type(judge).__name__, config.model_name, config.temperature, config.max_tokens, config.top_p,
+                config.response_format, config.system_prompt, request.messages, repr(request.images),
+            ],
+            sort_keys=True, default=repr,
+        )  # fmt: skip
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        self._times[key] += 1
+        return f"{key}/{self._times[key]}"
+
+    def _keep(self, key: str, content: str, model: str) -> None:
+        self._known[key] = {"key": key, "content": content, "model": model}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._known[key]) + "\n")
+
+
+def _mmbench_through_the_layer(evaluator: Any, prompt: str) -> str:
+    from lmms_eval.llm_judge import Request, ServerConfig, get_server
+
+    judge = getattr(evaluator, "_flmm_judge", None)
+    if judge is None:
+        config = ServerConfig(model_name=evaluator.model_version, temperature=0.0, max_tokens=256)
+        judge = evaluator._flmm_judge = get_server(evaluator.API_TYPE, config)
+    try:
+        answer = judge.evaluate(Request(messages=[{"role": "user", "content": prompt}], config=judge.config))
+    except Exception as exc:  # the layer has retried already; MMBench goes on without an answer
+        from loguru import logger
+
+        logger.warning(f"flmm: MMBench's judge gave no answer: {type(exc).__name__}: {exc}")
+        return _NO_ANSWER
+    return str(answer.content).strip() or _NO_ANSWER

@@ -1,0 +1,90 @@
+"""What an arm of ``flmm preserve`` is, and what it leaves on disk; no torch, no lmms-eval.
+
+A folder holds an arm: ``answers.jsonl`` while it runs, ``arm.json`` (and ``logits.pt``) when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flmm_plugin.reports.preservation import Answer, Arm
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """What an arm is, as it is handed to its process.
+
+    Attributes:
+        role: As in `Arm`.
+        model: The F-LMM model's name for ``--model``.
+        model_args: Its arguments; the stock arm gets those that say which LMM it is and how it computes.
+        stock: In a stock arm: ``auto``, ``plain`` or the name of an adapter; empty in the F-LMM arm.
+        stock_args: Arguments that only the stock arm gets.
+        tasks, limit, force_simple, include_path: As of lmms-eval.
+        batch_size: Requests per forward pass.
+        device: For an arm whose arguments name none.
+        ground_every: Grounding requests come after every so many batches of questions; 0: never.
+        seed: Of sampled answers: set before every batch, from this and the batch's number.
+        plant: Name of a fault to plant, or empty.
+        judge: File of judge answers that the arms share.
+        work: Working directory, where lmms-eval looks for data.
+    """
+
+    role: str
+    model: str
+    model_args: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    stock: str = ""
+    stock_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limit: float | None = None
+    batch_size: int = 1
+    device: str = "cpu"
+    force_simple: bool = False
+    include_path: str | None = None
+    ground_every: int = 1
+    seed: int = 0
+    plant: str = ""
+    judge: str = "judge.jsonl"
+    work: str = "."
+
+    def as_json(self) -> dict[str, Any]:
+        """For the process that runs it."""
+        return {**dataclasses.asdict(self), "tasks": list(self.tasks)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ArmSpec:
+        """What `as_json` gave."""
+        return cls(**{**content, "tasks": tuple(content["tasks"])})
+
+
+def read_answers(path: Path) -> Iterator[Answer]:
+    """An arm's record; a last line that was cut off by a kill is left out."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                yield Answer.from_json(json.loads(line))
+
+
+def write_arm(folder: Path, arm: Arm) -> None:
+    """``arm.json``, and ``answers.jsonl`` in the order of the requests; written whole or not at all."""
+    lines = "".join(json.dumps(answer.as_json()) + "\n" for answer in arm.answers.values())
+    fields = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm) if field.name != "answers"}
+    for name, text in (("answers.jsonl", lines), ("arm.json", json.dumps(fields, indent=1, default=str))):
+        part = folder / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / name)
+
+
+def read_arm(folder: Path) -> Arm | None:
+    """A finished arm, or None."""
+    if not (folder / "arm.json").is_file():
+        return None
+    content = json.loads((folder / "arm.json").read_text(encoding="utf-8"))
+    content["weights_after"] = tuple(content["weights_after"])
+    return Arm(**content, answers={answer.key: answer for answer in read_answers(folder / "answers.jsonl")})

@@ -1,0 +1,77 @@
+"""The stock arm: which adapter of lmms-eval it is for a checkpoint, and with which arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flmm_plugin.errors import UnknownArgument
+
+#: ``model_type`` of a checkpoint -> lmms-eval's own adapter, for those that were run with the pinned versions.
+#: What is not here is answered by plain transformers, and the verdict says so.
+ADAPTERS = {"llava": "llava_hf"}
+
+PLAIN = "plain"
+
+#: Model arguments that say which model it is and how it computes: both arms get them.
+SHARED = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "system_prompt")
+
+#: Model arguments with which chat is another one on purpose.
+_ON_PURPOSE = ("visual_cot",)
+
+
+class StockUnusable(Exception):
+    """lmms-eval's adapter cannot be made or cannot answer; not an error of the user's."""
+
+
+def shared_arguments(given: Mapping[str, Any], default_pretrained: str) -> dict[str, Any]:
+    """What both arms are told, of the F-LMM arm's model arguments.
+
+    Raises:
+        UnknownArgument: An argument that changes chat on purpose.
+    """
+    for name in _ON_PURPOSE:
+        if given.get(name) not in (None, "none", ""):
+            raise UnknownArgument(
+                f"{name}={given[name]} gives other answers on purpose, which no check can call unchanged; leave it out "
+                "of --model_args"
+            )
+    pretrained = given.get("pretrained") or default_pretrained
+    if pretrained == "flmm_tiny":
+        from flmm_plugin.tiny import tiny_path
+
+        pretrained = str(tiny_path())
+    shared = {name: given[name] for name in SHARED if given.get(name) not in (None, "", "none")}
+    return {**shared, "pretrained": pretrained}
+
+
+def adapter_for(arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Name of the stock arm for a checkpoint, and why it is no adapter of lmms-eval's, if it is not."""
+    from transformers import AutoConfig
+
+    if arguments.get("system_prompt"):
+        return PLAIN, "lmms-eval's adapters take no system_prompt"
+    family = AutoConfig.from_pretrained(arguments["pretrained"], revision=arguments.get("revision")).model_type
+    if family not in ADAPTERS:
+        return PLAIN, f"no adapter of lmms-eval's is known to work for {family} with these versions"
+    return ADAPTERS[family], ""
+
+
+def make_stock(name: str, arguments: Mapping[str, Any], batch_size: int, device: str, force_simple: bool) -> Any:
+    """The lmms-eval model of the stock arm.
+
+    Raises:
+        StockUnusable: lmms-eval's adapter does not load.
+    """
+    if name == PLAIN:
+        from flmm_plugin.adapters.lmms_eval.preserve_plain import PlainTransformers, PlainTransformersSimple
+
+        kind = PlainTransformersSimple if force_simple else PlainTransformers
+        return kind(**{"device": device, **arguments}, batch_size=batch_size)
+    from lmms_eval.models import get_model
+
+    options = {"device": device, "device_map": device, "batch_size": batch_size, **arguments}
+    try:
+        return get_model(name, force_simple)(**options)
+    except Exception as exc:  # adapters fail in their own ways: missing packages, arguments of older transformers
+        raise StockUnusable(f"{type(exc).__name__}: {' '.join(str(exc).split())}") from exc

@@ -1,0 +1,130 @@
+"""A pytest plugin: the proof of preservation as test cases of any project's suite.
+
+Installed with the package, it adds nothing to a run that does not ask for it. On the command line, every check becomes
+a test case::
+
+    pytest --flmm-preserve flmm_llava --flmm-preserve-args pretrained=llava-hf/llava-1.5-7b-hf,heads=heads.safetensors \
+        --flmm-preserve-tasks mme,pope --flmm-preserve-limit 50
+
+In a test, the fixture ``flmm_preserve`` gives the verdict::
+
+    def test_chat_is_untouched(flmm_preserve):
+        verdict = flmm_preserve("flmm_tiny", "mme", limit=20)
+        assert verdict.unchanged, verdict.reason
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from flmm_plugin.reports.preservation import Verdict
+
+_FOLDER = "flmm-preserve"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options, in a group of their own."""
+    group = parser.getgroup("flmm-preserve", "proof that a grounded LMM's chat is what it is without flmm-plugin")
+    group.addoption("--flmm-preserve", metavar="MODEL", help="add a test case per check for this model, e.g. flmm_tiny")
+    group.addoption("--flmm-preserve-args", metavar="ARGS", default="", help="its arguments: name=value,name=value")
+    group.addoption("--flmm-preserve-tasks", metavar="TASKS", default="mme", help="tasks (default: mme)")
+    group.addoption("--flmm-preserve-limit", metavar="N", type=float, help="documents per task (default: all)")
+    group.addoption("--flmm-preserve-device", metavar="DEVICE", default="cpu", help="of both arms (default: cpu)")
+    group.addoption("--flmm-preserve-out", metavar="DIR", help="work folder; runs go on where they were (default: new)")
+
+
+@pytest.fixture(scope="session")
+def flmm_preserve(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Verdict]:
+    """``flmm_preserve(model, tasks, model_args="", **plan)``: run both arms, return the `Verdict`.
+
+    ``plan``: the fields of `flmm_plugin.adapters.lmms_eval.preserve.Plan`.
+    """
+    given = request.config.getoption("--flmm-preserve-out")
+    out = Path(given) if given else tmp_path_factory.mktemp(_FOLDER)
+
+    def run(model: str, tasks: str, model_args: str = "", **plan: Any) -> Verdict:
+        return _verdict(model, tasks, model_args, out, **plan)
+
+    return run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--flmm-preserve``: one case for the verdict and one per check, before the project's own."""
+    if config.getoption("--flmm-preserve"):
+        collector = _PreserveCollector.from_parent(session, name="flmm preserve", nodeid="flmm-preserve")
+        items[:0] = list(collector.collect())
+
+
+class _PreserveCollector(pytest.Collector):
+    """The cases; the first that runs makes the verdict for all."""
+
+    _verdict: Verdict | None = None
+
+    def collect(self) -> Iterator[pytest.Item]:
+        from flmm_plugin.reports.preservation import CHECKS
+
+        for name in ("verdict", *CHECKS):
+            yield _PreserveCase.from_parent(self, name=name)
+
+    def verdict(self) -> Verdict:
+        if self._verdict is None:
+            option = self.config.getoption
+            given = option("--flmm-preserve-out")
+            if given:
+                out = Path(given)
+            else:
+                from tempfile import mkdtemp
+
+                out = Path(mkdtemp(prefix=f"{_FOLDER}-"))
+            self._verdict = _verdict(
+                option("--flmm-preserve"), option("--flmm-preserve-tasks"), option("--flmm-preserve-args"), out,
+                limit=option("--flmm-preserve-limit"), device=option("--flmm-preserve-device"),
+            )  # fmt: skip
+        return self._verdict
+
+
+class _PreserveCase(pytest.Item):
+    """One check of the verdict, or the verdict itself."""
+
+    def runtest(self) -> None:
+        from flmm_plugin.reports import preservation_report as report
+
+        assert isinstance(self.parent, _PreserveCollector)
+        verdict = self.parent.verdict()
+        if self.name == "verdict":
+            if not verdict.unchanged:
+                raise ChatChanged(report.as_text(verdict))
+            return
+        check = next(check for check in verdict.blamed if check.name == self.name)
+        if not check.compared:
+            pytest.skip(check.detail or "these tasks have nothing of the kind to compare")
+        if check.differing and not verdict.unchanged:
+            raise ChatChanged(report.side_by_side(check))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """A difference as it is, without a traceback of this file."""
+        if isinstance(excinfo.value, ChatChanged):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[str, None, str]:
+        """Where the case is listed."""
+        return "flmm-preserve", None, f"flmm preserve: {self.name}"
+
+
+class ChatChanged(AssertionError):
+    """A check differs; the message shows where."""
+
+
+def _verdict(model: str, tasks: str, model_args: str, out: Path, **plan: Any) -> Verdict:
+    from flmm_plugin.adapters.lmms_eval.preserve import Plan, preserve
+    from flmm_plugin.cli.preserve import arguments_of
+
+    names = tuple(name for name in tasks.split(",") if name)
+    return preserve(Plan(model=model, tasks=names, out=out, model_args=arguments_of(model_args), **plan))
