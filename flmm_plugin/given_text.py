@@ -36,13 +36,13 @@ class GivenText:
 
     Attributes:
         image: The picture.
-        question: The user's words before the text, or a whole chat with one place for the image.
+        question: The user's words before the text, written in the template that the heads were trained with.
         pieces: The text, cut where its phrases begin and end.
         grounded: Indices of the pieces that are to be grounded.
     """
 
     image: ImageSource
-    question: str | Messages
+    question: str
     pieces: tuple[str, ...]
     grounded: tuple[int, ...] = ()
 
@@ -174,12 +174,10 @@ def _encoded(
     lmm: GroundedLMM, asked: Sequence[GivenText], pictures: Sequence[Image.Image], texts: list[list[int]]
 ) -> EncodedChat:
     chats: list[Messages] = [
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": one.question}]}]
-        if isinstance(one.question, str)
-        else one.question
-        for one in asked
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": one.question}]}] for one in asked
     ]
-    encoded = lmm.backbone.encode(chats, [[picture] for picture in pictures])
+    template = _heads(lmm).manifest.template
+    encoded = lmm.backbone.encode(chats, [[picture] for picture in pictures], template=template)
     return encoded.extended(texts, lmm.backbone.pad_id)
 
 

@@ -251,3 +251,101 @@ def real_refer() -> Path:
     if not root.is_dir():
         pytest.skip("needs real annotations and pictures in RefCOCO's layout: set FLMM_REAL_SAMPLE to their folder")
     return root
+
+
+# --- a folder of panoptic narratives -------------------------------------------------------------------------------
+# Written here field by field as the benchmark lays it out, so that its reader is not tested with its own writer.
+
+
+@dataclass(frozen=True)
+class PngFolder:
+    """A data root with two pictures, 20 x 30 (height x width), and what is where in both.
+
+    Attributes:
+        root: What `FLMM_DATA` would be.
+        narratives, panoptic: The two annotation files.
+        maps, pictures: Folders.
+        areas: By segment id: rows and columns, ends exclusive; 5 is the rest of the picture.
+    """
+
+    root: Path
+    narratives: Path
+    panoptic: Path
+    maps: Path
+    pictures: Path
+    areas: dict[int, tuple[int, int, int, int]]
+
+    def mask(self, *ids: int) -> Any:
+        found = np.zeros((20, 30), dtype=bool)
+        taken = np.zeros((20, 30), dtype=bool)
+        for number, (y0, y1, x0, x1) in self.areas.items():
+            taken[y0:y1, x0:x1] = True
+            if number in ids:
+                found[y0:y1, x0:x1] = True
+        return found | ~taken if 5 in ids else found
+
+    def change(self, path: Path, how: Callable[[Any], Any]) -> None:
+        """Rewrite a JSON file after `how` changed its content in place."""
+        import json
+
+        content = json.loads(path.read_text())
+        how(content)
+        path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def png_folder(tmp_path: Path) -> Callable[..., PngFolder]:
+    """``png_folder()``: three narratives of the split val, one of which names nothing; 5 phrases in the others.
+
+    Ids need one, two and three bytes: 5 (stuff), 300 and 70000 (things).
+    """
+    import json
+
+    def write(
+        annotations: str = "coco/annotations",
+        maps: str = "coco/annotations/panoptic_val2017",
+        pictures: str = "coco/val2017",
+    ) -> PngFolder:
+        folders = [tmp_path / name for name in (annotations, maps, pictures)]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        areas = {300: (0, 10, 0, 10), 70000: (0, 10, 20, 30)}
+        segments = np.full((20, 30), 5)
+        pixels = np.full((20, 30, 3), 90, dtype=np.uint8)
+        for number, (y0, y1, x0, x1) in areas.items():
+            segments[y0:y1, x0:x1] = number
+            pixels[y0:y1, x0:x1] = (200, 30, 30)
+        colors = np.stack([segments % 256, segments // 256 % 256, segments // 65536], axis=-1).astype(np.uint8)
+        content: dict[str, Any] = {
+            "images": [], "annotations": [],
+            "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 200, "name": "grass", "isthing": 0}],
+        }  # fmt: skip
+        for image_id in (139, 785):
+            Image.fromarray(colors).save(folders[1] / f"{image_id:012d}.png")
+            Image.fromarray(pixels).save(folders[2] / f"{image_id:012d}.jpg")
+            content["images"].append({"id": image_id, "file_name": f"{image_id:012d}.jpg", "height": 20, "width": 30})
+            infos = [{"id": number, "category_id": 200 if number == 5 else 1} for number in (5, 300, 70000)]
+            content["annotations"].append(
+                {"image_id": image_id, "file_name": f"{image_id:012d}.png", "segments_info": infos}
+            )
+
+        def told(image_id: Any, *pieces: tuple[str, list[str], bool]) -> dict[str, Any]:
+            segments = [
+                {"utterance": text, "segment_ids": ids, "noun": bool(ids), "plural": plural}
+                for text, ids, plural in pieces
+            ]
+            return {"image_id": image_id, "annotator_id": "4", "caption": "...", "segments": segments}
+
+        narratives = [
+            told("139", ("There is ", [], False), ("a brown cat", ["300"], False), (" and ", [], False),
+                 ("another", ["70000"], False), (", so ", [], False), ("two cats", ["300", "70000"], True),
+                 (" on ", [], False), ("grass", ["5"], False), (".", [], False)),
+            told("785", ("Nothing to see.", [], False)),
+            told(785, ("Green grass", ["5"], False), (" only.", [], False)),
+        ]  # fmt: skip
+        paths = folders[0] / "png_coco_val2017.json", folders[0] / "panoptic_val2017.json"
+        paths[0].write_text(json.dumps(narratives))
+        paths[1].write_text(json.dumps(content))
+        return PngFolder(tmp_path, paths[0], paths[1], folders[1], folders[2], areas)
+
+    return write
