@@ -57,12 +57,14 @@ def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "backbone": _said(backbone, "name"),
         "family": _said(backbone, "family"),
         "revision": _said(backbone, "revision"),
+        "preprocessing": _said(backbone, "preprocessing"),
         "kernel": _said(config, "_attn_implementation"),
         "dtype": (_said(backbone, "dtype") or "").removeprefix("torch.") or None,
         "device": device_name(getattr(backbone, "device", None)),
         "batch_size": model.batch_size,
         "processes": model.world_size,
         "heads": None if heads is None else _heads(heads, lmm.merge),
+        "visual_cot": _visual_cot(model, backbone),
         "options": {name: str(value) for name, value in arguments.items() if value is not None},
     }
 
@@ -115,6 +117,13 @@ def _heads(heads: Any, merge: str) -> dict[str, Any]:
         "prompts": " + ".join(name for name in ("mask", "box", "text") if prompts.get(name)) or "no refiner",
         "merge": merge,
     }
+
+
+def _visual_cot(model: Any, backbone: Any) -> dict[str, Any] | None:
+    """How every stock question was answered after a second look, the pictures shown included; None without."""
+    mode = getattr(model, "visual_cot", None)
+    found: dict[str, Any] | None = mode.facts(bool(getattr(backbone, "several_images", False))) if mode else None
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from PIL import Image
 
+from flmm_plugin.adapters.lmms_eval.arguments import as_switch
 from flmm_plugin.adapters.lmms_eval.requests import Request
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.images import open_image
@@ -23,7 +24,6 @@ VISUAL_COT_FLAG = "flmm_visual_cot"
 
 _VARIANTS = ("v1", "v2")
 _MARKS = (*_VARIANTS, "text", "text v1", "text v2", "none")
-_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 class VisualCotMode:
@@ -41,15 +41,13 @@ class VisualCotMode:
     """
 
     def __init__(self, variant: str | None = None, views: Any = "auto", refine: Any = False, scale: Any = 1.0) -> None:
-        truth = refine if isinstance(refine, bool) else _TRUTH.get(str(refine).lower())
-        if truth is None:
-            raise UnknownArgument(f"visual_cot_refine is true or false, not {refine!r}")
         try:
             factor = float(scale)
         except (TypeError, ValueError) as exc:
             raise UnknownArgument(f"visual_cot_scale is a factor such as 1.0 or 1.5, not {scale!r}") from exc
         self.always = variant is not None
-        self.options = VisualCotOptions(cast("Variant", variant or "v1"), views, truth, factor)
+        refined = as_switch("visual_cot_refine", refine)
+        self.options = VisualCotOptions(cast("Variant", variant or "v1"), views, refined, factor)
 
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> VisualCotMode:
@@ -73,13 +71,17 @@ class VisualCotMode:
         variant = (mark_of(request) or "").removeprefix("text").strip()
         return replace(self.options, variant=cast("Variant", variant)) if variant else self.options
 
-    @property
-    def facts(self) -> dict[str, Any] | None:
-        """What a result must say about it; None where only tasks ask for second looks."""
+    def facts(self, several_images: bool) -> dict[str, Any] | None:
+        """What a result must say about it; None where only tasks ask for second looks.
+
+        Args:
+            several_images: Whether the model takes several pictures, which is what ``auto`` hangs on.
+        """
         one = self.options
         if not self.always:
             return None
-        return {"variant": one.variant, "views": one.views, "refine": one.refine, "box_scale": one.box_scale}
+        views = one.views if one.views != "auto" else "both" if several_images else "crop"
+        return {"variant": one.variant, "views": views, "refine": one.refine, "box_scale": one.box_scale}
 
 
 def mark_of(request: Request) -> str | None:

@@ -84,14 +84,16 @@ def test_the_model_argument_turns_every_stock_question() -> None:
     assert [size for size, _, _ in one.lmm.looks] == [2, 1]
     _, options, generate = one.lmm.looks[0]
     assert (options.refine, options.box_scale, options.views, generate["max_new_tokens"]) == (True, 1.5, "auto", 7)
-    assert one.visual_cot.facts == {"variant": "v2", "views": "auto", "refine": True, "box_scale": 1.5}
+    facts = {"variant": "v2", "views": "crop", "refine": True, "box_scale": 1.5}
+    assert one.visual_cot.facts(several_images=False) == facts
+    assert one.visual_cot.facts(several_images=True) == {**facts, "views": "both"}
 
 
 def test_without_it_stock_questions_are_chat() -> None:
     one = FakeModel(device="cpu")
     assert ask(one, stock("a")) == ["plain"]
     assert one.lmm.looks == []
-    assert one.visual_cot.facts is None
+    assert one.visual_cot.facts(several_images=True) is None
 
 
 @pytest.mark.parametrize(("mark", "reply"), [("none", "plain"), (False, "plain"), ("text v1", "v1 question a|")])
