@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -13,6 +15,7 @@ class FlmmDeepseekVL(FlmmModel):
 
     default_pretrained = "deepseek-community/deepseek-vl-1.3b-chat"
     default_heads = None
+    families: ClassVar[tuple[str, ...]] = ("deepseek_vl", "deepseek_vl_hybrid")
 
 
 FlmmDeepseekVLSimple = simple_form(FlmmDeepseekVL)

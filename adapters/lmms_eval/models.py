@@ -15,8 +15,30 @@ _HOME = "flmm_plugin.adapters.lmms_eval"
 MODELS = {
     "flmm_tiny": f"{_HOME}.tiny.FlmmTiny",
     "flmm_llava": f"{_HOME}.llava.FlmmLlava",
+    "flmm_llava_next": f"{_HOME}.llava_next.FlmmLlavaNext",
+    "flmm_llava_onevision": f"{_HOME}.llava_onevision.FlmmLlavaOnevision",
+    "flmm_qwen2_5_vl": f"{_HOME}.qwen_vl.FlmmQwen25VL",
+    "flmm_qwen3_vl": f"{_HOME}.qwen_vl.FlmmQwen3VL",
+    "flmm_internvl": f"{_HOME}.internvl.FlmmInternVL",
+    "flmm_auto": f"{_HOME}.auto.FlmmAuto",
     "flmm_deepseekvl": f"{_HOME}.deepseek_vl.FlmmDeepseekVL",
+    "flmm_mgm": f"{_HOME}.mgm.FlmmMGM",
+    "flmm_hpt": f"{_HOME}.hpt.FlmmHPT",
 }
+
+
+def model_for(family: str) -> str:
+    """Name for ``--model`` of a model type, as configurations say it.
+
+    >>> model_for("qwen2_vl"), model_for("paligemma")
+    ('flmm_qwen2_5_vl', 'flmm_auto')
+    """
+    known = {"qwen2_vl": "flmm_qwen2_5_vl"}
+    for start, name in (("deepseek_vl", "flmm_deepseekvl"), ("mgm", "flmm_mgm"), ("mini_gemini", "flmm_mgm")):
+        if family.startswith(start):
+            known[family] = name
+    name = known.get(family, f"flmm_{family}")
+    return name if name in MODELS else "flmm_auto"
 
 
 def manifests() -> list[Any]:

@@ -33,6 +33,7 @@ FAMILIES: dict[str, str] = {
     "deepseek_vl": "flmm_plugin.backbones.deepseek_vl:DeepseekVLBackbone",
     "deepseek_vl_hybrid": "flmm_plugin.backbones.deepseek_vl:DeepseekVLHybridBackbone",
     **dict.fromkeys(("mgm", "mgm_gemma", "mini_gemini", "mini_gemini_gemma"), "flmm_plugin.backbones.mgm:MGMBackbone"),
+    "hpt": "flmm_plugin.backbones.hpt:HPTBackbone",
 }
 
 EMBEDDED = "flmm_tiny"
@@ -186,7 +187,11 @@ def _family_of(folder: str, name: str, revision: str | None) -> str:
     try:
         # As a dictionary: some families are loaded here that transformers' own table of configurations lacks.
         config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+        if not config.get("model_type") and _is_hpt(folder, revision):
+            return "hpt"
     except (OSError, ValueError, KeyError) as exc:
+        if _is_hpt(folder, revision):
+            return "hpt"
         looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
         near = difflib.get_close_matches(name, [EMBEDDED], 1, 0.6)
         if near and not looks_local:
@@ -201,3 +206,14 @@ def _family_of(folder: str, name: str, revision: str | None) -> str:
             f"the config.json of {name!r} names no model_type; take it from the model's repository"
         )
     return str(family)
+
+
+def _is_hpt(folder: str, revision: str | None) -> bool:
+    """HPT's repositories have no configuration but those of their parts."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder, subfolder="projector", revision=revision)
+    except (OSError, ValueError):
+        return False
+    return config.get("model_type") == "hformer"

@@ -10,7 +10,7 @@ rounds: for some sizes the picture is one input row or column larger here (at mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from flmm_plugin.backbones.one_view import OneViewBackbone
 from flmm_plugin.errors import BackboneUnsupported
@@ -21,6 +21,7 @@ class DeepseekVLBackbone(OneViewBackbone):
     """``DeepseekVLForConditionalGeneration``: 24 x 24 image tokens of 16 pixels."""
 
     family: ClassVar[str] = "deepseek_vl"
+    paper: ClassVar[Literal["", "same", "padded"]] = "padded"
     several_images: ClassVar[bool] = True
 
     def grid(self, image_height: int, image_width: int) -> ImageGrid:

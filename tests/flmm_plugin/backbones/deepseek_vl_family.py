@@ -57,6 +57,6 @@ def square(side: int) -> dict[str, int]:
 
 
 FAMILIES = {
-    "deepseek_vl": Family(save_deepseek_vl, shown_in_one_view, "deepseek_vl"),
-    "deepseek_vl_hybrid": Family(save_deepseek_vl_hybrid, shown_in_one_view, "deepseek_vl_hybrid"),
+    "deepseek_vl": Family(save_deepseek_vl, shown_in_one_view, "deepseek_vl", paper=True),
+    "deepseek_vl_hybrid": Family(save_deepseek_vl_hybrid, shown_in_one_view, "deepseek_vl_hybrid", paper=True),
 }

@@ -192,6 +192,27 @@ def save_llava(folder: Path) -> None:
     save(folder, lambda: Llava(config), processor)
 
 
+# --- a family that this package has no file for --------------------------------------------------------------------
+
+
+def save_vipllava(folder: Path) -> None:
+    """ViP-LLaVA: several layers of the tower beside each other, one view, LLaVA's processor."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaProcessor, VipLlavaConfig
+    from transformers import VipLlavaForConditionalGeneration as VipLlava
+
+    tokens = tokenizer()
+    config = VipLlavaConfig(
+        vision_config=CLIPVisionConfig(**clip_numbers()), text_config=LlamaConfig(**text_numbers(len(tokens))),
+        image_token_index=tokens.image_token_id, image_seq_length=16, vision_feature_layers=[-2, -1],
+    )  # fmt: skip
+    pictures = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    processor = LlavaProcessor(
+        pictures, tokens, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template(),
+    )  # fmt: skip
+    save(folder, lambda: VipLlava(config), processor)
+
+
 # --- LLaVA-NeXT and LLaVA-OneVision --------------------------------------------------------------------------------
 
 TILINGS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
@@ -329,10 +350,11 @@ FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family(partial(save_qwen_vl, version="2"), shown_in_merged_patches, "qwen2_vl"),
     "qwen2_5_vl": Family(partial(save_qwen_vl, version="2_5"), shown_in_merged_patches, "qwen2_5_vl"),
     "qwen3_vl": Family(partial(save_qwen_vl, version="3"), shown_in_merged_patches, "qwen3_vl"),
+    "auto_vipllava": Family(save_vipllava, shown_in_one_view, "auto"),
     "internvl": Family(save_internvl, shown_after_pixel_shuffle, "internvl", 2),
 }
 
 # Families with a file of their own; imported last, because they are made of the parts above.
-from . import deepseek_vl_family  # noqa: E402
+from . import deepseek_vl_family, hpt_family, mgm_family  # noqa: E402
 
-FAMILIES |= deepseek_vl_family.FAMILIES
+FAMILIES |= deepseek_vl_family.FAMILIES | mgm_family.FAMILIES | hpt_family.FAMILIES

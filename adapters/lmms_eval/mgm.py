@@ -1,0 +1,21 @@
+"""``--model flmm_mgm``: MGM (Mini-Gemini) from its published repositories, with heads that were trained for it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+
+
+class FlmmMGM(FlmmModel):
+    """MGM-2B (default); ``pretrained=YanweiLi/MGM-7B`` and ``YanweiLi/MGM-7B-HD`` are the others of the paper.
+
+    Without ``heads`` it only chats: none are shipped for it.
+    """
+
+    default_pretrained = "YanweiLi/MGM-2B"
+    default_heads = None
+    families: ClassVar[tuple[str, ...]] = ("mgm", "mgm_gemma", "mini_gemini", "mini_gemini_gemma")
+
+
+FlmmMGMSimple = simple_form(FlmmMGM)

@@ -1,0 +1,177 @@
+"""HPT-Air and HPT-Air-1.5 from their published repositories: three folders, loaded one by one.
+
+Language model (Yi-6B-Chat, Llama-3-8B-Instruct) and vision tower (CLIP-L, SigLIP-so400m) are transformers' classes;
+the projector's code is the repository's own (`flmm_plugin.backbones.hpt_projector`: only on request, from a pinned
+revision). The vendor's tools squash a picture to the working size, and so does chat here; the method's heads were
+trained on pictures padded to a square (``preprocessing="paper"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_plugin.backbones.hpt_model import WORKING_SIZES, HPTForConditionalGeneration, resize_tower
+from flmm_plugin.backbones.hpt_projector import check_projector, load_projector
+from flmm_plugin.backbones.one_view import OneViewBackbone
+from flmm_plugin.backbones.piecewise import WORDS, PiecewiseProcessor
+from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
+from flmm_plugin.errors import BackboneUnsupported
+from flmm_plugin.geometry import ImageGrid, InputFrame
+
+LANGUAGE, VISION = "llm", "visual_encoder"
+
+#: Token that ends a turn -> the conversation that its language model was tuned with.
+TEMPLATES = {
+    "<|eot_id|>": WORDS
+    + "{% for turn in messages %}{{ '<|start_header_id|>' ~ turn['role'] ~ '<|end_header_id|>\n\n' "
+    + "~ words(turn['content']) ~ '<|eot_id|>' }}{% endfor %}"
+    + "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "<|im_end|>": WORDS
+    + "{% for turn in messages %}{{ '<|im_start|>' ~ turn['role'] ~ '\n' ~ words(turn['content']) "
+    + "~ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+}
+
+
+class HPTBackbone(OneViewBackbone):
+    """28 x 28 (Air) or 32 x 32 (Air-1.5) tokens of a squashed picture."""
+
+    family: ClassVar[str] = "hpt"
+    paper: ClassVar[Literal["", "same", "padded"]] = "padded"
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        *,
+        name: str,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        system_prompt: str | None = None,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load a published repository; arguments as in `flmm_plugin.backbones.load_backbone`.
+
+        A device map and quantisation are the language model's; tower and projector go where it begins, unquantised.
+
+        Raises:
+            BackboneUnsupported: The projector's code was not asked for or not pinned, or a part cannot be read.
+            BadCheckpoint: Weights are damaged, missing, of another shape, or there are some that belong nowhere.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        options = weight_options(
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+        )
+        # First what costs nothing and needs the user's word.
+        precision = options["dtype"] if isinstance(options["dtype"], torch.dtype) else _stored_dtype(folder, revision)
+        projector = load_projector(
+            folder, name=name, revision=revision, trust_remote_code=trust_remote_code, dtype=precision
+        )
+        with named_failures(name):
+            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=LANGUAGE, revision=revision)
+        part = {**options, "dtype": precision, "subfolder": LANGUAGE}
+        llm = load_strictly(AutoModelForCausalLM, folder, name=f"{name}/{LANGUAGE}", options=part)
+        if not hasattr(getattr(llm, "model", None), "layers"):
+            raise BackboneUnsupported(f"{name}/{LANGUAGE} is a {llm.config.model_type!r} model; HPT's are Llama's kind")
+        kernel = {"attn_implementation": attn_implementation} if attn_implementation is not None else {}
+        tower, pictures = _load_tower(folder, name, {"revision": revision, "dtype": precision, **kernel})
+        check_projector(
+            projector,
+            patches=(tower.config.image_size // tower.config.patch_size) ** 2,
+            visual_size=tower.config.hidden_size,
+            hidden_size=llm.config.hidden_size,
+            name=name,
+        )
+        start = llm.get_input_embeddings().weight.device if "device_map" in options else torch.device("cpu")
+        model = HPTForConditionalGeneration(llm, tower.to(start), projector.to(start))
+        processor = _processor(tokenizer, pictures, model, name)
+        model = placed(model, device, options)
+        return cls(model, processor, name=name, revision=revision, system_prompt=system_prompt)
+
+    def grid(self, image_height: int, image_width: int) -> ImageGrid:
+        """The grid on a picture that is squashed to the working size."""
+        patch = int(self.model.config.vision_config.patch_size)
+        return InputFrame.of_image(image_height, image_width).resized(*self.input_size).grid(patch)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Rows and columns of pixels that the tower gets."""
+        side = int(self.model.config.vision_config.image_size)
+        return side, side
+
+
+def _load_tower(folder: str, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Vision tower at its working size, and the image processor that squashes to it, as the vendor's tools set it."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionModel,
+        PreTrainedConfig,
+        SiglipImageProcessor,
+        SiglipVisionModel,
+    )
+
+    where = {"subfolder": VISION, "revision": options["revision"]}
+    with named_failures(name):
+        config, _ = PreTrainedConfig.get_config_dict(folder, **where)
+    kind = str(config.get("model_type"))
+    if not kind.startswith(("clip", "siglip")):
+        raise BackboneUnsupported(f"{name}/{VISION} is a {kind!r} model; HPT's are CLIP and SigLIP")
+    clip = kind.startswith("clip")
+    tower = load_strictly(
+        CLIPVisionModel if clip else SiglipVisionModel,
+        folder,
+        name=f"{name}/{VISION}",
+        options={**options, **where},
+    )
+    stored = (int(tower.config.image_size), int(tower.config.patch_size))
+    side = WORKING_SIZES.get(stored, stored[0])
+    if side != stored[0]:
+        resize_tower(tower, side)
+    size = {"height": side, "width": side}
+    with named_failures(name):
+        if clip:
+            return tower, CLIPImageProcessor.from_pretrained(folder, **where, size=size, do_center_crop=False)
+        return tower, SiglipImageProcessor.from_pretrained(folder, **where, size=size)
+
+
+def _processor(tokenizer: Any, pictures: Any, model: Any, name: str) -> PiecewiseProcessor:
+    known = tokenizer.get_vocab()
+    end = next((token for token in TEMPLATES if token in known), None)
+    if end is None:
+        raise BackboneUnsupported(f"the tokenizer of {name} knows none of {', '.join(TEMPLATES)}; restore its files")
+    # What ends a turn ends an answer, whatever the tokenizer of the plain language model says.
+    tokenizer.eos_token = end
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+    def look(picture: Image.Image) -> dict[str, Tensor]:
+        return {"pixel_values": pictures(images=picture, return_tensors="pt")["pixel_values"][0]}
+
+    vision = model.config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    return PiecewiseProcessor(tokenizer, look, tokens, model.config.image_token_id, TEMPLATES[end], pictures)
+
+
+def _stored_dtype(folder: str, revision: str | None) -> torch.dtype:
+    """What the language model's configuration says of its weights; its parts are published in one precision."""
+    from transformers import AutoConfig
+
+    with named_failures(folder):
+        config = AutoConfig.from_pretrained(folder, subfolder=LANGUAGE, revision=revision)
+    stored = getattr(config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float32
