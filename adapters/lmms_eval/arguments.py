@@ -19,7 +19,12 @@ MODEL_ARGUMENTS = {
     "batch_size": "requests per forward pass",
     "max_batch_size": "accepted because lmms-eval passes it on; not used",
     "system_prompt": "a system turn before every chat",
+    "preprocessing": "what pictures go through before grounding: stock (as in chat) or paper; default: the heads' own",
+    "load_in_4bit": "true: quantise the LMM's weights to 4 bits (bitsandbytes)",
+    "load_in_8bit": "true: quantise them to 8 bits",
+    "trust_remote_code": "true: run code from the LMM's repository, for families that cannot do without",
     "heads": "the grounding heads' file, `auto` or `none`",
+    "sam": "`none`: masks of the mask decoder alone; else the name of the SAM that the heads were trained with",
     "sam_checkpoint": "SAM weights for heads that were saved without an image encoder",
     "visual_cot": "v1 or v2: answer every question about one picture after a second look at what it is about",
     "visual_cot_views": "what that answer is given from: auto, both (whole picture and cut-out) or crop",
@@ -55,3 +60,13 @@ def checked_batch_size(value: Any) -> int:
 def none_if_said(value: Any) -> Any:
     """None for the words ``none`` and ``null``: a command line cannot say None otherwise."""
     return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "") else value
+
+
+def as_switch(name: str, value: Any) -> bool:
+    """True or false, also as a command line says it."""
+    said = str(value).strip().lower()
+    if said in ("true", "1", "yes"):
+        return True
+    if said in ("false", "0", "no", "none", ""):
+        return False
+    raise UnknownArgument(f"{name} is {value!r}; give true or false")

@@ -18,8 +18,9 @@ from loguru import logger
 from tqdm import tqdm
 
 from flmm_plugin.adapters.lmms_eval import chat, given_text, grounded_chat, provenance
-from flmm_plugin.adapters.lmms_eval.arguments import checked_batch_size, none_if_said, refuse_unknown
+from flmm_plugin.adapters.lmms_eval.arguments import as_switch, checked_batch_size, none_if_said, refuse_unknown
 from flmm_plugin.adapters.lmms_eval.failures import FailureLog
+from flmm_plugin.adapters.lmms_eval.models import model_for
 from flmm_plugin.adapters.lmms_eval.requests import Request, chat_of, question_of, unpack
 from flmm_plugin.adapters.lmms_eval.visual_cot import VisualCotMode, answers_json, question_of_chat, question_of_doc
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
@@ -47,6 +48,8 @@ class FlmmModel(lmms):
     answers_with_masks: ClassVar[bool] = True
     default_pretrained: ClassVar[str] = ""
     default_heads: ClassVar[str | None] = "auto"
+    #: Model types (config.json) that it is for; empty: any.
+    families: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -69,8 +72,19 @@ class FlmmModel(lmms):
         chosen_heads = self.default_heads if heads == "" else none_if_said(heads)
         if self.visual_cot.always and chosen_heads is None:
             raise UnknownArgument("visual_cot needs heads to find what to look at; give --model_args heads=<file>")
+        for name in ("load_in_4bit", "load_in_8bit", "trust_remote_code"):
+            if name in settings:
+                settings[name] = as_switch(name, settings[name])
+        if "sam" in options:
+            settings["sam"] = str(options["sam"])  # where `none` is a choice, not an absence
+        if not (pretrained or self.default_pretrained):
+            raise UnknownArgument(
+                f"{type(self).__name__} has no model of its own: --model_args pretrained=<folder or hub id>"
+            )
         self.lmm = self.load(pretrained or self.default_pretrained, heads=chosen_heads, **settings)
         self._grounds = chosen_heads is not None
+        heads_used = getattr(self.lmm, "heads", None)
+        self._selects = heads_used is None or heads_used.keyword_selector is not None
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
         self._seal = self.lmm.seal
         self._strings: bool | None = None
@@ -79,8 +93,16 @@ class FlmmModel(lmms):
 
     def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> Any:
         """The `GroundedLMM` that answers. Imported here: naming this class must not cost torch models."""
+        from flmm_plugin.backbones import family_of
         from flmm_plugin.grounded_lmm import GroundedLMM
 
+        if self.families:
+            family = family_of(pretrained, revision=settings.get("revision"))
+            if family not in self.families:
+                raise UnknownArgument(
+                    f"{type(self).__name__} is for {' and '.join(self.families)} models, {pretrained} is a {family!r} "
+                    f"model: use --model {model_for(family)}"
+                )
         return GroundedLMM.from_pretrained(pretrained, heads=heads, **settings)
 
     @property
@@ -324,6 +346,11 @@ class FlmmModel(lmms):
         if not self._grounds and any(self._needs_heads(request) for request in requests):
             raise UnknownArgument(
                 "this model was loaded with heads=none and can only chat; give --model_args heads=<file>"
+            )
+        if not self._selects and any(request.wants_keywords for request in requests):
+            raise UnknownArgument(
+                "these heads have no keyword selector (released checkpoints have none) and a task asks for keywords; "
+                "give --model_args heads=<file> of heads that were trained with one"
             )
 
     def _needs_heads(self, request: Request) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -10,6 +12,7 @@ class FlmmLlava(FlmmModel):
 
     default_pretrained = "llava-hf/llava-1.5-7b-hf"
     default_heads = None
+    families: ClassVar[tuple[str, ...]] = ("llava",)
 
 
 FlmmLlavaSimple = simple_form(FlmmLlava)

@@ -32,9 +32,9 @@ def models() -> list[dict[str, str]]:
 
 def families() -> list[dict[str, str]]:
     """One entry per family of models that `GroundedLMM` speaks, by the ``model_type`` of their configuration."""
-    from flmm_plugin.backbones import FAMILIES
+    from flmm_plugin import backbones
 
-    return [{"name": name, "class": path} for name, path in FAMILIES.items()]
+    return [{"name": name, "class": path} for name, path in backbones.families().items()]
 
 
 def tasks() -> list[dict[str, str]]:

@@ -1,0 +1,17 @@
+"""``--model flmm_auto``: any model that transformers loads to look at pictures and write text."""
+
+from __future__ import annotations
+
+from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+
+
+class FlmmAuto(FlmmModel):
+    """The checkpoint decides: a family of this package, one that another package brings, or the generic way.
+
+    ``pretrained`` must be given. Without ``heads`` it only chats.
+    """
+
+    default_heads = None
+
+
+FlmmAutoSimple = simple_form(FlmmAuto)

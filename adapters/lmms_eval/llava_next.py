@@ -1,0 +1,21 @@
+"""``--model flmm_llava_next``: LLaVA 1.6 on Vicuna or Mistral, with heads that were trained for it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+
+
+class FlmmLlavaNext(FlmmModel):
+    """LLaVA-NeXT on Vicuna (default) or Mistral (``pretrained=llava-hf/llava-v1.6-mistral-7b-hf``).
+
+    Without ``heads`` it only chats: none are shipped for it.
+    """
+
+    default_pretrained = "llava-hf/llava-v1.6-vicuna-7b-hf"
+    default_heads = None
+    families: ClassVar[tuple[str, ...]] = ("llava_next",)
+
+
+FlmmLlavaNextSimple = simple_form(FlmmLlavaNext)
