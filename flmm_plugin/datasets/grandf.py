@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 
@@ -83,7 +84,14 @@ class GranDfDataset(Sequence[GranDfItem]):
         self.caption_path = _required(folder / f"{split}_gcg_coco_caption_gt.json")
         self.mask_path = _required(folder / f"{split}_gcg_coco_mask_gt.json")
         self.picture_folder = _folder(self.root, _PICTURE_FOLDERS, "pictures of GranD-f's val and test splits")
-        self._items = tuple(_join(_read(self.caption_path), _read(self.mask_path), self))
+        sources = (self.caption_path, self.mask_path, self.picture_folder)
+        self._items: tuple[GranDfItem, ...] = items_of(
+            self.root,
+            f"gcg-{split}",
+            sources,
+            GranDfItem,
+            lambda: (_join(_read(self.caption_path), _read(self.mask_path), self), None),
+        ).items
         self.notes = tuple(
             f"picture {item.image_id} has {len(item.labels)} labels and {len(item.masks)} masks"
             for item in self._items

@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import BoolMask
@@ -95,7 +96,13 @@ class ReasonSegDataset(Sequence[ReasonSegItem]):
                 f"{len(lonely)} pictures in {self.folder} have no JSON beside them, the first is {lonely[0]}.jpg; "
                 "unpack the archive again"
             )
-        self._items = tuple(_item(path) for path in self.annotation_paths)
+        self._items: tuple[ReasonSegItem, ...] = items_of(
+            self.root,
+            f"reasonseg-{split}",
+            (self.folder, *self.annotation_paths),
+            ReasonSegItem,
+            lambda: (map(_item, self.annotation_paths), None),
+        ).items
 
     def __len__(self) -> int:
         return len(self._items)

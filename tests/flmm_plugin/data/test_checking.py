@@ -210,3 +210,18 @@ def test_a_dry_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFi
     assert "by hand   narratives" in said
     assert list(tmp_path.iterdir()) == []
     assert main(["data", "check", "nothing", "--root", str(tmp_path)]) == 2
+
+
+def test_grand_f_and_reasonseg_are_prepared_too(tmp_path: Path) -> None:
+    from flmm_plugin.datasets.grandf import GranDfDataset
+    from flmm_plugin.datasets.reasonseg import ReasonSegDataset
+    from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
+
+    write_grandf(tmp_path, scenes=2, splits=("val",))
+    write_reasonseg(tmp_path, scenes=2, splits=("val",))
+    for dataset, file in ((GranDfDataset, "gcg-val"), (ReasonSegDataset, "reasonseg-val")):
+        plain = list(dataset(tmp_path, "val"))
+        with writing() as written:
+            dataset(tmp_path, "val")
+        assert [path.stem for path in written] == [file]
+        assert list(dataset(tmp_path, "val")) == plain
