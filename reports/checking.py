@@ -41,6 +41,7 @@ class Shown:
     """A number read from a written table; ``text`` as it stands there, without marks."""
 
     table: str
+    group: str
     row: str
     column: str
     text: str
@@ -53,8 +54,8 @@ def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> 
         written: Of `read_table`.
         tables: The same tables, made anew from the result files at hand.
     """
-    known: Mapping[tuple[str, str], dict[str, str]] = {
-        (table.layout.table, name_of(row)): {
+    known: Mapping[tuple[str, str, str], dict[str, str]] = {
+        (table.layout.table, row.group, name_of(row)): {
             cell.column.name: cell.text for cell in row.cells if cell.value is not None
         }
         for table in tables
@@ -63,14 +64,15 @@ def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> 
     made = {table.layout.table for table in tables}
     found = []
     for one in written:
+        place = (one.table, one.group, one.row)
         if one.table not in made:
             why = f"was not checked: give --table {one.table}"
-        elif (one.table, one.row) not in known:
+        elif place not in known:
             why = "is supported by no result file: no run given here makes this row"
-        elif one.column not in known[one.table, one.row]:
+        elif one.column not in known[place]:
             why = "is supported by no result file: the runs given here have no number there"
-        elif not same_number(known[one.table, one.row][one.column], one.text):
-            why = f"is supported by no result file: they give {known[one.table, one.row][one.column]}"
+        elif not same_number(known[place][one.column], one.text):
+            why = f"is supported by no result file: they give {known[place][one.column]}"
         else:
             continue
         found.append(Unsupported(one.table, one.row, one.column, one.text, why))
@@ -134,23 +136,25 @@ def read_table(path: Path) -> list[Shown]:
 
 def _csv(text: str) -> Iterator[Shown]:
     for line in csv.DictReader(text.splitlines()):
-        yield Shown(line["table"], line["row"], line["column"], line["value"])
+        yield Shown(line["table"], line["group"], line["row"], line["column"], line["value"])
 
 
 def _markdown(text: str) -> Iterator[Shown]:
-    table, names = "", 0
+    table, group, names = "", "", 0
     for line in text.splitlines():
         title = re.match(r"#+ Table (\w+)\.", line)
         if title:
-            table, names = title[1], 0
+            table, group, names = title[1], "", 0
         if not table or not line.startswith("|"):
             names = 0 if not line.startswith("|") else names
             continue
         cells = [_plain_markdown(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if not names:
             names = len(cells) if cells[0] == "Model" else 0
-            continue
-        yield from _numbers(table, cells)
+        elif cells[0].startswith("*") and cells[0].endswith("*") and not any(cells[1:]):
+            group = cells[0].strip("*")
+        else:
+            yield from _numbers(table, group, cells)
 
 
 def _plain_markdown(cell: str) -> str:
@@ -160,14 +164,17 @@ def _plain_markdown(cell: str) -> str:
 
 
 def _latex(text: str) -> Iterator[Shown]:
-    table = ""
+    table = group = ""
     back = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
     back |= {r"\textless{}": "<", r"\textgreater{}": ">"}
     for line in text.splitlines():
         title = re.search(r"\(table (\w+) of arXiv", line)
         if title:
             table = title[1]
-        if not line.endswith(r" \\") or line.startswith(r"\multicolumn"):
+        heading = re.match(r"\\multicolumn\{\d+\}\{l\}\{\\textit\{(.*)\}\} ", line)
+        if heading:
+            group = heading[1]
+        if heading or not line.endswith(r" \\"):
             continue
         cells = []
         for cell in re.split(r"(?<!\\)&", line.removesuffix(r"\\")):
@@ -177,21 +184,24 @@ def _latex(text: str) -> Iterator[Shown]:
                 bare = bare.replace(escaped, character)
             cells.append(re.sub(r"\\([&%$#_{}])", r"\1", bare))
         if cells[0] != "Model":
-            yield from _numbers(table, cells)
+            yield from _numbers(table, group, cells)
 
 
 def _html(text: str) -> Iterator[Shown]:
-    for table, body in re.findall(r'<table data-table="(\w+)">(.*?)</table>', text, re.DOTALL):
-        for row in re.findall(r'<tr class="(?!group)\w+">(.*?)</tr>', body, re.DOTALL):
-            cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
-            bare = [re.sub(r"<[^>]*>", "", re.sub(r"<sup>.*?</sup>", "", cell)) for cell in cells]
-            yield from _numbers(table, [html.unescape(cell) for cell in bare])
+    for table, content in re.findall(r'<table data-table="(\w+)">(.*?)</table>', text, re.DOTALL):
+        for group, body in re.findall(
+            r'<tbody><tr class="group"><th[^>]*>(.*?)</th></tr>(.*?)</tbody>', content, re.DOTALL
+        ):
+            for row in re.findall(r"<tr [^>]*>(.*?)</tr>", body, re.DOTALL):
+                cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+                bare = [re.sub(r"<[^>]*>", "", re.sub(r"<sup>.*?</sup>", "", cell)) for cell in cells]
+                yield from _numbers(table, html.unescape(group), [html.unescape(cell) for cell in bare])
 
 
-def _numbers(table: str, cells: Sequence[str]) -> Iterator[Shown]:
+def _numbers(table: str, group: str, cells: Sequence[str]) -> Iterator[Shown]:
     """The numbers of one row, named by the layout's columns; a row of another width names its columns by place."""
     layout = LAYOUTS.get(table)
     names = [column.name for column in layout.columns] if layout else []
     for place, cell in enumerate(cells[1:]):
         if _NUMBER.fullmatch(cell):
-            yield Shown(table, cells[0], names[place] if place < len(names) else f"column {place + 2}", cell)
+            yield Shown(table, group, cells[0], names[place] if place < len(names) else f"column {place + 2}", cell)

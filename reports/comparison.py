@@ -14,7 +14,7 @@ from typing import Literal
 
 from flmm_plugin.reports.provenance import Provenance, differences
 from flmm_plugin.reports.published import PROTOCOLS, PublishedNumber, published_of
-from flmm_plugin.reports.result_files import Run, TaskResult
+from flmm_plugin.reports.result_files import NOT_IDENTITY, Run, TaskResult, short_name
 from flmm_plugin.reports.table_layouts import Column, Layout, Source
 
 Kind = Literal["published", "flmm", "stock", "difference"]
@@ -170,14 +170,35 @@ def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
     for run in runs:
         grouped.setdefault(run.identity, []).append(run)
     same = sorted(grouped.values(), key=lambda found: (pair_of(found[-1]), not found[-1].flmm))
-    for found in same:
+    labels = labels_of([found[-1] for found in same])
+    for found, label in zip(same, labels, strict=True):
         for arm in layout.arms:
             cells = tuple(_measured_cell(column, found, arm) for column in layout.columns)
             if any(cell.value is not None for cell in cells):
                 last = found[-1]
                 variant = ", ".join(part for part in (arm, variant_of(last, layout.table)) if part)
                 kind: Kind = "flmm" if last.flmm else "stock"
-                yield Row(last.label, variant, "Measured", kind, cells, last.backbone, pair_of(last))
+                yield Row(label, variant, "Measured", kind, cells, last.backbone, pair_of(last))
+
+
+#: Facts about heads that follow from which heads they are; named last when rows are told apart.
+_MINOR = ("heads.sha256", "heads.created_by", "heads.data", "heads.backbone")
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """A label for each run; where several runs would have the same, what differs in their options is added."""
+    labels = []
+    for run in runs:
+        alike = [other for other in runs if other.label == run.label]
+        names = sorted({name for other in alike for name in other.options}, key=lambda name: (name in _MINOR, name))
+        told = [name for name in names if name not in NOT_IDENTITY and name != "visual_cot"]  # a variant says that
+        differing = [name for name in told if len({other.options.get(name) for other in alike}) > 1]
+        said = "; ".join([f"{name}={short_name(run.options[name])}" for name in differing if name in run.options][:2])
+        labels.append(f"{run.label} [{said}]" if said else run.label)
+    clash = {(label, run.visual_cot) for label, run in zip(labels, runs, strict=True)}
+    if len(clash) == len(runs):
+        return labels
+    return [f"{label} (run {place})" for place, label in enumerate(labels, start=1)]
 
 
 def variant_of(run: Run, table: str) -> str:
@@ -216,7 +237,7 @@ def _marks(column: Column, measured: Measured) -> Iterator[Mark]:
     if measured.source.protocol != column.protocol:
         harness = measured.source.protocol in ("lmms_eval", "vlmevalkit")
         yield Mark(PROTOCOLS[measured.source.protocol], blocks=not harness)
-    if measured.run.embedded:
+    if measured.run.embedded and measured.source.protocol != "tiny_world":
         yield Mark(EMBEDDED)
     if measured.task.complete is False:
         yield Mark(NOT_WHOLE)

@@ -28,6 +28,7 @@ PROTOCOLS: Mapping[str, str] = {
     "glamm_gcg": "GLaMM's evaluation code",
     "viscot_judged": "answers judged by gpt-3.5-turbo-1106",
     "viscot_unjudged": "answers scored without a judge",
+    "tiny_world": "pictures of the package's synthetic world, not the benchmark's: comparable with no published number",
     "own_words": "asked in the words that the embedded model was trained on",
     "png_keywords": "keywords of PNG narratives",
     "lmms_eval": "stock task of lmms-eval; the paper does not say which harness and prompts it used",

@@ -93,14 +93,12 @@ class Run:
     @property
     def identity(self) -> tuple[str, ...]:
         """Runs that agree in this are the same model, asked the same way: their tasks make one row."""
-        settings = ",".join(
-            f"{name}={self.options[name]}" for name in sorted(self.options) if name not in _NOT_IDENTITY
-        )
+        settings = ",".join(f"{name}={self.options[name]}" for name in sorted(self.options) if name not in NOT_IDENTITY)
         return (self.harness, self.model, self.weights, settings)
 
 
-#: Options that leave the answers alone, or are conditions that `Provenance` compares.
-_NOT_IDENTITY = frozenset(
+#: Options that leave the answers alone, or are conditions that `Provenance` compares: no part of `Run.identity`.
+NOT_IDENTITY = frozenset(
     {"batch_size", "max_batch_size", "device", "device_map", "pretrained", "dtype", "attn_implementation"}
 )
 

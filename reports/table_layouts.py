@@ -108,14 +108,21 @@ class Layout:
         return next(column for column in self.columns if column.name == name)
 
 
+#: Row of the tasks of the group ``flmm_all_tiny``, whose pictures are made up.
+WORLD = "synthetic world"
+_WORLD = {"MME perception": "flmm_tiny_mme", "POPE": "flmm_tiny_pope_direct"}
+
+
 def _stock(
     name: str, header: str, task: str, metrics: tuple[str, ...], kit: str, kit_metrics: tuple[str, ...],
     *, scale: float = 1.0, digits: int = 1, group: str = "QA", kit_fraction: bool = True,
 ) -> Column:  # fmt: skip
+    world = [Source(_WORLD[name], metrics, "tiny_world", WORLD, scale=scale)] if name in _WORLD else []
     return Column(
         name, group, header,
         (
             Source(task, metrics, "lmms_eval", scale=scale),
+            *world,
             Source(kit, kit_metrics, "vlmevalkit", harness="VLMEvalKit", fraction=kit_fraction),
         ),
         "", digits, (task,),
@@ -161,6 +168,7 @@ def _res(dataset: str, split: str, group: str, header: str) -> Column:
             Source(re.escape(task), ("cIoU",), "first_expression"),
             Source(re.escape(kit), ("cIoU",), "first_expression", harness="VLMEvalKit", fraction=True),
             Source(re.escape(f"{task}_per_sentence"), ("cIoU",), "every_sentence", "every sentence"),
+            *([Source("flmm_tiny_refcoco", ("cIoU",), "tiny_world", WORLD)] if task == "flmm_refcoco_val" else []),
         ),
         "first_expression", 1, (task,), needs_flmm=True,
     )  # fmt: skip
@@ -173,6 +181,7 @@ def _png(kind: str, group: str = "PNG") -> Column:
         (
             Source("flmm_png", (metric,), "flmm_png"),
             Source("flmm_png_bcv", (metric,), "bcv_png", "the benchmark's protocol"),
+            Source("flmm_tiny_png", (metric,), "tiny_world", WORLD),
         ),
         "flmm_png", 1, ("flmm_png",), needs_flmm=True,
     )  # fmt: skip
@@ -189,6 +198,7 @@ def _reasonseg(split: str, kind: str) -> Column:
     sources = [Source(task, metrics, "flmm_reasonseg")]
     if split == "test":
         sources.append(Source("flmm_reasonseg_tiny", metrics, "own_words", _OWN_WORDS))
+        sources.append(Source("flmm_tiny_reasonseg", metrics, "tiny_world", WORLD))
     return Column(
         f"ReasonSeg {name}", "Val" if split == "val" else "Test", (kind or "all").capitalize(), tuple(sources),
         "flmm_reasonseg", 1, (task,), needs_flmm=True,
@@ -200,6 +210,7 @@ def _gcg(split: str, header: str, metric: str) -> Column:
     sources = [Source(task, (metric,), "glamm_gcg")]
     if split == "val":
         sources.append(Source("flmm_gcg_tiny", (metric,), "own_words", _OWN_WORDS))
+        sources.append(Source("flmm_tiny_gcg", (metric,), "tiny_world", WORLD))
     return Column(
         f"GCG {split} {header}", split.capitalize(), header, tuple(sources), "glamm_gcg", 1, (task,), needs_flmm=True
     )
@@ -211,39 +222,40 @@ _COT = (("no visual CoT", "_direct", ""), ("visual CoT", "", "v1"), ("visual CoT
 
 def _viscot(name: str, dataset: str) -> Column:
     task = f"flmm_viscot_{dataset}"
-    judged = (Source(f"{task}{ending}", ("judged",), "viscot_judged", arm) for arm, ending, _ in _COT)
-    unjudged = (
-        Source(f"{task}{ending}", ("anls", "exact"), "viscot_unjudged", f"{arm}, no judge") for arm, ending, _ in _COT
-    )
+    world = {"_direct": "_direct", "": "_v1", "_v2": "_v2"} if dataset == "sroie" else {}
+    sources = []
+    for arm, ending, _ in _COT:
+        sources.append(Source(f"{task}{ending}", ("judged",), "viscot_judged", arm))
+        sources.append(Source(f"{task}{ending}", ("anls", "exact"), "viscot_unjudged", f"{arm}, no judge"))
+        if ending in world:
+            own = f"flmm_tiny_viscot{world[ending]}"
+            sources.append(Source(own, ("anls", "exact"), "tiny_world", f"{arm}, {WORLD}"))
     return Column(
-        f"VisCoT {name}", "VisCoT benchmark", name, (*judged, *unjudged), "viscot_judged", 1,
-        (f"{task}_direct", task), needs_flmm=True,
+        f"VisCoT {name}", "VisCoT benchmark", name, tuple(sources), "viscot_judged", 1, (f"{task}_direct", task),
+        needs_flmm=True,
     )  # fmt: skip
 
 
 def _pope(name: str, header: str, metric: str, kit_metric: str) -> Column:
     own = {"_direct": "flmm_pope_direct", "": "flmm_pope_viscot", "_v2": "flmm_pope_viscot_v2"}
-    sources = [
-        source
-        for arm, ending, mode in _COT
-        for source in (
-            Source(own[ending], (metric,), "lmms_eval", arm, scale=100),
-            Source("pope", (metric,), "lmms_eval", arm, scale=100, visual_cot=mode),
-        )
-    ]
+    sources = []
+    for arm, ending, mode in _COT:
+        sources.append(Source(own[ending], (metric,), "lmms_eval", arm, scale=100))
+        sources.append(Source("pope", (metric,), "lmms_eval", arm, scale=100, visual_cot=mode))
+        if ending:
+            world = f"flmm_tiny_pope{ending}"
+            sources.append(Source(world, (metric,), "tiny_world", f"{arm}, {WORLD}", scale=100))
     kit = Source("POPE", (kit_metric,), "vlmevalkit", _COT[0][0], harness="VLMEvalKit", fraction=True)
     return Column(name, "POPE", header, (*sources, kit), "", 1, ("flmm_pope_direct", "flmm_pope_viscot"), True)
 
 
 def _keywords(name: str) -> Column:
-    low = name.lower()
-    task = r"flmm_keywords(_val)?"
-    selector = (name, low, f"selector_{low}", f"selector_{name}")
+    task = "flmm_keywords"
     return Column(
         f"keywords {name}", "", name if name == "F1" else name.capitalize(),
         (
-            Source(task, selector, "png_keywords", "linear keyword selector"),
-            Source(task, (f"spacy_{low}", f"spacy_{name}"), "png_keywords", "spaCy parser"),
+            Source(task, (name,), "png_keywords", "linear keyword selector"),
+            Source(task, (f"spacy_{name}",), "png_keywords", "spaCy parser"),
         ),
         "png_keywords", 1, ("flmm_keywords",), needs_flmm=True,
     )  # fmt: skip

@@ -99,7 +99,7 @@ def test_other_conditions_are_named(write_run: Callable[..., Path]) -> None:
                        record={"dtype": "bfloat16", "options": {"merge": "max"}})  # fmt: skip
     made = table("1", first, second)
     rows = [row for row in made.rows if row.kind == "flmm"]
-    assert len(rows) == 2
+    assert [row.label for row in rows] == ["F-LMM (LLaVA-1.5-7B)", "F-LMM (LLaVA-1.5-7B) [merge=max]"]
     marks = [sentences(next(c for c in row.cells if c.column.name == "RefCOCO val")) for row in rows]
     assert ["measured differently from F-LMM (LLaVA-1.5-7B): dtype float32 and bfloat16"] in marks
     assert [] in marks
