@@ -14,6 +14,7 @@ again and again (`flmm_plugin.tasks.metrics.bootstrap`).
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -235,10 +236,12 @@ def _chosen(
 def _scorer(task: str) -> ModuleType | None:
     """The module ``scoring`` beside what scores a task's replies, if it can score a logged sample again."""
     package = str(task_config(task).get("process_results", "")).rpartition(".")[0].rpartition(".")[0]
-    try:
-        module = importlib.import_module(f"{package}.scoring") if package else None
-    except ModuleNotFoundError:
+    if not package.startswith("flmm_plugin."):
+        return None  # a stock task on this package's data, scored by lmms-eval's own functions
+    name = f"{package}.scoring"
+    if importlib.util.find_spec(name) is None:
         return None
+    module = importlib.import_module(name)
     return module if hasattr(module, "score_reply") and hasattr(module, "logged_document") else None
 
 
