@@ -33,8 +33,9 @@ import numpy.typing as npt
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
 from flmm_plugin.images import open_image
-from flmm_plugin.phrases import Span
 from flmm_plugin.records import BoolMask
+
+Span = tuple[int, int]
 
 SPLITS = ("train", "val")
 

@@ -30,14 +30,13 @@ METRICS = (
 )
 
 
-def score_reply(doc: PngDoc, reply: str, chunks: NounChunks | None, expected: int) -> dict[str, dict[str, Any]]:
+def score_reply(doc: PngDoc, reply: str, chunks: NounChunks | None) -> dict[str, dict[str, Any]]:
     """Counts of one narrative, keyed by metric.
 
     Args:
         doc: Of `flmm_plugin.tasks.png.docs`.
         reply: The model's masks JSON, or anything else it said.
         chunks: Noun chunks to set beside it; None leaves those metrics out.
-        expected: Narratives of the whole annotation file.
 
     Returns:
         For each rate ``{"right", "picked", "wanted"}``; a ``{"count"}`` for the others; and ``reference``.
@@ -53,7 +52,7 @@ def score_reply(doc: PngDoc, reply: str, chunks: NounChunks | None, expected: in
         reference["noun_chunks"] = [list(one) for one in found]
     sample["items"] = {"count": 1}
     sample["errors"] = {"count": int(parsed.error is not None)}
-    sample["complete"] = {"count": 1, "expected": expected}
+    sample["complete"] = {"count": 1, "expected": doc["expected_narratives"]}
     sample["reference"] = {**reference, "image_path": doc["image_path"], "size": [doc["height"], doc["width"]]}
     return sample
 

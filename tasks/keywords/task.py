@@ -10,7 +10,7 @@ from flmm_plugin.errors import ToolNotFound
 from flmm_plugin.tasks.keywords import scoring
 from flmm_plugin.tasks.keywords.noun_chunks import NounChunks, load_noun_chunks
 from flmm_plugin.tasks.png.docs import PngDoc
-from flmm_plugin.tasks.png.task import NarrativeTask
+from flmm_plugin.tasks.png.task import NarrativeTask, reply_of
 
 
 class KeywordSelection(NarrativeTask):
@@ -35,9 +35,13 @@ class KeywordSelection(NarrativeTask):
         super().build_all_requests(**options)
 
     def process_results(self, doc: PngDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
-        """Counts of one narrative."""
-        reply = results[0][0] if isinstance(results[0], list) else results[0]
-        return scoring.score_reply(doc, str(reply), self._chunks, len(self.docs))
+        """Counts of one narrative, noun chunks beside it where spaCy is."""
+        return scoring.score_reply(doc, reply_of(results), self._chunks)
+
+
+def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
+    """Counts of one narrative without noun chunks; the YAML must name such a function."""
+    return scoring.score_reply(doc, reply_of(results), None)
 
 
 def prompt_of(doc: PngDoc) -> str:

@@ -27,7 +27,7 @@ QUESTION = "Please give me a description of the image."
 
 FIELDS = (
     "narrative", "image_id", "image_path", "map_path", "height", "width", "question", "pieces", "grounded",
-    "expressions", "segment_ids", "kinds", "expected_items",
+    "expressions", "segment_ids", "kinds", "expected_items", "expected_narratives",
 )  # fmt: skip
 
 
@@ -36,8 +36,8 @@ class PngDoc(dict[str, Any]):
 
     Keys: ``narrative`` (its number in the file), ``image_id``; ``image_path``, ``map_path``; ``height``, ``width`` in
     pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a model is given; per item
-    ``expressions``, ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); ``expected_items`` of the whole
-    annotation file.
+    ``expressions``, ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); ``expected_items`` and
+    ``expected_narratives`` of the whole annotation file.
     """
 
     def __missing__(self, key: str) -> Any:
@@ -76,7 +76,7 @@ class PngDocs(Sequence[PngDoc]):
         if kinds not in get_args(Kinds):
             raise UnknownArgument(f"no way {kinds!r} of sorting phrases; known: {', '.join(get_args(Kinds))}")
         self.items = dataset.phrases
-        self._docs = [_doc(narrative, question, kinds, self.items) for narrative in dataset]
+        self._docs = [_doc(narrative, question, kinds, dataset, self.items) for narrative in dataset]
         self.features: dict[str, None] = dict.fromkeys(FIELDS)
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ def kinds_of(phrase: PngPhrase, how: Kinds = "flmm") -> tuple[str, str]:
     return "singular", "thing" if phrase.things[-1] else "stuff"
 
 
-def _doc(narrative: Narrative, question: str, kinds: Kinds, expected: int) -> PngDoc:
+def _doc(narrative: Narrative, question: str, kinds: Kinds, dataset: PngDataset, items: int) -> PngDoc:
     phrases = narrative.phrases
     return PngDoc(
         narrative=narrative.index,
@@ -126,5 +126,6 @@ def _doc(narrative: Narrative, question: str, kinds: Kinds, expected: int) -> Pn
         expressions=[phrase.text.strip() for phrase in phrases],
         segment_ids=[list(phrase.segment_ids) for phrase in phrases],
         kinds=[list(kinds_of(phrase, kinds)) for phrase in phrases],
-        expected_items=expected,
+        expected_items=items,
+        expected_narratives=len(dataset),
     )

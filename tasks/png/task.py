@@ -88,14 +88,6 @@ class NarrativeTask(ConfigurableTask):
 class PanopticNarrativeGrounding(NarrativeTask):
     """Masks for the phrases of each narrative, which is fed as the model's answer."""
 
-    def process_results(self, doc: PngDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
-        """Counts of one document; a damaged panoptic map costs that document alone."""
-        reply = results[0][0] if isinstance(results[0], list) else results[0]
-        sample, problem = scoring.try_score(doc, str(reply))
-        if problem is not None:
-            logger.error(f"{self.config.task}: narrative {doc['narrative']} is skipped and has no score: {problem}")
-        return sample
-
     def aggregation(self) -> dict[str, Any]:
         """The template's aggregations, with those that know the task."""
         listed = super().aggregation()
@@ -125,6 +117,19 @@ class PanopticNarrativeGrounding(NarrativeTask):
     def _skipped_narratives(self, samples: list[scoring.Sample]) -> int:
         """The same for whole narratives."""
         return scoring.total(samples) + self.narratives.told - len(self.docs)
+
+
+def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
+    """Counts of one document; a damaged panoptic map costs that document alone."""
+    sample, problem = scoring.try_score(doc, reply_of(results))
+    if problem is not None:
+        logger.error(f"narrative {doc['narrative']} is skipped and has no score: {problem}")
+    return sample
+
+
+def reply_of(results: list[Any]) -> str:
+    """What the model said, in either form in which lmms-eval hands it over."""
+    return str(results[0][0] if isinstance(results[0], list) else results[0])
 
 
 def image_of(doc: PngDoc) -> list[Any]:
