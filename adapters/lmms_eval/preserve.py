@@ -21,7 +21,6 @@ from typing import Any
 
 from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_arm
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
-from flmm_plugin.adapters.lmms_eval.preserve_watch import compare_logits
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
 
@@ -116,10 +115,13 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
     ours, ours_at = arm(
         ArmSpec(role="F-LMM", batch_size=plan.batch_size, ground_every=plan.ground_every, plant=plan.plant, **common)
     )
-    checks = compare(stock, ours, compare_logits(stock_at / "logits.pt", ours_at / "logits.pt"))
 
     def against(left: tuple[Arm, Path], right: tuple[Arm, Path]) -> tuple[Check, ...]:
+        from flmm_plugin.adapters.lmms_eval.preserve_watch import compare_logits  # torch: only once there is something
+
         return compare(left[0], right[0], compare_logits(left[1] / "logits.pt", right[1] / "logits.pt"))
+
+    checks = against((stock, stock_at), (ours, ours_at))
 
     arms = [stock, ours]
     noise: tuple[Check, ...] = ()

@@ -28,6 +28,9 @@ class PlainTransformers(lmms):
         device_map: Instead of ``device``: how to split the model.
         attn_implementation: The attention kernel.
         system_prompt: A system turn before every chat.
+        trust_remote_code: Run code from the checkpoint's repository.
+        load_in_4bit: Quantise the weights (bitsandbytes).
+        load_in_8bit: The same, to 8 bits.
         batch_size: Requests per ``generate``; those handed over together are answered together.
     """
 
@@ -42,18 +45,28 @@ class PlainTransformers(lmms):
         device_map: str | None = None,
         attn_implementation: str | None = None,
         system_prompt: str | None = None,
+        trust_remote_code: bool = False,
+        load_in_4bit: bool = False,
+        load_in_8bit: bool = False,
         batch_size: int = 1,
     ) -> None:
         super().__init__()
         self.accelerator = Accelerator()
-        options: dict[str, Any] = {"revision": revision, "dtype": dtype}
+        options: dict[str, Any] = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
         if attn_implementation:
             options["attn_implementation"] = attn_implementation
+        if load_in_4bit or load_in_8bit:
+            from transformers import BitsAndBytesConfig
+
+            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
+            device_map = device_map or device  # quantised where they are put; not to be moved afterwards
         if device_map:
             options["device_map"] = device_map
         model = AutoModelForImageTextToText.from_pretrained(pretrained, **options)
         self.model = (model if device_map else model.to(device)).eval()
-        self.processor = AutoProcessor.from_pretrained(pretrained, revision=revision)
+        self.processor = AutoProcessor.from_pretrained(
+            pretrained, revision=revision, trust_remote_code=trust_remote_code
+        )
         self.processor.tokenizer.padding_side = "left"
         if self.processor.tokenizer.pad_token_id is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token

@@ -7,14 +7,21 @@ from typing import Any
 
 from flmm_plugin.errors import UnknownArgument
 
-#: ``model_type`` of a checkpoint -> lmms-eval's own adapter, for those that were run with the pinned versions.
-#: What is not here is answered by plain transformers, and the verdict says so.
-ADAPTERS = {"llava": "llava_hf"}
+#: ``model_type`` of a checkpoint -> lmms-eval's own adapter, where one speaks transformers' checkpoints of the family.
+#: What is not here, or does not work with the versions that are installed, is answered by plain transformers, and the
+#: verdict says so.
+ADAPTERS = {"llava": "llava_hf", "llava_next": "llava_hf", "llava_onevision": "llava_hf"}
 
 PLAIN = "plain"
 
 #: Model arguments that say which model it is and how it computes: both arms get them.
-SHARED = ("pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "system_prompt")
+SHARED = (
+    "pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code",
+    "system_prompt", "load_in_4bit", "load_in_8bit",
+)  # fmt: skip
+
+#: Those among them that lmms-eval's adapters do not take.
+_PLAIN_ONLY = ("system_prompt", "load_in_4bit", "load_in_8bit")
 
 #: Model arguments with which chat is another one on purpose.
 _ON_PURPOSE = ("visual_cot",)
@@ -28,7 +35,7 @@ def shared_arguments(given: Mapping[str, Any], default_pretrained: str) -> dict[
     """What both arms are told, of the F-LMM arm's model arguments.
 
     Raises:
-        UnknownArgument: An argument that changes chat on purpose.
+        UnknownArgument: An argument that changes chat on purpose, or no checkpoint.
     """
     for name in _ON_PURPOSE:
         if given.get(name) not in (None, "none", ""):
@@ -37,6 +44,8 @@ def shared_arguments(given: Mapping[str, Any], default_pretrained: str) -> dict[
                 "of --model_args"
             )
     pretrained = given.get("pretrained") or default_pretrained
+    if not pretrained:
+        raise UnknownArgument("this model has no checkpoint of its own: --model_args pretrained=FOLDER_OR_HUB_NAME")
     if pretrained == "flmm_tiny":
         from flmm_plugin.tiny import tiny_path
 
@@ -49,8 +58,8 @@ def adapter_for(arguments: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the stock arm for a checkpoint, and why it is no adapter of lmms-eval's, if it is not."""
     from transformers import AutoConfig
 
-    if arguments.get("system_prompt"):
-        return PLAIN, "lmms-eval's adapters take no system_prompt"
+    if beyond := [name for name in _PLAIN_ONLY if arguments.get(name)]:
+        return PLAIN, f"lmms-eval's adapters take no {beyond[0]}"
     family = AutoConfig.from_pretrained(arguments["pretrained"], revision=arguments.get("revision")).model_type
     if family not in ADAPTERS:
         return PLAIN, f"no adapter of lmms-eval's is known to work for {family} with these versions"

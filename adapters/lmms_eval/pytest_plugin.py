@@ -1,12 +1,13 @@
-"""A pytest plugin: the proof of preservation as test cases of any project's suite.
+r"""A pytest plugin: the proof of preservation as test cases of any project's suite.
 
-Installed with the package, it adds nothing to a run that does not ask for it. On the command line, every check becomes
-a test case::
+It is loaded where it is asked for, so a suite that does not ask pays nothing. On the command line every check becomes a
+test case (``--junitxml`` and all else that pytest has works as ever)::
 
-    pytest --flmm-preserve flmm_llava --flmm-preserve-args pretrained=llava-hf/llava-1.5-7b-hf,heads=heads.safetensors \
+    pytest -p flmm_plugin.adapters.lmms_eval.pytest_plugin --flmm-preserve flmm_llava \
+        --flmm-preserve-args pretrained=llava-hf/llava-1.5-7b-hf,heads=heads.safetensors \
         --flmm-preserve-tasks mme,pope --flmm-preserve-limit 50
 
-In a test, the fixture ``flmm_preserve`` gives the verdict::
+In a test, with ``pytest_plugins = ["flmm_plugin.adapters.lmms_eval.pytest_plugin"]`` in the top conftest.py::
 
     def test_chat_is_untouched(flmm_preserve):
         verdict = flmm_preserve("flmm_tiny", "mme", limit=20)

@@ -72,17 +72,32 @@ def add_subcommand(commands: Any) -> None:
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """``name=value,...`` as lmms-eval reads it.
+    """``name=value,...`` as lmms-eval reads it: true, false and numbers are those, everything else is text.
+
+    >>> arguments_of("pretrained=a/b,limit=3,fast=True")
+    {'pretrained': 'a/b', 'limit': 3, 'fast': True}
 
     Raises:
         UnknownArgument: A part without ``=``.
     """
-    if bad := [part for part in text.split(",") if part.strip() and "=" not in part]:
-        raise UnknownArgument(f"{bad[0]!r} is no argument: write name=value,name=value")
-    from lmms_eval.utils import simple_parse_args_string
-
-    parsed: dict[str, Any] = simple_parse_args_string(text) if text.strip() else {}
+    parsed: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UnknownArgument(f"{part!r} is no argument: write name=value,name=value")
+        parsed[name.strip()] = _value(value.strip())
     return parsed
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _preserve(args: argparse.Namespace) -> int:
