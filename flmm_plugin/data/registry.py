@@ -169,16 +169,16 @@ _VISCOT_PAGES = {
 
 def _viscot() -> Benchmark:
     parts = []
+    homes = ("viscot", "viscot_benchmark", "Visual-CoT/viscot_benchmark", "viscot/viscot_benchmark")
     for file, (size, digest) in _VISCOT_FILES.items():
-        places = (f"viscot/{file}", f"viscot_benchmark/{file}", f"Visual-CoT/viscot_benchmark/{file}")
-        places = (*places, f"viscot/viscot_benchmark/{file}", file)
+        places = (*(f"{home}/{file}" for home in homes), file)
         source = Archive((f"{_VISCOT}/{file}",), size, digest, file=f"viscot/{file}")
         parts.append(
             Part(f"Visual-CoT {file}", places, "Apache-2.0", source, optional=file.startswith("benchmark_det"))
         )
+    shown = ("viscot/cot", "cot", "Visual-CoT/playground/data/cot", "playground/data/cot", "images")
     for name, page in _VISCOT_PAGES.items():
-        places = (f"viscot/cot/{name}", f"cot/{name}", f"Visual-CoT/playground/data/cot/{name}")
-        places = (*places, f"playground/data/cot/{name}", f"viscot/playground/data/cot/{name}", f"images/{name}")
+        places = tuple(f"{home}/{name}" for home in (*shown, "viscot/playground/data/cot"))
         how = f"{page}; put the pictures, flat, into viscot/cot/{name}"
         parts.append(Part(f"pictures of {name}", places, "as its page says", how=how))
     sets = tuple(f"flmm_viscot_{name}" for name in TABLE_SETS)

@@ -49,7 +49,7 @@ def write_viscot(root: Path, *, scenes: int = 60, seed: int = 1000, names: Seque
             turn = language.lookup_question(scene, rng)
             picture, box = _picture(scene, turn.mentions[0][3], wide=number % 3 == 2)
             path = f"{folder}/{name}_{number:04d}{_ENDINGS.get(name, '.jpg')}"
-            Image.fromarray(picture).save(home / path, **({} if path.endswith(".png") else {"quality": 95}))
+            Image.fromarray(picture).save(home / path, quality=95)  # PNG has no such setting and ignores it
             height, width = picture.shape[:2]
             record, detection = _record(name, number, path, turn, box, (height, width))
             records.append(record)
