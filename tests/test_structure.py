@@ -86,6 +86,7 @@ def test_package_dir_maps_every_room() -> None:
 
 
 IMPORT_OF = {
+    "huggingface-hub": "huggingface_hub",
     "lmms-eval": "lmms_eval",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
