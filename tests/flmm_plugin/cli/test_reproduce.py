@@ -1,0 +1,164 @@
+"""``flmm reproduce``: the right commands, nothing twice, one failing task costs one column."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from flmm_plugin.cli import main, reproduce
+from flmm_plugin.reports.table_layouts import LAYOUTS
+
+#: Stands in for lmms_eval: appends its arguments to a file, and writes a result file unless a task may not succeed.
+FAKE = """
+import json, pathlib, sys
+words = dict(zip(sys.argv[1::1], sys.argv[2::1]))
+folder = pathlib.Path(words["--output_path"])
+calls = folder.parents[1] / "calls.txt"
+with calls.open("a") as out:
+    out.write(words["--model"] + " " + words["--tasks"] + "\\n")
+tasks = words["--tasks"].split(",")
+broken = json.loads((folder.parents[1] / "broken.json").read_text())
+if set(tasks) & set(broken):
+    sys.exit(0)  # as lmms-eval does when it fails
+folder.mkdir(parents=True, exist_ok=True)
+content = {
+    "results": {task: {"cIoU,none": 50.0, "mme_perception_score,none": 1000.0} for task in tasks},
+    "config": {"model": words["--model"], "model_args": words.get("--model_args", "")},
+}
+(folder / f"{len(list(folder.iterdir()))}_results.json").write_text(json.dumps(content))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A work folder whose lmms_eval is the stand-in; ``broken.json`` lists tasks that give no result."""
+    program = tmp_path / "lmms_eval"
+    program.write_text(f"#!{sys.executable}\n{FAKE}")
+    program.chmod(0o755)
+    monkeypatch.setattr(reproduce, "script", lambda: str(program))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "broken.json").write_text("[]")
+    return out
+
+
+def calls(out: Path) -> list[str]:
+    path = out / "calls.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def go(out: Path, *words: str) -> int:
+    tasks = "mme,flmm_refcoco_val,flmm_refcocog_val"
+    return main(["reproduce", "table1", "--backbones", "flmm_tiny", "--tasks", tasks, "--out", str(out), *words])
+
+
+def test_everything_in_one_process_then_nothing_twice(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert go(fake) == 0
+    assert calls(fake) == ["flmm_tiny mme,flmm_refcoco_val,flmm_refcocog_val"]
+    for name in ("table1.md", "table1.csv", "table1.tex", "report.html"):
+        assert (fake / name).is_file()
+    assert "| F-LMM (embedded model) | 1000" in (fake / "table1.md").read_text()
+    assert go(fake) == 0
+    assert len(calls(fake)) == 1
+    assert "all results are there" in capsys.readouterr().err
+
+
+def test_a_task_that_fails_costs_its_column_alone_and_is_tried_again_later(
+    fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fake / "broken.json").write_text(json.dumps(["flmm_refcocog_val"]))
+    assert go(fake) == 1
+    assert calls(fake)[1:] == ["flmm_tiny mme", "flmm_tiny flmm_refcoco_val", "flmm_tiny flmm_refcocog_val"]
+    assert "no result: flmm_tiny: flmm_refcocog_val" in capsys.readouterr().err
+    assert "50.0" in (fake / "table1.md").read_text()
+    (fake / "broken.json").write_text("[]")
+    assert go(fake) == 0
+    assert calls(fake)[4:] == ["flmm_tiny flmm_refcocog_val"]
+
+
+def test_a_part_is_not_the_whole(fake: Path) -> None:
+    assert go(fake, "--limit", "4") == 0
+    assert go(fake) == 0
+    assert len(calls(fake)) == 2
+
+
+def test_stock_arm_gets_the_chat_tasks(fake: Path) -> None:
+    assert go(fake, "--stock", "--dry-run") == 0
+    args = argparse.Namespace(backbones=["flmm_tiny"], stock=True, limit=None)
+    jobs = reproduce.planned(args, ("mme", "flmm_refcoco_val"), LAYOUTS["1"].mask_tasks, fake)
+    assert [(job.model, job.tasks) for job in jobs] == [
+        ("flmm_tiny", ("mme", "flmm_refcoco_val")),
+        ("llava_hf", ("mme",)),
+    ]
+    assert "pretrained=" in jobs[1].arguments
+    assert "device_map=" in jobs[1].arguments
+
+
+def test_dry_run_prints_commands_that_a_shell_takes(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = "flmm_llava:pretrained=a/b c,heads=x.safetensors"
+    assert main(["reproduce", "A2", "--backbones", spec, "--dry-run", "--out", str(fake)]) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("lmms_eval --model flmm_llava --tasks flmm_refcoco_val,flmm_refcoco_testA")
+    assert "--model_args 'pretrained=a/b c,heads=x.safetensors'" in line
+    assert "--use_cache" in line
+    assert calls(fake) == []
+
+
+def test_judged_tasks_need_a_key(
+    fake: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["reproduce", "table1", "--backbones", "flmm_tiny", "--dry-run", "--out", str(fake)]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "mmvet" not in captured.out
+    assert "left out, for want of a judge (set OPENAI_API_KEY): mmvet, llava_in_the_wild" in captured.err
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    main(words)
+    assert "mmvet,llava_in_the_wild" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table9", "--backbones", "flmm_tiny"], "no table"),
+        (["table1", "--backbones", "flmm_lava"], "did you mean flmm_llava?"),
+        (
+            ["table1", "--backbones", "flmm_tiny", "--tasks", "gqa"],
+            "'gqa' fills no column of this table; its tasks: mme",
+        ),
+    ],
+)
+def test_errors_name_the_fix(fake: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", *words, "--out", str(fake)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_result_file_is_named(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert go(fake) == 0
+    (damaged,) = (fake / "runs" / "flmm_tiny").glob("*_results.json")
+    damaged.write_text(damaged.read_text()[:40])
+    assert go(fake) == 2
+    assert damaged.name in capsys.readouterr().err
+
+
+def test_every_task_that_a_table_needs_exists() -> None:
+    """By name, among this plugin's tasks and lmms-eval's."""
+    from importlib import util
+
+    from flmm_plugin.cli.listing import tasks
+
+    ours = {task["name"] for task in tasks()}
+    home = Path(str(util.find_spec("lmms_eval").origin)).parent / "tasks"
+    needed = {task for layout in LAYOUTS.values() for task in layout.tasks}
+    folders = ("mme", "mmbench", "mmvet", "llava-in-the-wild", "pope", "gqa", "vqav2", "ai2d")
+    files = (path for folder in folders for path in (home / folder).glob("*.yaml"))
+    stock = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    absent = [
+        name for name in needed if name not in ours and f'"{name}"' not in stock and f"task: {name}\n" not in stock
+    ]
+    assert absent == []
