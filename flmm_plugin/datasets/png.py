@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
 from flmm_plugin.images import open_image
@@ -99,24 +99,6 @@ class Narrative:
     def text(self) -> str:
         """The utterances, joined as they are."""
         return "".join(self.utterances)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something in the files that could not be used as it stands.
-
-    Attributes:
-        kind: A few words that are the same for all problems of the kind.
-        where: Which narrative, picture or phrase.
-        dropped: Phrases that are left out because of it.
-    """
-
-    kind: str
-    where: str
-    dropped: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +183,7 @@ class PngDataset(Sequence[Narrative]):
     @property
     def problem_counts(self) -> dict[str, int]:
         """How many problems there are of each kind."""
-        return dict(Counter(problem.kind for problem in self.problems))
+        return counted(self.problems)
 
     @property
     def digest(self) -> str:

@@ -27,6 +27,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from flmm_plugin.data.prepared import items_of
+from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import BoolMask, decode_rle
@@ -81,6 +82,8 @@ SPLITTERS: Mapping[str, tuple[str, ...]] = {
 }
 
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
+
+_SMALLEST_POLYGON = 6  # numbers: a triangle
 
 _ANNOTATION_FOLDERS = ("coco/{name}", "{name}")
 _PICTURE_FOLDERS = ("coco/train2014", "train2014", "images/mscoco/images/train2014")
@@ -144,6 +147,8 @@ class ReferDataset(Sequence[ReferItem]):
         self._items: tuple[ReferItem, ...] = prepared.items
         #: How many refs the file has for each split name that it uses.
         self.split_counts: Mapping[str, int] = prepared.extra
+        #: Everything of the split that is ignored or looks odd.
+        self.problems: tuple[Problem, ...] = tuple(_odd_refs(self._items))
 
     def _read(self) -> tuple[Iterator[ReferItem], dict[str, int]]:
         """The official files: items of the split, and refs per split name."""
@@ -244,7 +249,7 @@ def _checked_polygon(part: Any, where: str) -> list[float] | None:
         raise BadAnnotation(f"{where}: a polygon is a flat list of numbers ({exc})") from exc
     if numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise BadAnnotation(f"{where}: a polygon is a flat list of finite numbers x0, y0, x1, y1, ...")
-    if numbers.size < 6:
+    if numbers.size < _SMALLEST_POLYGON:
         return None
     if numbers.size % 2:
         raise BadAnnotation(f"{where}: a polygon of {numbers.size} numbers has an x without its y")
@@ -276,6 +281,13 @@ def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pic
         objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
     except (ValueError, KeyError, TypeError) as exc:
         raise BadAnnotation(f"{instances_path} is truncated or not a COCO file ({exc!r}); fetch it again") from exc
+    for listed, kept in ((instances["images"], images), (instances["annotations"], objects)):
+        for one in listed:
+            if kept[one["id"]] is not one and kept[one["id"]] != one:
+                raise BadAnnotation(
+                    f"{instances_path} lists id {one['id']} twice with different content, so that nobody can tell "
+                    "which one a ref means; fetch it again"
+                )
     for ref in refs:
         try:
             image, annotation = images[ref["image_id"]], objects[ref["ann_id"]]
@@ -297,6 +309,25 @@ def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pic
                 f"ref {ref.get('ref_id')} of {refs_path} (image {ref.get('image_id')}, annotation {ref.get('ann_id')}) "
                 f"has no match in {instances_path} or lacks a field ({exc!r}); both files must be of the same archive"
             ) from exc
+
+
+def _odd_refs(items: Iterable[ReferItem]) -> Iterator[Problem]:
+    """Refs that nobody described or that are listed twice, and polygons that enclose nothing."""
+    seen: set[int] = set()
+    for item in items:
+        where = f"ref {item.ref_id} (image {item.image_id}, annotation {item.ann_id})"
+        if item.ref_id in seen:
+            yield Problem("ref is listed twice; both count", where)
+        seen.add(item.ref_id)
+        if not any(sentence.strip() for sentence in item.sentences):
+            yield Problem("ref without a sentence; counts as an error, and not at all per sentence", where)
+        if not isinstance(item.segmentation, list | tuple):
+            continue  # a run-length code, or something that is refused when the mask is made
+        short = sum(isinstance(part, list | tuple) and len(part) < _SMALLEST_POLYGON for part in item.segmentation)
+        if short == len(item.segmentation):
+            yield Problem("object without a usable polygon; its target is empty", where)
+        elif short:
+            yield Problem(f"polygon of fewer than {_SMALLEST_POLYGON} numbers, ignored", where)
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> str:

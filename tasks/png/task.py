@@ -13,12 +13,12 @@ from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
 from flmm_plugin.datasets.png import PngDataset
+from flmm_plugin.datasets.problems import summed_up
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.png import curve, scoring
 from flmm_plugin.tasks.png.docs import QUESTION, PngDoc, PngDocs
 
 _DATA_KEYS = ("root", "kinds", "question")
-_SHOWN = 5
 
 
 class NarrativeTask(ConfigurableTask):
@@ -61,12 +61,10 @@ class NarrativeTask(ConfigurableTask):
         """One request per narrative, after a word on what the files hold that is not asked."""
         problems = self.narratives.problems
         if problems:
-            counts = ", ".join(f"{kind} {count}" for kind, count in self.narratives.problem_counts.items())
-            first = "; ".join(map(str, problems[:_SHOWN]))
             logger.warning(
                 f"{self.config.task}: {len(self.docs)} of {self.narratives.told} narratives are asked, with "
-                f"{self.docs.items} phrases. In {self.narratives.narratives_path}: {counts}. First: {first}. All are "
-                "listed under `problems` in the task's metadata in the results file"
+                f"{self.docs.items} phrases. In {self.narratives.narratives_path}: {summed_up(problems)}. All "
+                "are listed under `problems` in the task's metadata in the results file"
             )
         super().build_all_requests(**options)
 

@@ -49,6 +49,7 @@ class ReferDocs(Sequence[ReferDoc]):
         split_counts: Refs per split name of the annotation file.
         refs_path: The annotation file.
         digest: SHA-256 of the annotation files.
+        problems: What of the split is ignored or looks odd.
     """
 
     def __init__(self, dataset: ReferDataset, unit: Unit) -> None:
@@ -59,6 +60,7 @@ class ReferDocs(Sequence[ReferDoc]):
         self.split_counts = dataset.split_counts
         self.refs_path = dataset.refs_path
         self.digest = dataset.digest
+        self.problems = dataset.problems
         build = _picture_docs if unit == "picture" else _sentence_docs
         self._docs = [ReferDoc(doc, expected_items=self.expected_items) for doc in build(dataset)]
         self.items = sum(len(doc["expressions"]) for doc in self._docs)

@@ -12,6 +12,7 @@ from typing import Any
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
+from flmm_plugin.datasets.problems import summed_up
 from flmm_plugin.datasets.refer import ReferDataset
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.refcoco import scoring
@@ -39,7 +40,11 @@ class ReferSegmentation(ConfigurableTask):
         settings.pop("class", None)
         self.docs: ReferDocs
         super().__init__(config=settings)
-        self.config.metadata = {**(self.config.metadata or {}), "annotations": f"sha256:{self.docs.digest}"}
+        facts = {
+            "annotations": f"sha256:{self.docs.digest}",
+            "problems": [str(problem) for problem in self.docs.problems],
+        }
+        self.config.metadata = {**(self.config.metadata or {}), **facts}
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Read the annotation files; pictures are opened one by one when they are asked for."""
@@ -66,6 +71,11 @@ class ReferSegmentation(ConfigurableTask):
             )
             self._instances: list[Any] = []
             return
+        if self.docs.problems:
+            logger.warning(
+                f"{self.config.task}: in {self.docs.refs_path.parent}: {summed_up(self.docs.problems)}. All are listed "
+                "under `problems` in the task's metadata in the results file"
+            )
         super().build_all_requests(**options)
 
     def aggregation(self) -> dict[str, Any]:

@@ -76,6 +76,54 @@ def test_sizes_of_lettered_splits_add_up() -> None:
     assert sum(OFFICIAL_SIZES["refcoco", "unc"][split].refs for split in ("train", "val", "testA", "testB")) == 50_000
 
 
+def change(path: Path, how: Callable[[Any], None]) -> None:
+    """Rewrite a JSON file or a pickle after `how` changed its content in place."""
+    form: Any = json if path.suffix == ".json" else pickle
+    content = form.loads(path.read_bytes())
+    how(content)
+    path.write_bytes(json.dumps(content).encode() if form is json else pickle.dumps(content, protocol=2))
+
+
+def test_what_is_ignored_or_odd_is_listed(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    annotations = folder.root / "coco/refcoco"
+    assert ReferDataset(folder.root, "refcoco", "val").problems == ()
+
+    def spoil(content: Any) -> None:
+        content["annotations"][0]["segmentation"].append([1, 2, 3, 4])
+        content["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
+        content["annotations"][3]["segmentation"] = []  # of another split
+
+    def silence(refs: Any) -> None:
+        refs[2]["sentences"] = []
+        refs.append(refs[0])
+
+    change(annotations / "instances.json", spoil)
+    change(annotations / "refs(unc).p", silence)
+    dataset = ReferDataset(folder.root, "refcoco", "val")
+    assert [str(problem) for problem in dataset.problems] == [
+        "ref 0 (image 11, annotation 101): polygon of fewer than 6 numbers, ignored",
+        "ref 1 (image 11, annotation 102): object without a usable polygon; its target is empty",
+        "ref 2 (image 12, annotation 103): ref without a sentence; counts as an error, and not at all per sentence",
+        "ref 0 (image 11, annotation 101): ref is listed twice; both count",
+        "ref 0 (image 11, annotation 101): polygon of fewer than 6 numbers, ignored",
+    ]
+    assert not dataset.mask(dataset[1]).any()
+    assert np.array_equal(dataset.mask(dataset[0]), folder.mask(101, 11))
+    assert [problem.where[:5] for problem in ReferDataset(folder.root, "refcoco", "testA").problems] == ["ref 3"]
+
+
+@pytest.mark.parametrize("what", ["images", "annotations"])
+def test_an_id_that_means_two_things_is_refused(refer_folder: Callable[..., Any], what: str) -> None:
+    folder = refer_folder()
+    path = folder.root / "coco/refcoco/instances.json"
+    change(path, lambda content: content[what].append(content[what][0]))
+    assert len(ReferDataset(folder.root, "refcoco", "val")) == 3
+    change(path, lambda content: content[what].append({**content[what][0], "height": 1, "iscrowd": 1}))
+    with pytest.raises(BadAnnotation, match=r"lists id \d+ twice with different content"):
+        ReferDataset(folder.root, "refcoco", "val")
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [(("refcoc", "val"), "'refcoco'"), (("refcoco", "testa"), "'testA'"), (("refcocog", "val", "umb"), "'umd'")],
