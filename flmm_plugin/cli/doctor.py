@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import flmm_plugin
-from flmm_plugin.errors import FlmmError
+from flmm_plugin.errors import FlmmError, UnknownArgument
 
 # The versions that the tests run with; a test holds this to constraints.txt, which an installation does not have.
 TESTED = {
@@ -56,6 +56,19 @@ def add_subcommand(commands: Any) -> None:
         "--run", dest="try_it", action="store_true", help="also ground a picture with the embedded model"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    model = parser.add_argument_group("one model", "checks of its attention with the versions installed here")
+    model.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="flmm_tiny, a folder or a hub name: was it verified with this transformers, torch and kernel? Where its "
+        "weights are on this machine (nothing is downloaded), its attention is checked too",
+    )
+    model.add_argument("--attn-implementation", metavar="KERNEL", help="sdpa, eager, flash_attention_2, ...")
+    model.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as stored)")
+    model.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, else the CPU)")
+    model.add_argument(
+        "--record", action="store_true", help="keep the fingerprint of its attention, if all checks pass, for others"
+    )
     parser.set_defaults(run=_doctor)
 
 
@@ -76,6 +89,14 @@ def examine(try_it: bool = False) -> Iterator[Finding]:
         except Exception as exc:  # a broken installation is what this command is for: report it and go on
             yield Finding(topic, "check", "bad", f"{type(exc).__name__}: {' '.join(str(exc).split())}")
     yield from (Finding("verified", what, "note", where) for what, where in VERIFIED)
+
+
+def examine_backbone(args: argparse.Namespace) -> Iterator[Finding]:
+    """All findings about one model."""
+    from flmm_plugin.cli.doctor_backbone import findings
+
+    yield from _versions()
+    yield from (Finding("backbone", *found) for found in findings(args))
 
 
 def _versions() -> Iterator[Finding]:
@@ -182,9 +203,13 @@ def _sha256(path: Path) -> str:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.record and args.backbone is None:
+        raise UnknownArgument(
+            "--record keeps the fingerprint of one model; name it: flmm doctor --backbone NAME --record"
+        )
     findings: list[Finding] = []
     topic = ""
-    for finding in examine(args.try_it):
+    for finding in examine(args.try_it) if args.backbone is None else examine_backbone(args):
         findings.append(finding)
         if args.json:
             continue

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from flmm_plugin.heads.manifest import BackboneFacts
     from flmm_plugin.heads.released import ReleasedLMM
 
+_TEMPLATE = "template of the phrases' turn"
+
 _CONVERT = """\
 Read the heads that the paper's authors released (a .pth of tensors; no code in it is run) and write them as one
 safetensors file with a manifest. Every tensor is checked against the LMM: heads of another one are named.
@@ -41,6 +43,7 @@ def add_subcommand(commands: Any) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_convert(actions)
     _add_show(actions)
+    _add_list(actions)
     _add_push(actions)
     _add_pull(actions)
 
@@ -85,6 +88,17 @@ def _add_show(actions: Any) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, or a released .pth")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.set_defaults(run=_show)
+
+
+def _add_list(actions: Any) -> None:
+    parser = actions.add_parser(
+        "list",
+        help="the LMMs that heads were released for",
+        description="The paper's LMMs: names for --backbone, numbers of their heads, and how those were trained.",
+    )
+    parser.add_argument("--markdown", action="store_true", help="as the table of docs/heads.md")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(run=_list)
 
 
 def _add_push(actions: Any) -> None:
@@ -194,6 +208,43 @@ def _show(args: argparse.Namespace) -> int:
     for name, value in content.items():
         shown = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else str(value)
         print(f"{name.ljust(width)}  {shown}")
+    return 0
+
+
+def released_table() -> list[dict[str, str]]:
+    """One row for each LMM that heads were released for."""
+    from flmm_plugin.heads.released import RELEASED
+
+    return [
+        {
+            "model": one.name,
+            "--backbone": one.hub,
+            "maps": f"{one.facts.attention_maps} ({one.layers} x {one.heads}"
+            + (f" x {one.maps_per_image} views)" if one.maps_per_image > 1 else ")"),
+            "hidden size": str(one.hidden_size),
+            _TEMPLATE: one.template.replace("\n", "⏎"),
+            "masks": one.placement,
+        }
+        for one in RELEASED
+    ]
+
+
+def _list(args: argparse.Namespace) -> int:
+    rows = released_table()
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    if args.markdown:
+        print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
+        for row in rows:
+            values = {**row, "--backbone": f"`{row['--backbone']}`"}
+            values[_TEMPLATE] = f"`{row[_TEMPLATE]}`"
+            print("| " + " | ".join(value.replace("|", "\\|") for value in values.values()) + " |")
+        return 0
+    shown = ("model", "--backbone", "maps", "hidden size", "masks")
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in shown]
+    for row in [dict(zip(shown, shown, strict=True)), *rows]:
+        print("  ".join(row[name].ljust(width) for name, width in zip(shown, widths, strict=True)).rstrip())
     return 0
 
 

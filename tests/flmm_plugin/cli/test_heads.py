@@ -157,8 +157,21 @@ def test_push_and_pull(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_every_command_has_help_that_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("convert", "show", "push", "pull"):
+    for command in ("convert", "show", "list", "push", "pull"):
         with pytest.raises(SystemExit) as exit_:
             main(["heads", command, "--help"])
         assert exit_.value.code == 0
         assert f"usage: flmm heads {command}" in capsys.readouterr().out
+
+
+def test_the_documented_table_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", "list", "--markdown"]) == 0
+    table = capsys.readouterr().out
+    page = Path(__file__).resolve().parents[3] / "docs" / "heads.md"
+    assert table in page.read_text(encoding="utf-8")
+    assert main(["heads", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert "deepseek-community/deepseek-vl-1.3b-chat" in lines[4]
+    assert main(["heads", "list", "--json"]) == 0
+    assert [row["masks"] for row in json.loads(capsys.readouterr().out)].count("whole") == 2
