@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flmm_plugin.records import MasksReply, parse_masks_json
-from flmm_plugin.tasks.keywords.noun_chunks import NounChunks
+from flmm_plugin.tasks.metrics.bootstrap import Ratio
 from flmm_plugin.tasks.metrics.keywords import PickedCounts, Span, phrase_counts, total, word_counts
-from flmm_plugin.tasks.png.docs import PngDoc
 
 Sample = Mapping[str, Any]
 
@@ -30,31 +29,38 @@ METRICS = (
 )
 
 
-def score_reply(doc: PngDoc, reply: str, chunks: NounChunks | None) -> dict[str, dict[str, Any]]:
+def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
     """Counts of one narrative, keyed by metric.
 
     Args:
-        doc: Of `flmm_plugin.tasks.png.docs`.
+        doc: Of `flmm_plugin.tasks.png.docs`; with ``noun_chunks`` (spans) if these are to be set beside.
         reply: The model's masks JSON, or anything else it said.
-        chunks: Noun chunks to set beside it; None leaves those metrics out.
 
     Returns:
         For each rate ``{"right", "picked", "wanted"}``; a ``{"count"}`` for the others; and ``reference``.
     """
-    text, wanted = doc.text, doc.spans
+    text, wanted = doc["text"], _pairs(doc["spans"])
     parsed = parse_masks_json(reply)
-    picked = spans_of(parsed, text)
-    sample = _rates("", text, picked, wanted)
+    sample = _rates("", text, spans_of(parsed, text), wanted)
     reference: dict[str, Any] = {"text": text, "phrases": doc["expressions"], "spans": [list(one) for one in wanted]}
-    if chunks is not None:
-        found = chunks.spans(text)
-        sample |= _rates("spacy_", text, found, wanted)
-        reference["noun_chunks"] = [list(one) for one in found]
+    if "noun_chunks" in doc:
+        chunks = _pairs(doc["noun_chunks"])
+        sample |= _rates("spacy_", text, chunks, wanted)
+        reference["noun_chunks"] = [list(one) for one in chunks]
     sample["items"] = {"count": 1}
     sample["errors"] = {"count": int(parsed.error is not None)}
     sample["complete"] = {"count": 1, "expected": doc["expected_narratives"]}
     sample["reference"] = {**reference, "image_path": doc["image_path"], "size": [doc["height"], doc["width"]]}
     return sample
+
+
+def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a logged sample, as far as `score_reply` needs it."""
+    reference = dict(sample["reference"])
+    height, width = reference.pop("size")
+    expected = sample["complete"]["expected"]
+    phrases = reference.pop("phrases")
+    return {**reference, "expressions": phrases, "height": height, "width": width, "expected_narratives": expected}
 
 
 def spans_of(reply: MasksReply, text: str) -> list[Span]:
@@ -104,3 +110,19 @@ def _total(samples: Iterable[Sample]) -> PickedCounts:
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
+
+
+def _pairs(spans: Iterable[Sequence[int]]) -> list[Span]:
+    return [(start, end) for start, end in spans]
+
+
+_TERMS: Mapping[str, Ratio] = {
+    "F1": Ratio(lambda sample: (2 * sample["right"], sample["picked"] + sample["wanted"])),
+    "recall": Ratio(lambda sample: (sample["right"], sample["wanted"])),
+    "precision": Ratio(lambda sample: (sample["right"], sample["picked"])),
+}
+
+#: How intervals are drawn; the values themselves come from the functions above.
+STATISTICS: Mapping[str, Ratio] = {
+    f"{prefix}{rate}": terms for prefix in ("", "phrase_", "spacy_", "spacy_phrase_") for rate, terms in _TERMS.items()
+}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from loguru import logger
 
@@ -18,6 +19,8 @@ class KeywordSelection(NarrativeTask):
 
     Config: as for `NarrativeTask`. Without spaCy the task runs, says so, and leaves its six metrics out.
     """
+
+    unit: ClassVar[str] = "narratives"
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self._chunks: NounChunks | None = None
@@ -36,17 +39,18 @@ class KeywordSelection(NarrativeTask):
 
     def process_results(self, doc: PngDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
         """Counts of one narrative, noun chunks beside it where spaCy is."""
-        return scoring.score_reply(doc, reply_of(results), self._chunks)
+        chunks = {} if self._chunks is None else {"noun_chunks": self._chunks.spans(doc["text"])}
+        return score({**doc, **chunks}, results)
 
 
-def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
-    """Counts of one narrative without noun chunks; the YAML must name such a function."""
-    return scoring.score_reply(doc, reply_of(results), None)
+def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
+    """Counts of one narrative, with its ``noun_chunks`` if it has some."""
+    return scoring.score_reply(doc, reply_of(results))
 
 
 def prompt_of(doc: PngDoc) -> str:
     """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
     return (
         "Which words of this description name things that can be seen in the image? Answer with masks JSON whose "
-        f"phrases have their spans in it: {doc.text.strip()}"
+        f"phrases have their spans in it: {doc['text'].strip()}"
     )

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from flmm_plugin.datasets.png import Narrative, PngDataset, PngPhrase, phrase_mask, read_panoptic_map
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.images import open_image
-from flmm_plugin.records import BoolMask
+from flmm_plugin.records import BoolMask, decode_rle
 
 Kinds = Literal["flmm", "bcv"]
 
@@ -26,8 +26,8 @@ Kinds = Literal["flmm", "bcv"]
 QUESTION = "Please give me a description of the image."
 
 FIELDS = (
-    "narrative", "image_id", "image_path", "map_path", "height", "width", "question", "pieces", "grounded",
-    "expressions", "segment_ids", "kinds", "expected_items", "expected_narratives",
+    "narrative", "image_id", "image_path", "map_path", "height", "width", "question", "text", "pieces", "grounded",
+    "expressions", "spans", "segment_ids", "kinds", "expected_items", "expected_narratives", "left_out",
 )  # fmt: skip
 
 
@@ -35,28 +35,16 @@ class PngDoc(dict[str, Any]):
     """One document, a plain dict that also answers ``doc["image"]``, by opening the picture at that moment.
 
     Keys: ``narrative`` (its number in the file), ``image_id``; ``image_path``, ``map_path``; ``height``, ``width`` in
-    pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a model is given; per item
-    ``expressions``, ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); ``expected_items`` and
-    ``expected_narratives`` of the whole annotation file.
+    pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a model is given; ``text``,
+    the pieces joined; per item ``expressions``, ``spans`` (characters ``[start, end)`` of the text),
+    ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); and of the whole file ``expected_items``,
+    ``expected_narratives`` and ``left_out``: phrases and narratives that the reader could not use.
     """
 
     def __missing__(self, key: str) -> Any:
         if key == "image":
             return open_image(self["image_path"])
         raise KeyError(key)
-
-    @property
-    def text(self) -> str:
-        """The narrative."""
-        return "".join(self["pieces"])
-
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        """Characters ``[start, end)`` of each item in the narrative, white space at its ends included."""
-        starts = [0]
-        for piece in self["pieces"]:
-            starts.append(starts[-1] + len(piece))
-        return [(starts[index], starts[index + 1]) for index in self["grounded"]]
 
 
 class PngDocs(Sequence[PngDoc]):
@@ -76,7 +64,15 @@ class PngDocs(Sequence[PngDoc]):
         if kinds not in get_args(Kinds):
             raise UnknownArgument(f"no way {kinds!r} of sorting phrases; known: {', '.join(get_args(Kinds))}")
         self.items = dataset.phrases
-        self._docs = [_doc(narrative, question, kinds, dataset, self.items) for narrative in dataset]
+        whole = {
+            "expected_items": self.items,
+            "expected_narratives": len(dataset),
+            "left_out": {
+                "phrases": sum(problem.dropped for problem in dataset.problems),
+                "narratives": dataset.told - len(dataset),
+            },
+        }
+        self._docs = [PngDoc(_doc(narrative, question, kinds), **whole) for narrative in dataset]
         self.features: dict[str, None] = dict.fromkeys(FIELDS)
 
     def __len__(self) -> int:
@@ -88,16 +84,20 @@ class PngDocs(Sequence[PngDoc]):
     def __getitem__(self, index: Any) -> Any:
         # lmms-eval looks at document 0 of every task before it asks how many there are.
         if not self._docs and index == 0:
-            return PngDoc(dict.fromkeys(self.features), question="", pieces=[], grounded=[], expressions=[])
+            return PngDoc(dict.fromkeys(self.features), question="", text="", pieces=[], grounded=[], expressions=[])
         return self._docs[index]
 
 
 def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
-    """The target mask of each item, ``bool[H, W]`` in the image frame, read from the panoptic map.
+    """The target mask of each item, ``bool[H, W]`` in the image frame.
+
+    From the panoptic map; a document of a log has the ``masks`` themselves.
 
     Raises:
         BadAnnotation: The map is missing, damaged or of another size.
     """
+    if "masks" in doc:
+        return [decode_rle(rle) for rle in doc["masks"]]
     segments = read_panoptic_map(doc["map_path"], (doc["height"], doc["width"]))
     return [phrase_mask(segments, ids) for ids in doc["segment_ids"]]
 
@@ -111,21 +111,21 @@ def kinds_of(phrase: PngPhrase, how: Kinds = "flmm") -> tuple[str, str]:
     return "singular", "thing" if phrase.things[-1] else "stuff"
 
 
-def _doc(narrative: Narrative, question: str, kinds: Kinds, dataset: PngDataset, items: int) -> PngDoc:
+def _doc(narrative: Narrative, question: str, kinds: Kinds) -> dict[str, Any]:
     phrases = narrative.phrases
-    return PngDoc(
-        narrative=narrative.index,
-        image_id=narrative.image_id,
-        image_path=str(narrative.image_path),
-        map_path=str(narrative.map_path),
-        height=narrative.height,
-        width=narrative.width,
-        question=question,
-        pieces=list(narrative.utterances),
-        grounded=[phrase.piece for phrase in phrases],
-        expressions=[phrase.text.strip() for phrase in phrases],
-        segment_ids=[list(phrase.segment_ids) for phrase in phrases],
-        kinds=[list(kinds_of(phrase, kinds)) for phrase in phrases],
-        expected_items=items,
-        expected_narratives=len(dataset),
-    )
+    return {
+        "narrative": narrative.index,
+        "image_id": narrative.image_id,
+        "image_path": str(narrative.image_path),
+        "map_path": str(narrative.map_path),
+        "height": narrative.height,
+        "width": narrative.width,
+        "question": question,
+        "text": narrative.text,
+        "pieces": list(narrative.utterances),
+        "grounded": [phrase.piece for phrase in phrases],
+        "expressions": [phrase.text.strip() for phrase in phrases],
+        "spans": [list(phrase.span) for phrase in phrases],
+        "segment_ids": [list(phrase.segment_ids) for phrase in phrases],
+        "kinds": [list(kinds_of(phrase, kinds)) for phrase in phrases],
+    }

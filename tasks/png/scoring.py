@@ -15,6 +15,7 @@ from typing import Any
 from flmm_plugin.errors import BadAnnotation
 from flmm_plugin.records import encode_rle, parse_masks_json
 from flmm_plugin.tasks.metrics import segmentation
+from flmm_plugin.tasks.metrics.bootstrap import Ratio
 from flmm_plugin.tasks.metrics.png import RecallSums, pixel_accuracy
 from flmm_plugin.tasks.metrics.segmentation import IoUCounts, iou_counts
 from flmm_plugin.tasks.png.docs import targets_of
@@ -61,8 +62,8 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     sample["recall_curve"] = {**every, "kinds": doc["kinds"]}
     sample["items"] = {"count": len(counts)}
     sample["errors"] = {"count": errors}
-    sample["skipped_phrases"] = {"count": 0}
-    sample["skipped_narratives"] = {"count": 0}
+    sample["skipped_phrases"] = {"count": 0, "left_out": doc["left_out"]["phrases"]}
+    sample["skipped_narratives"] = {"count": 0, "left_out": doc["left_out"]["narratives"]}
     sample["complete"] = {"count": len(counts), "expected": doc["expected_items"]}
     sample["reference"] = {
         "phrases": doc["expressions"],
@@ -78,9 +79,28 @@ def skipped(doc: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What stands for a document whose target cannot be read."""
     return {
         "items": {"count": 0},
-        "skipped_phrases": {"count": len(doc["expressions"])},
-        "skipped_narratives": {"count": 1},
+        "skipped_phrases": {"count": len(doc["expressions"]), "left_out": doc["left_out"]["phrases"]},
+        "skipped_narratives": {"count": 1, "left_out": doc["left_out"]["narratives"]},
         "complete": {"count": 0, "expected": doc["expected_items"]},
+    }
+
+
+def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a logged sample, as far as `score_reply` needs it."""
+    reference = sample["reference"]
+    height, width = reference["size"]
+    return {
+        "image_path": reference["image_path"],
+        "height": height,
+        "width": width,
+        "expressions": reference["phrases"],
+        "masks": reference["masks"],
+        "kinds": reference["kinds"],
+        "expected_items": sample["complete"]["expected"],
+        "left_out": {
+            "phrases": sample["skipped_phrases"]["left_out"],
+            "narratives": sample["skipped_narratives"]["left_out"],
+        },
     }
 
 
@@ -113,15 +133,10 @@ def pixel_acc(samples: Iterable[Sample]) -> float | None:
     return _percent(pixel_accuracy(_items(listed), [one["pixels"] for one in listed for _ in one["I"]]))
 
 
-def total(samples: Iterable[Sample]) -> int:
-    """Sum of the documents' counts."""
-    return sum(sample["count"] for sample in samples)
-
-
-def complete(samples: Iterable[Sample]) -> int:
-    """1 if every item of the annotation file was scored, else 0."""
+def skips(samples: Iterable[Sample]) -> int:
+    """What has no score: left out when the file was read (the same in each sample), or for a damaged map."""
     listed = list(samples)
-    return int({sample["expected"] for sample in listed} == {total(listed)})
+    return sum(sample["count"] for sample in listed) + max((sample["left_out"] for sample in listed), default=0)
 
 
 def curves(samples: Iterable[Sample]) -> dict[str, RecallSums]:
@@ -145,3 +160,27 @@ def _items(samples: Iterable[Sample]) -> list[IoUCounts]:
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
+
+
+def _recall_terms(sample: Sample) -> tuple[float, float]:
+    sums = RecallSums.of(_items([sample]))
+    return (sums.average_recall() or 0.0) * sums.items, sums.items
+
+
+def _accuracy_terms(sample: Sample) -> tuple[float, float]:
+    sums = RecallSums.of(_items([sample]))
+    return sums.over_half, sums.items
+
+
+def _pixel_terms(sample: Sample) -> tuple[float, float]:
+    wrong = sum(item.union - item.intersection for item in _items([sample]))
+    return len(sample["I"]) - wrong / sample["pixels"], len(sample["I"])
+
+
+#: How intervals are drawn; the values themselves come from the functions above.
+STATISTICS: Mapping[str, Ratio] = {
+    **dict.fromkeys(RECALLS, Ratio(_recall_terms)),
+    "acc@0.5": Ratio(_accuracy_terms),
+    "pixel_acc": Ratio(_pixel_terms),
+    "cIoU": Ratio(lambda sample: (sum(sample["I"]), sum(sample["U"]))),
+}

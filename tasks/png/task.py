@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
@@ -15,6 +15,7 @@ from loguru import logger
 from flmm_plugin.datasets.png import PngDataset
 from flmm_plugin.datasets.problems import summed_up
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.png import curve, scoring
 from flmm_plugin.tasks.png.docs import QUESTION, PngDoc, PngDocs
 
@@ -29,6 +30,9 @@ class NarrativeTask(ConfigurableTask):
     Raises:
         DataNotFound, BadAnnotation: From the reader, when the task is built.
     """
+
+    #: What is counted as complete.
+    unit: ClassVar[str] = "phrases"
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         settings = dict(config or {})
@@ -74,11 +78,12 @@ class NarrativeTask(ConfigurableTask):
         return {**listed, "complete": self._complete} if "complete" in listed else listed
 
     def _complete(self, samples: list[scoring.Sample]) -> int:
-        whole = scoring.complete(samples)
+        whole = is_complete(samples)
         if not whole:
+            expected = max((sample["expected"] for sample in samples), default=0)
             logger.warning(
-                f"{self.config.task}: PARTIAL RESULT over {scoring.total(samples)} of {self.docs.items} phrases of the "
-                "annotation file; not comparable with published numbers"
+                f"{self.config.task}: PARTIAL RESULT over {total(samples)} of {expected} {self.unit} of the annotation "
+                "file; not comparable with published numbers"
             )
         return whole
 
@@ -87,14 +92,9 @@ class PanopticNarrativeGrounding(NarrativeTask):
     """Masks for the phrases of each narrative, which is fed as the model's answer."""
 
     def aggregation(self) -> dict[str, Any]:
-        """The template's aggregations, with those that know the task."""
+        """The template's aggregations, with the one that draws."""
         listed = super().aggregation()
-        ours = {
-            "recall_curve": self._recall_curve,
-            "skipped_phrases": self._skipped_phrases,
-            "skipped_narratives": self._skipped_narratives,
-        }
-        return {**listed, **{name: ours[name] for name in ours if name in listed}}
+        return {**listed, "recall_curve": self._recall_curve} if "recall_curve" in listed else listed
 
     def _recall_curve(self, samples: list[scoring.Sample], args: Any = None) -> str:
         """Where the picture is, relative to ``--output_path``; "" without one."""
@@ -107,14 +107,6 @@ class PanopticNarrativeGrounding(NarrativeTask):
         )
         logger.info(f"{self.config.task}: recall curve in {path}")
         return path.name
-
-    def _skipped_phrases(self, samples: list[scoring.Sample]) -> int:
-        """Of the file, phrases that were left out: when it was read, and for a damaged panoptic map."""
-        return scoring.total(samples) + sum(problem.dropped for problem in self.narratives.problems)
-
-    def _skipped_narratives(self, samples: list[scoring.Sample]) -> int:
-        """The same for whole narratives."""
-        return scoring.total(samples) + self.narratives.told - len(self.docs)
 
 
 def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
@@ -139,8 +131,8 @@ def prompt_of(doc: PngDoc) -> str:
     """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
     listed = "\n".join(f"{number}. {phrase}" for number, phrase in enumerate(doc["expressions"], start=1))
     return (
-        f"This is said about the image: {doc.text.strip()}\nSegment what each of these phrases of it means and answer "
-        f"with one mask per line, in this order:\n{listed}"
+        f"This is said about the image: {doc['text'].strip()}\nSegment what each of these phrases of it means and "
+        f"answer with one mask per line, in this order:\n{listed}"
     )
 
 

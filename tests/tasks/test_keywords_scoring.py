@@ -25,20 +25,20 @@ Folder = Callable[..., Any]
 @pytest.fixture
 def doc(png_folder: Folder) -> PngDoc:
     first: PngDoc = PngDocs(PngDataset(png_folder().root))[0]
-    assert first.text == "There is a brown cat and another, so two cats on grass."
+    assert first["text"] == "There is a brown cat and another, so two cats on grass."
     return first
 
 
 def reply(doc: PngDoc, *phrases: str, spans: bool = True) -> str:
     listed = [
-        {"phrase": words, "span": [doc.text.index(words), doc.text.index(words) + len(words)] if spans else None}
+        {"phrase": words, "span": [doc["text"].index(words), doc["text"].index(words) + len(words)] if spans else None}
         for words in phrases
     ]
-    return json.dumps({"text": doc.text, "phrases": listed, "masks": []})
+    return json.dumps({"text": doc["text"], "phrases": listed, "masks": []})
 
 
 def test_words_and_phrases_of_a_reply(doc: PngDoc) -> None:
-    sample = scoring.score_reply(doc, reply(doc, "There", "brown cat", "grass"), None)
+    sample = scoring.score_reply(doc, reply(doc, "There", "brown cat", "grass"))
     # Wanted: a brown cat, another, two cats, grass: 7 words in 4 phrases.
     assert sample["F1"] == {"right": 3, "picked": 4, "wanted": 7}
     assert sample["phrase_F1"] == {"right": 2, "picked": 3, "wanted": 4}
@@ -47,21 +47,21 @@ def test_words_and_phrases_of_a_reply(doc: PngDoc) -> None:
     assert scoring.f1([sample["F1"]]) == pytest.approx(600 / 11)
     assert not any(name.startswith("spacy") for name in sample)
     assert sample["complete"] == {"count": 1, "expected": 2}
-    assert sample["reference"]["spans"] == [list(span) for span in doc.spans]
+    assert sample["reference"]["spans"] == [list(span) for span in doc["spans"]]
 
 
 def test_replies_without_spans_are_found_by_their_words_in_order(doc: PngDoc) -> None:
-    found = scoring.spans_of(parse_masks_json(reply(doc, "a", "a", "nowhere", "cat", spans=False)), doc.text)
-    assert [doc.text[start:end] for start, end in found] == ["a", "a", "cat"]
+    found = scoring.spans_of(parse_masks_json(reply(doc, "a", "a", "nowhere", "cat", spans=False)), doc["text"])
+    assert [doc["text"][start:end] for start, end in found] == ["a", "a", "cat"]
     # "is a", then "and": each next one is looked for behind the last.
     assert found[0][0] < found[1][0] < found[2][0]
     odd = parse_masks_json(json.dumps({"phrases": [{"phrase": "x", "span": [3, 900]}, {"phrase": "", "span": None}]}))
-    assert scoring.spans_of(odd, doc.text) == [(3, len(doc.text))]
+    assert scoring.spans_of(odd, doc["text"]) == [(3, len(doc["text"]))]
 
 
 def test_failed_replies_pick_nothing_and_count(doc: PngDoc) -> None:
     for said in (error_json(BadImage("x")), "the cat"):
-        sample = scoring.score_reply(doc, said, None)
+        sample = scoring.score_reply(doc, said)
         assert sample["F1"] == {"right": 0, "picked": 0, "wanted": 7}
         assert sample["errors"] == {"count": 1}
     assert scoring.precision([sample["precision"]]) is None
@@ -94,12 +94,17 @@ def test_noun_chunks_stand_beside_with_their_versions(doc: PngDoc, monkeypatch: 
     monkeypatch.setitem(sys.modules, "spacy", fake_spacy({"en_core_web_sm": "3.8"}))
     chunks = load_noun_chunks()
     assert chunks.name == "spacy 9.9 en_core_web_sm 3.8"
-    sample = scoring.score_reply(doc, reply(doc, "grass"), chunks)
+    sample = scoring.score_reply({**doc, "noun_chunks": chunks.spans(doc["text"])}, reply(doc, "grass"))
     # There, brown, another, cats, grass.
     assert sample["spacy_recall"] == {"right": 4, "picked": 5, "wanted": 7}
     assert sample["F1"] == {"right": 1, "picked": 1, "wanted": 7}
     assert set(sample) == {*scoring.METRICS, "reference"}
     assert len(sample["reference"]["noun_chunks"]) == 5
+    logged = json.loads(json.dumps(sample))
+    assert scoring.score_reply(scoring.logged_document(logged), reply(doc, "grass")) == logged
+    for name, ratio in scoring.STATISTICS.items():
+        function = {"F1": scoring.f1, "recall": scoring.recall, "precision": scoring.precision}[name.split("_")[-1]]
+        assert ratio([sample[name]]) == pytest.approx(function([sample[name]]))
 
 
 def test_a_missing_spacy_or_pipeline_is_said_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +130,7 @@ def test_the_pipeline_is_asked_by_one_thread_at_a_time(doc: PngDoc) -> None:
 
     chunks = NounChunks(pipeline, "slow")
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(chunks.spans, [doc.text] * 16)) == [[]] * 16
+        assert list(pool.map(chunks.spans, [doc["text"]] * 16)) == [[]] * 16
 
 
 def test_the_task_lists_the_metrics_with_their_aggregations() -> None:
