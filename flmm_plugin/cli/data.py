@@ -42,6 +42,7 @@ def add_subcommand(commands: Any) -> None:
 
     listing = _action(actions, "list", "what each benchmark needs, from where, its licence and size", _list, many="*")
     listing.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    listing.add_argument("--markdown", action="store_true", help="a Markdown table of parts, sources and licences")
 
     check = _action(actions, "check", "name each missing or damaged file; exit status 1 if there is one", _check)
     check.add_argument("--deep", action="store_true", help="decode every picture (minutes), not its two ends alone")
@@ -83,6 +84,8 @@ def _list(args: argparse.Namespace) -> int:
     root, chosen = _root(args), _chosen(args)
     if args.json:
         print(json.dumps([_facts(one, root) for one in chosen], indent=1))
+    elif args.markdown:
+        print(_markdown(chosen))
     elif args.names and "all" not in args.names:
         print("\n\n".join(_detail(one, root) for one in chosen))
     else:
@@ -109,6 +112,33 @@ def _detail(benchmark: Benchmark, root: Path) -> str:
         lines.append(f"      from     {_source(part)}")
         lines.append(f"      licence  {part.licence}")
     return "\n".join(lines)
+
+
+def _markdown(chosen: list[Benchmark]) -> str:
+    """One row per part; the same for every root."""
+    lines = ["| benchmark | part | from | bytes | hash known | licence |", "|---|---|---|---|---|---|"]
+    for one in chosen:
+        for part in one.parts:
+            cells = (
+                one.name,
+                part.what,
+                _where(part),
+                str(part.size or ""),
+                "yes" if _hashed(part) else "",
+                part.licence,
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _where(part: Part) -> str:
+    from flmm_plugin.data.registry import Archive
+
+    return _source(part) if not isinstance(part.source, Archive) else part.source.urls[0]
+
+
+def _hashed(part: Part) -> bool:
+    return getattr(part.source, "sha256", None) is not None
 
 
 def _source(part: Part) -> str:

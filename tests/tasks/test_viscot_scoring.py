@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
+from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.records import error_json
+from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_config
 from flmm_plugin.tasks.viscot import judge as judging
 from flmm_plugin.tasks.viscot import scoring
 from flmm_plugin.tasks.viscot.judge import Judge
@@ -80,14 +83,35 @@ def test_tasks_without_boxes_do_not_score_them() -> None:
 
 
 def test_every_printed_metric_is_one_that_is_scored() -> None:
-    from lmms_eval import utils
-
-    from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
-
-    path = TASKS_FOLDER / "viscot" / "flmm_viscot_sroie.yaml"
-    listed = [entry["metric"] for entry in utils.load_yaml_config(str(path), mode="full")["metric_list"]]
+    listed = [entry["metric"] for entry in task_config("flmm_viscot_sroie")["metric_list"]]
     scored = (*scoring.ANSWER_METRICS, *scoring.BOX_METRICS, *scoring.JUDGE_METRICS)
     assert sorted(listed) == sorted(scored)
+
+
+def test_every_task_file_says_what_its_name_says() -> None:
+    marks = {"": "v1", "_v2": "v2", "_direct": "none"}
+    names = set()
+    for path in sorted((TASKS_FOLDER / "viscot").glob("flmm_*.yaml")):
+        config = task_config(path.stem)
+        form = next(form for form in ("_v2", "_direct", "") if path.stem.endswith(form))
+        data = config["dataset_kwargs"]
+        assert path.stem == f"flmm_viscot_{data['name']}{form}"
+        assert config["generation_kwargs"]["flmm_visual_cot"] == marks[form]
+        assert config["generation_kwargs"]["max_new_tokens"] == 32
+        assert data.get("boxes", True) is (form != "_direct")
+        names.add(path.stem)
+    assert names == {f"flmm_viscot_{name}{form}" for name in TABLE_SETS for form in marks}
+    for form in marks:
+        group = yaml.safe_load((TASKS_FOLDER / f"viscot/_group_flmm_viscot{form}.yaml").read_text())
+        assert group["group"] == f"flmm_viscot{form}"
+        assert group["task"] == [f"flmm_viscot_{name}{form}" for name in TABLE_SETS]
+        # An average over sets of different sizes that does not weigh them, as in the paper's table.
+        assert all(not metric["weight_by_size"] for metric in group["aggregate_metric_list"])
+
+
+def test_the_panel_names_every_tiny_task() -> None:
+    group = yaml.safe_load((TASKS_FOLDER / "tiny/_group_flmm_all_tiny.yaml").read_text())
+    assert set(group["task"]) == {path.stem for path in (TASKS_FOLDER / "tiny").glob("flmm_*.yaml")}
 
 
 def test_totals_and_completeness() -> None:

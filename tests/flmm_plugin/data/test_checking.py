@@ -225,3 +225,14 @@ def test_grand_f_and_reasonseg_are_prepared_too(tmp_path: Path) -> None:
             dataset(tmp_path, "val")
         assert [path.stem for path in written] == [file]
         assert list(dataset(tmp_path, "val")) == plain
+
+
+def test_the_documented_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+    if not page.is_file():
+        pytest.skip("needs the checkout's docs/data.md: run the tests from a checkout")
+    assert main(["data", "list", "all", "--markdown"]) == 0
+    table = capsys.readouterr().out.strip()
+    text = page.read_text(encoding="utf-8")
+    shown = text.partition("<!-- data:begin -->")[2].partition("<!-- data:end -->")[0].strip()
+    assert shown == table, "run: flmm data list all --markdown, and put its table into docs/data.md"
