@@ -11,6 +11,16 @@ from typing import Any
 
 _NAME = re.compile(r"^(task|group):[ \t]*(?P<name>[^\s#]+)[ \t]*$", re.MULTILINE)
 
+# Folder of tasks -> the benchmark of `flmm data` that they read.
+_BENCHMARK_OF = {
+    "png": "png",
+    "keywords": "png",
+    "gcg": "gcg",
+    "reasonseg": "reasonseg",
+    "viscot": "viscot",
+    "pope_viscot": "pope",
+}
+
 
 def add_subcommand(commands: Any) -> None:
     """Add ``list`` to the parser of ``flmm``."""
@@ -64,6 +74,10 @@ def _model_needs(name: str) -> str:
 def _task_needs(path: Path, name: str) -> str:
     from flmm_plugin.datasets.refer import data_root
 
+    if path.parent.name == "tiny":
+        return "nothing: its data writes itself"
+    if path.parent.name in _BENCHMARK_OF:
+        return _parts_needed(_BENCHMARK_OF[path.parent.name], data_root())
     if path.parent.name != "refcoco":
         return "see the README of its folder"
     dataset = next((known for known in ("refcoco+", "refcocog", "refcoco") if known in name), None)
@@ -71,6 +85,16 @@ def _task_needs(path: Path, name: str) -> str:
     wanted = ("refcoco", "refcoco+", "refcocog") if dataset is None else (dataset,)
     absent = [one for one in wanted if not _has_annotations(root, one)]
     return f"{', '.join(absent)} under {root} (set FLMM_DATA)" if absent else f"nothing: its data is under {root}"
+
+
+def _parts_needed(name: str, root: Path) -> str:
+    from flmm_plugin.data.registry import benchmark_of
+
+    needed = [part for part in benchmark_of(name).parts if not part.optional]
+    here = sum(any((root / place).exists() for place in part.places) for part in needed)
+    if here == len(needed):
+        return f"nothing: its data is under {root}"
+    return f"{len(needed) - here} of {len(needed)} parts of {name} under {root} (flmm data list {name})"
 
 
 def _has_annotations(root: Path, dataset: str) -> bool:

@@ -115,6 +115,8 @@ def test_list_says_what_is_missing(weights: Path, tmp_path: Path, monkeypatch: p
     needs = {task["name"]: task["needs"] for task in listing.tasks()}
     assert needs["flmm_refcoco_val"] == f"refcoco under {tmp_path} (set FLMM_DATA)"
     assert needs["flmm_refcoco+_val"].startswith("refcoco+ under")
+    assert needs["flmm_viscot"] == f"11 of 11 parts of viscot under {tmp_path} (flmm data list viscot)"
+    assert needs["flmm_all_tiny"].startswith("nothing")
     for place in ("coco/refcoco", "refcoco+"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "instances.json").write_text("{}")
