@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
     """YAML with lmms-eval's ``!function``, whose dotted name is kept as text and imported by nobody."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))  # type: ignore[no-untyped-call]
+_Loader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))
 
 
 @functools.cache

@@ -147,8 +147,8 @@ def draw_shapes(
     ]
 
     def drawn(canvas: Any, points: Any, value: int) -> Any:
-        cv2.polylines(canvas, [points], True, value, 1)
-        cv2.fillPoly(canvas, [points], value)
+        cv2.polylines(canvas, [points], True, (value,), 1)
+        cv2.fillPoly(canvas, [points], (value,))
         return canvas
 
     areas = [int(drawn(np.zeros((height, width), np.uint8), points, 1).sum()) for _, points in outlines]
