@@ -26,6 +26,7 @@ from flmm_plugin.reports.explorer_assets import SCRIPT, STYLE
 from flmm_plugin.reports.files import write_atomically
 from flmm_plugin.reports.rendering import fragment
 from flmm_plugin.reports.sample_files import PhraseView, SampleView
+from flmm_plugin.reports.verdicts import VerdictNote
 
 #: Longer side of a picture on the page, pixels.
 THUMBNAIL = 320
@@ -50,6 +51,7 @@ def write_explorer(
     title: str = "flmm report",
     notes: Sequence[str] = (),
     figures: Sequence[tuple[str, bytes]] = (),
+    verdicts: Sequence[VerdictNote] = (),
     megabytes: float = 150,
     progress: bool = False,
 ) -> PageFacts:
@@ -62,6 +64,7 @@ def write_explorer(
         title: Of the page.
         notes: Sentences under the title.
         figures: Caption and PNG bytes of each figure below the tables.
+        verdicts: Of `flmm preserve`; shown first.
         megabytes: What the pictures may take; beyond it the best samples go without, and say so.
         progress: Show a bar while pictures are read.
     """
@@ -70,7 +73,7 @@ def write_explorer(
     bar = tqdm(shown, desc="pictures", disable=not progress)
     places = [pictures.place(sample.image) for sample in bar]
     facts = PageFacts(out, len(shown), pictures.count, pictures.left_out, pictures.unreadable)
-    write_atomically(out, _page(title, notes, tables, figures, shown, places, pictures, facts))
+    write_atomically(out, _page(title, notes, tables, figures, verdicts, shown, places, pictures, facts))
     return facts
 
 
@@ -135,6 +138,7 @@ def _page(
     notes: Sequence[str],
     tables: Sequence[ComparisonTable],
     figures: Sequence[tuple[str, bytes]],
+    verdicts: Sequence[VerdictNote],
     samples: Sequence[SampleView],
     places: Sequence[int],
     pictures: _Pictures,
@@ -156,7 +160,7 @@ def _page(
 <header><h1>{_h(title)}</h1>{"".join(f"<p>{_h(note)}</p>" for note in notes)}
 <nav><a href="#tables">Tables</a>{charts}<a href="#samples">Samples</a></nav></header>
 <main>
-<section id="tables"><h2>Tables</h2>
+{"".join(_verdict(verdict) for verdict in verdicts)}<section id="tables"><h2>Tables</h2>
 {"".join(fragment(table) for table in tables) or "<p>No table was asked for.</p>"}</section>
 """
     if figures:
@@ -168,6 +172,26 @@ def _page(
     yield from (f'<script type="text/plain" id="p{at}">{text}</script>\n' for at, text in enumerate(pictures.encoded))
     yield f'<script type="application/json" id="data">{_data(samples, places)}</script>\n'
     yield f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
+
+
+def _verdict(verdict: VerdictNote) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{_h(one.name)}</th><td class="number">{one.compared}</td>'
+        f'<td class="number">{one.differing}</td></tr>'
+        for one in verdict.checks
+    )
+    first = next((one for one in verdict.checks if one.differing), None)
+    shown = (
+        ""
+        if first is None
+        else f'<p>First difference, {_h(first.name)}: {_h(first.question)}</p><div class="arms different">'
+        f"<div><h4>F-LMM</h4>{_h(first.ours)}</div><div><h4>stock</h4>{_h(first.stock)}</div></div>"
+    )
+    return (
+        f'<section class="verdict {_h(verdict.status)}"><h2>Was chat left unchanged?</h2><p>{_h(verdict.line)}</p>'
+        f"<table><thead><tr><th>check</th><th>compared</th><th>differing</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"{shown}</section>\n"
+    )
 
 
 def _figure(caption: str, png: bytes) -> str:

@@ -45,7 +45,7 @@ th[aria-sort=descending] button::after { content: " \\25BC"; }
 .arms div { border: 1px solid var(--line); border-radius: 4px; padding: .3rem .5rem; background: var(--paper);
   white-space: pre-wrap; max-height: 12rem; overflow: auto; }
 .arms h4 { margin: 0; font-size: .75rem; opacity: .7; } .arms.different div { border-color: var(--bad); }
-.error { color: var(--bad); }
+.error, .verdict.changed h2 + p { color: var(--bad); font-weight: 600; }
 """
 
 SCRIPT = """

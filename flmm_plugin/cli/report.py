@@ -82,6 +82,14 @@ def _add_page(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
     group.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
     group.add_argument(
+        "--verdict",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a verdict.json of flmm preserve, or its folder, to show first (those under RESULTS are found)",
+    )
+    group.add_argument(
         "--page-megabytes",
         type=float,
         default=150,
@@ -193,6 +201,7 @@ def _ranks(runs: Sequence[Any]) -> bytes:
 def _page(args: argparse.Namespace, runs: Sequence[Any]) -> None:
     from flmm_plugin.reports.explorer import write_explorer
     from flmm_plugin.reports.sample_files import read_samples
+    from flmm_plugin.reports.verdicts import read_verdicts
 
     tables = [table for table in _made(args, runs) if args.table or table.measured]
     facts = write_explorer(
@@ -201,6 +210,7 @@ def _page(args: argparse.Namespace, runs: Sequence[Any]) -> None:
         read_samples(runs),
         title="Measured beside published",
         notes=["Made from result files alone; a superscript says what was measured differently, a tooltip says how."],
+        verdicts=read_verdicts([*args.results, *args.verdict]),
         megabytes=args.page_megabytes,
         progress=sys.stderr.isatty(),
     )

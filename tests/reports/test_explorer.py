@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flmm_plugin.errors import DataNotFound
 from flmm_plugin.records import decode_rle, encode_rle
 from flmm_plugin.reports.comparison import compare
 from flmm_plugin.reports.explorer import write_explorer
 from flmm_plugin.reports.result_files import read_results
 from flmm_plugin.reports.sample_files import PhraseView, SampleView, read_samples
 from flmm_plugin.reports.table_layouts import LAYOUTS
+from flmm_plugin.reports.verdicts import read_verdicts
 from tests.reports.conftest import chat_sample, mask_sample, square
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & <b>"
@@ -154,6 +156,22 @@ def test_both_arms_side_by_side_from_their_logs(
     dom = browse(facts.path, "differ=1")
     assert cards(dom) == [("mme", 1)]
     assert re.search(r"F-LMM</h4><span[^>]*>\s*Yes</span>.*stock</h4><span[^>]*>\s*No</span>", dom)
+
+
+def test_verdict_of_preservation_stands_first(tmp_path: Path) -> None:
+    first = {"where": "x", "left": "Yes", "right": "No <b>", "question": "Is it?"}
+    checks = [
+        {"name": "texts", "compared": 8, "differing": 1, "first": first, "detail": ""},
+        {"name": "logits", "compared": 1, "differing": 0, "first": None, "detail": ""},
+    ]
+    (tmp_path / "verdict.json").write_text(json.dumps({"status": "changed", "line": "CHANGED: one", "checks": checks}))
+    facts = write_explorer(tmp_path / "page.html", [], [], verdicts=read_verdicts([tmp_path]))
+    text = facts.path.read_text()
+    assert text.index("CHANGED: one") < text.index('id="tables"')
+    assert "<div><h4>F-LMM</h4>No &lt;b&gt;</div><div><h4>stock</h4>Yes</div>" in text
+    (tmp_path / "verdict.json").write_text("{}")
+    with pytest.raises(DataNotFound, match="no verdict of `flmm preserve`"):
+        read_verdicts([tmp_path])
 
 
 def test_failed_and_foreign_replies_are_shown_as_they_are(write_run: Callable[..., Path]) -> None:
