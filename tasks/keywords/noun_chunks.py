@@ -52,9 +52,11 @@ def load_noun_chunks(pipeline: str = PIPELINE) -> NounChunks:
         ) from exc
     try:
         nlp = spacy.load(pipeline)
+        # A pipeline without a parser loads, and fails at the first text: find out now, not after hours of answers.
+        list(nlp("A dog.").noun_chunks)
     except (OSError, ValueError) as exc:
         raise ToolNotFound(
-            f"spaCy {spacy.__version__} has no pipeline {pipeline} that it can load ({exc}): python -m spacy download "
-            f"{pipeline}"
+            f"spaCy {spacy.__version__} has no pipeline {pipeline} that finds noun chunks ({exc}): python -m spacy "
+            f"download {pipeline}"
         ) from exc
     return NounChunks(nlp, f"spacy {spacy.__version__} {pipeline} {nlp.meta.get('version', '?')}")

@@ -90,6 +90,17 @@ def fake_spacy(pipelines: dict[str, Any]) -> ModuleType:
     return module
 
 
+class Blank:
+    """A pipeline without a parser, which spaCy loads all the same."""
+
+    def __call__(self, text: str) -> Blank:
+        return self
+
+    @property
+    def noun_chunks(self) -> Any:
+        raise ValueError("[E029] `noun_chunks` requires the dependency parse")
+
+
 def test_noun_chunks_stand_beside_with_their_versions(doc: PngDoc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", fake_spacy({"en_core_web_sm": "3.8"}))
     chunks = load_noun_chunks()
@@ -113,6 +124,11 @@ def test_a_missing_spacy_or_pipeline_is_said_with_its_command(monkeypatch: pytes
         load_noun_chunks()
     monkeypatch.setitem(sys.modules, "spacy", fake_spacy({}))
     with pytest.raises(ToolNotFound, match=r"spaCy 9.9 has no pipeline .* python -m spacy download en_core_web_sm"):
+        load_noun_chunks()
+    module = fake_spacy({"en_core_web_sm": "3.8"})
+    monkeypatch.setitem(sys.modules, "spacy", module)
+    monkeypatch.setattr(module, "load", lambda name: Blank())
+    with pytest.raises(ToolNotFound, match="E029"):
         load_noun_chunks()
 
 
