@@ -198,7 +198,8 @@ def write_records(records: Records, path: Path = RECORDS) -> None:
 
 def installed_triple(kernel: str) -> Triple:
     """The triple of this installation, build tags (``+cu130``) left out."""
-    return Triple(*(metadata.version(name).partition("+")[0] for name in ("transformers", "torch")), kernel)
+    transformers, torch_ = (metadata.version(name).partition("+")[0] for name in ("transformers", "torch"))
+    return Triple(transformers, torch_, kernel)
 
 
 def weights_id(folder: Path) -> str:

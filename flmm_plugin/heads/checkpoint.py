@@ -120,8 +120,8 @@ def load_heads(
     elif manifest.sam is not None and not manifest.stores_image_encoder and sam_checkpoint is None:
         raise BadCheckpoint(
             f"{path}: these heads use the image encoder of SAM {manifest.sam}, which the file does not store; "
-            f"download {OFFICIAL_FILES.get(manifest.sam, manifest.sam)} from segment-anything's model page and pass "
-            "sam_checkpoint=..., or pass refiner=False to use the mask decoder alone"
+            f"download {OFFICIAL_FILES.get(str(manifest.sam), manifest.sam)} from segment-anything's model page and "
+            "pass sam_checkpoint=..., or pass refiner=False to use the mask decoder alone"
         )
     # Meta's file first: the image encoder stays, what was trained is overwritten.
     external = manifest.sam is not None and not manifest.stores_image_encoder
