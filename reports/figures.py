@@ -116,7 +116,7 @@ def overlay(
     canvas = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.NEAREST)
     canvas.alpha_composite(mask_layer(groundings, size, alpha))
     picture = canvas.convert("RGB")
-    font, palette = _font(max(13, max(size) // 40)), colours(len(groundings))
+    font, palette = typeface(max(13, max(size) // 40)), colours(len(groundings))
     draw = ImageDraw.Draw(picture)
     for number, (grounding, colour) in enumerate(zip(groundings, palette, strict=True), start=1):
         if grounding.mask.any():
@@ -162,14 +162,14 @@ def contact_sheet(
     shades = labels / max(1, int(labels.max()))
     tops = [
         ("picture", view.resize(large, Image.Resampling.BICUBIC)),
-        ("mean of all", _heat(maps.mean(axis=(0, 1)), view, large)),
-        (f"K-means, {int(labels.max()) + 1} clusters", _painted(shades, large, Image.Resampling.NEAREST)),
+        ("mean of all", heat_map(maps.mean(axis=(0, 1)), view, large)),
+        (f"K-means, {int(labels.max()) + 1} clusters", shaded(shades, large, Image.Resampling.NEAREST)),
         *(
-            (f"layer {layer}, the sharpest", _heat(maps[layer].mean(axis=0), view, large))
+            (f"layer {layer}, the sharpest", heat_map(maps[layer].mean(axis=0), view, large))
             for layer in [_sharpest(maps)]
         ),
     ]
-    font, gap = _font(13), 4
+    font, gap = typeface(13), 4
     margin = 34
     top_height = large[1] + 24
     title_height = 26 if phrase else 6
@@ -178,7 +178,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if phrase:
-        draw.text((gap, 5), f"attention of \u201c{phrase}\u201d", fill=_INK, font=_font(15))
+        draw.text((gap, 5), f"attention of \u201c{phrase}\u201d", fill=_INK, font=typeface(15))
     for index, (name, picture) in enumerate(tops):
         x = gap + index * (large[0] + gap)
         sheet.paste(picture, (x, title_height))
@@ -190,7 +190,7 @@ def contact_sheet(
         y = start + layer * (small[1] + gap)
         draw.text((4, y + small[1] // 2 - 8), f"L{layer}", fill=_FRAME, font=font)
         for head in range(heads):
-            sheet.paste(_heat(maps[layer, head], None, small), (margin + head * (small[0] + gap), y))
+            sheet.paste(heat_map(maps[layer, head], None, small), (margin + head * (small[0] + gap), y))
     return sheet
 
 
@@ -290,18 +290,19 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     return text + "\u2026"
 
 
-def _heat(values: npt.NDArray[np.floating[Any]], view: Image.Image | None, size: tuple[int, int]) -> Image.Image:
+def heat_map(values: npt.NDArray[np.floating[Any]], view: Image.Image | None, size: tuple[int, int]) -> Image.Image:
     """One map scaled to its own range, in colour; over a dimmed picture if one is given."""
     values = np.nan_to_num(np.asarray(values, dtype=np.float64))
     span = values.max() - values.min()
     scaled = (values - values.min()) / span if span > 0 else np.zeros_like(values)
-    painted = _painted(scaled, size, Image.Resampling.BILINEAR if view is not None else Image.Resampling.NEAREST)
+    painted = shaded(scaled, size, Image.Resampling.BILINEAR if view is not None else Image.Resampling.NEAREST)
     if view is None:
         return painted
     return Image.blend(view.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC), painted, 0.65)
 
 
-def _painted(scaled: npt.NDArray[np.floating[Any]], size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+def shaded(scaled: npt.NDArray[np.floating[Any]], size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    """Values ``[h, w]`` in 0..1 as colours, enlarged to ``size`` = (W, H)."""
     raised = Image.fromarray(scaled.astype(np.float32)).resize(size, how)
     return Image.fromarray((mpl.colormaps["viridis"](np.asarray(raised))[..., :3] * 255).astype(np.uint8))
 
@@ -319,6 +320,7 @@ def _fitted(grid: tuple[int, ...], side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """The letters of all figures, ``size`` pixels high."""
     # matplotlib brings DejaVu Sans along: the same letters on every machine, with most scripts' characters.
     return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

@@ -69,6 +69,17 @@ def add_subcommands(commands: Any) -> None:
         "--clusters", type=_positive, default=4, metavar="K", help="of the K-means view (default: 4)"
     )
     attention.add_argument("--prompt", help="the user's turn before the phrase")
+    attention.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="instead of all maps: the sharpest maps of --model and of this one, a row for each (may be repeated)",
+    )
+    attention.add_argument(
+        "--masks", action="store_true", help="instead of all maps: clusters of maps, decoder's mask, refined mask"
+    )
+    _add_heads(attention)
     attention.set_defaults(run=_attention)
 
 
@@ -126,11 +137,28 @@ def _chat(args: argparse.Namespace) -> int:
 
 
 def _attention(args: argparse.Namespace) -> int:
+    from flmm_plugin.reports.attention_figures import AttentionView, compare_attention, pipeline
     from flmm_plugin.reports.figures import contact_sheet
 
     picture, out = _open(args.image), _stem(args, "attention")
-    attention = _load(args, None).attention_maps(picture, args.phrase, prompt=args.prompt)
-    sheet = contact_sheet(attention.maps, picture, attention.grid, phrase=args.phrase, clusters=args.clusters)
+    lmm = _load(args, args.heads if args.masks else None)
+    attention = lmm.attention_maps(picture, args.phrase, prompt=args.prompt)
+    first = AttentionView(str(args.model), attention.maps, attention.grid)
+    if args.masks:
+        (found,) = lmm.ground(picture, [args.phrase], prompt=args.prompt, refine=not args.no_refine)
+        sheet = pipeline(picture, first, found, clusters=args.clusters)
+    elif args.compare:
+        views = [first]
+        for name in args.compare:
+            # One model at a time: two of real size do not fit side by side.
+            del lmm
+            args.model = name
+            lmm = _load(args, None)
+            other = lmm.attention_maps(picture, args.phrase, prompt=args.prompt)
+            views.append(AttentionView(name, other.maps, other.grid))
+        sheet = compare_attention(views, picture, phrase=args.phrase)
+    else:
+        sheet = contact_sheet(attention.maps, picture, attention.grid, phrase=args.phrase, clusters=args.clusters)
     path = out.with_name(f"{out.name}.png")
     sheet.save(path)
     print(f"wrote {path}", file=sys.stderr)
