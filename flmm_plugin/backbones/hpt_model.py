@@ -37,7 +37,8 @@ class HPTForConditionalGeneration(Spliced):
 
     def __init__(self, language_model: Any, tower: Any, projector: nn.Module) -> None:
         # Copies: what is built from them sets attention kernels in them, and those of the parts must stay.
-        config = LlavaConfig(
+        make: Any = LlavaConfig
+        config = make(
             vision_config=copy.deepcopy(tower.config),
             text_config=copy.deepcopy(language_model.config),
             image_token_index=language_model.config.vocab_size,
@@ -49,7 +50,7 @@ class HPTForConditionalGeneration(Spliced):
         with torch.device("meta"):
             super(LlavaForConditionalGeneration, self).__init__(config)
             self._rebuilt(LlavaModel(config))
-            self.post_init()
+            cast("Any", self).post_init()
         self.model.language_model = language_model.model
         self.lm_head = language_model.lm_head
         self.model.vision_tower, self.model.multi_modal_projector = tower, projector
@@ -61,7 +62,8 @@ class HPTForConditionalGeneration(Spliced):
     def picture_features(self, pixel_values: Tensor, high_res_pixel_values: Tensor | None = None) -> Tensor:
         """Features of each picture, ``[p, k, d]``, from ``pixel_values [p, 3, s, s]``."""
         out = self.model.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
-        side = pixel_values.shape[-1] // int(self.config.vision_config.patch_size)
+        vision: Any = self.config.vision_config
+        side = pixel_values.shape[-1] // int(vision.patch_size)
         # A class token, where the tower has one, comes before the patches.
         patches = out.hidden_states[FEATURE_LAYER][:, -side * side :]
         return cast("Tensor", self.model.multi_modal_projector(patches))
@@ -82,7 +84,7 @@ def resize_tower(tower: Any, side: int) -> None:
     square = cells.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
     larger = torch.cat([extra, resized.flatten(2)[0].T.to(table.dtype)])
-    embeddings.position_embedding = nn.Embedding(*larger.shape, _weight=larger)
+    embeddings.position_embedding = nn.Embedding(len(larger), larger.shape[1], _weight=larger)
     embeddings.position_ids = torch.arange(len(larger), device=table.device)[None]
     embeddings.num_patches, embeddings.num_positions = new * new, len(larger)
     embeddings.image_size = tower.config.image_size = side

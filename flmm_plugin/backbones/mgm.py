@@ -142,7 +142,8 @@ class MGMBackbone(Backbone):
         if not tokens.coarse:
             return maps
         layers, heads = rows.shape[1:3]
-        return maps.unflatten(1, (2, layers, heads)).transpose(1, 2).flatten(1, 3)
+        by_view: Tensor = maps.unflatten(1, (2, layers, heads))
+        return by_view.transpose(1, 2).flatten(1, 3)
 
 
 class MGMHDBackbone(MGMBackbone):

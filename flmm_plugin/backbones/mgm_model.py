@@ -52,23 +52,23 @@ class PatchInfoMining(nn.Module):
         scores = self.query(patches)[:, :, None] @ (key / patches.shape[-1] ** 0.5)
         # Infinite scores of half precision must not make every weight of the patch undefined.
         found = scores.nan_to_num().softmax(dim=-1) @ self.value(within)
-        return patches + found[:, :, 0]
+        return cast("Tensor", patches + found[:, :, 0])
 
 
-class MGMModel(LlavaModel):  # type: ignore[misc]
+class MGMModel(LlavaModel):
     """CLIP, ConvNeXt, lookup, projector and language model."""
-
-    # The lookup's three parts work on one tensor; a split through it would put them on different devices.
-    _no_split_modules = ("PatchInfoMining",)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         aux = ConvNextConfig(**config.aux_config)
-        self.aux_tower = ConvNextModel(aux)
+        tower = cast("Any", ConvNextModel(aux))
         # Published weights have none for it, and nothing reads its output.
-        self.aux_tower.layernorm = nn.Identity()
-        self.mining = PatchInfoMining(config.vision_config.hidden_size, sum(aux.hidden_sizes))
-        self.post_init()
+        tower.layernorm = nn.Identity()
+        self.aux_tower = tower
+        self.mining = PatchInfoMining(config.vision_config.hidden_size, sum(config.aux_config["hidden_sizes"]))
+        cast("Any", self).post_init()
+        # The lookup's three parts work on one tensor; a split through it would put them on different devices.
+        self._no_split_modules = {*(self._no_split_modules or ()), "PatchInfoMining"}
 
     def aux_features(self, pixels: Tensor) -> Tensor:
         """All four stages at the first one's resolution, ``[p, e, S, S]``."""
@@ -95,7 +95,7 @@ class MGMForConditionalGeneration(Spliced):
         # Past LLaVA's own constructor, which would build LLaVA's body.
         super(LlavaForConditionalGeneration, self).__init__(config)
         self._rebuilt(MGMModel(config))
-        self.post_init()
+        cast("Any", self).post_init()
 
     def picture_features(self, pixel_values: Tensor, high_res_pixel_values: Tensor | None) -> Tensor:
         """Features of each picture, ``[p, k, d]``; HD: of the whole picture, then of tile after tile.
@@ -115,7 +115,7 @@ class MGMForConditionalGeneration(Spliced):
         if self.config.image_global:
             shrunk = _bilinear(cells.float(), [side // per_side for side in cells.shape[-2:]]).to(cells.dtype)
             features = torch.cat([body.mining(patches[:, -1], shrunk), features], dim=1)
-        projected = body.multi_modal_projector(features)
+        projected: Tensor = body.multi_modal_projector(features)
         scale = embedding_scale(self.get_input_embeddings())
         # In the precision of the features, as Gemma multiplies its own.
         return projected if scale is None else projected * torch.tensor(scale, dtype=projected.dtype)

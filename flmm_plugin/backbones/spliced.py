@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration
 from flmm_plugin.errors import BackboneUnsupported
 
 
-class Spliced(LlavaForConditionalGeneration):  # type: ignore[misc]
+class Spliced(LlavaForConditionalGeneration):
     """LLaVA's text side with another picture side; `picture_features` is the family's."""
 
     def picture_features(self, pixel_values: Tensor, high_res_pixel_values: Tensor | None) -> Tensor:
@@ -77,22 +77,23 @@ class Spliced(LlavaForConditionalGeneration):  # type: ignore[misc]
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, high_res_pixel_values: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """The larger view goes where ``pixel_values`` go: into the first pass, or into each where there is no cache.
 
         ``generate`` looks at the names of these arguments, ``kwargs`` among them, to know what the model takes.
         """
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        stock: Any = super()
+        inputs: dict[str, Any] = stock.prepare_inputs_for_generation(input_ids, **kwargs)
         if inputs.get("pixel_values") is not None:
             inputs["high_res_pixel_values"] = high_res_pixel_values
         return inputs
 
     def _rebuilt(self, body: nn.Module) -> None:
         """Put a body in LLaVA's place, with a vocabulary head of its size."""
-        self.model = body
-        text = self.config.text_config
+        self.model: Any = body
+        text: Any = self.config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
 
 

@@ -1,7 +1,8 @@
 """Tiny MGM repositories, written as the published ones are: shards under the names of the original parts.
 
-The parts come from where the authors took them: a ConvNeXt of timm, CLIP, Llama and Gemma of transformers, and plain
-``nn.Sequential`` for the rest. Nothing here knows how `flmm_plugin` names or computes anything.
+CLIP, Llama and Gemma are those of transformers, the ConvNeXt is written here with timm's names (a slow test holds it
+against timm, whose import alone takes seconds), the rest is plain ``nn.Sequential``. Nothing here knows how
+`flmm_plugin` names or computes anything.
 """
 
 from __future__ import annotations
@@ -27,6 +28,51 @@ mgm_config.CLIP_TOWERS["tiny-clip"] = clip_numbers(image_size=168, projection_di
 mgm_config.CONVNEXT_TOWERS["tiny-convnext"] = {"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 2, 1]}
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """Over the channels of ``[b, c, h, w]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """A ConvNeXt block (arXiv 2201.03545, figure 4), under timm's names."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(size, size, 7, padding=3, groups=size)
+        self.norm = nn.LayerNorm(size, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(size, 4 * size), "fc2": nn.Linear(4 * size, size)})
+        # Large enough that every block counts.
+        self.gamma = nn.Parameter(torch.full((size,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm(self.conv_dw(x).permute(0, 2, 3, 1))
+        inner = self.mlp["fc2"](F.gelu(self.mlp["fc1"](inner)))
+        return x + (inner * self.gamma).permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    def __init__(self, before: int, size: int, depth: int) -> None:
+        super().__init__()
+        halve = nn.Sequential(LayerNorm2d(before, eps=1e-6), nn.Conv2d(before, size, 2, stride=2))
+        self.downsample = nn.Identity() if before == size else halve
+        self.blocks = nn.Sequential(*(Block(size) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class ConvNeXt(nn.Module):
+    """Stem and stages; the authors leave the head out."""
+
+    def __init__(self, depths: list[int], sizes: list[int]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, sizes[0], 4, stride=4), LayerNorm2d(sizes[0], eps=1e-6))
+        before = [sizes[0], *sizes[:-1]]
+        self.stages = nn.Sequential(*map(Stage, before, sizes, depths))
+
+
 @dataclass(frozen=True)
 class Parts:
     """The modules of one repository, as the authors put them together."""
@@ -41,7 +87,6 @@ class Parts:
 
     @classmethod
     def build(cls, gemma: bool, vocabulary: int) -> Parts:
-        from timm.models.convnext import ConvNeXt
         from transformers import (
             CLIPVisionConfig,
             CLIPVisionModel,
@@ -62,8 +107,7 @@ class Parts:
         parts = cls(
             language_model,
             CLIPVisionModel(CLIPVisionConfig(**mgm_config.CLIP_TOWERS["tiny-clip"])),
-            # The head is left out, as the authors do; a visible layer scale makes every block count.
-            ConvNeXt(depths=depths, dims=sizes, num_classes=0, ls_init_value=0.5),
+            ConvNeXt(depths, sizes),
             nn.Sequential(nn.Linear(low, hidden), nn.GELU(), nn.Linear(hidden, hidden)),
             nn.Sequential(nn.LayerNorm(low), nn.Linear(low, low)),
             nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, low)),
@@ -81,9 +125,7 @@ class Parts:
         named: dict[str, Tensor] = dict(self.language_model.state_dict())
         for key, value in self.clip.state_dict().items():
             named["model.vision_tower.vision_tower.vision_model." + key.removeprefix("vision_model.")] = value
-        for key, value in self.convnext.state_dict().items():
-            if key.startswith(("stem.", "stages.")):
-                named["model.vision_tower_aux.vision_" + key] = value
+        named |= {f"model.vision_tower_aux.vision_{key}": value for key, value in self.convnext.state_dict().items()}
         parts = {"vlm_uni_query": self.query, "vlm_uni_aux": self.key, "vlm_uni_val": self.value, "mm": self.projector}
         for prefix, module in parts.items():
             named |= {f"model.{prefix}_projector.{key}": value for key, value in module.state_dict().items()}

@@ -81,7 +81,12 @@ def test_the_vocabulary_head_stays_its_own_whatever_the_config_defaults_to(
 def test_it_grounds_and_chats_as_before(load_family: Load, name: str) -> None:
     backbone = load_family(name)
     manifest = HeadsManifest(
-        backbone=name, layers=2, heads=4, hidden_size=32, decoder={"base_channels": 4, "upsample_to": 16}, sam=None
+        backbone=backbone.name,
+        layers=2,
+        heads=4,
+        hidden_size=32,
+        decoder={"base_channels": 4, "upsample_to": 16},
+        sam=None,
     )
     torch.manual_seed(0)
     lmm = GroundedLMM(backbone, GroundingHeads.build(manifest))

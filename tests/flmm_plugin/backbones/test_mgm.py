@@ -1,4 +1,4 @@
-"""MGM against its parts, put together here in the plainest way: timm's ConvNeXt, CLIP, loops over patches."""
+"""MGM against its parts, put together here in the plainest way: ConvNeXt, CLIP, loops over patches."""
 
 from __future__ import annotations
 
@@ -107,6 +107,21 @@ def test_every_stored_tensor_is_used(written: Callable[[str], tuple[Path, Parts]
     assert len(ours) == len(stored)
     fingerprints = sorted((tuple(value.shape), float(value.double().sum())) for value in ours.values())
     assert fingerprints == sorted((tuple(value.shape), float(value.double().sum())) for value in stored.values())
+
+
+@pytest.mark.slow
+def test_the_parts_convnext_is_timms(written: Callable[[str], tuple[Path, Parts]]) -> None:
+    """Same names, same numbers: what the towers in the published shards were saved from."""
+    convnext = pytest.importorskip("timm.models.convnext")
+    ours = written("mgm_llama")[1].convnext
+    numbers = mgm_config.CONVNEXT_TOWERS["tiny-convnext"]
+    theirs = convnext.ConvNeXt(depths=numbers["depths"], dims=numbers["hidden_sizes"], num_classes=0).eval()
+    missing, unexpected = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("head.") for name in missing)
+    pixels = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.stages(ours.stem(pixels)), theirs.stages(theirs.stem(pixels)))
 
 
 def damaged(folder: Path, to: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:

@@ -1,7 +1,8 @@
 """What only real weights can confirm of the families that transformers loads in parts or not at all.
 
-Run by whoever has them: ``FLMM_WEIGHTS=/models pytest -m weights tests/flmm_plugin/backbones``, with each repository in a
-folder of the last part of its hub name. HPT runs code of its repository: read it, then set ``FLMM_TRUST_REMOTE_CODE=1``.
+Run by whoever has them: ``FLMM_WEIGHTS=/models pytest -m weights tests/flmm_plugin/backbones``, with each repository in
+a folder of the last part of its hub name. HPT runs code of its repository: read it, then set
+``FLMM_TRUST_REMOTE_CODE=1``.
 """
 
 from __future__ import annotations
