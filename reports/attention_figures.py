@@ -1,4 +1,4 @@
-"""Attention of one phrase as the paper shows it: single maps (Figures 4, A6), and the way from maps to masks (Figure 7).
+"""Attention of one phrase as the paper shows it: single maps (Figures 4, A6), the way from maps to masks (Figure 7).
 
 Frames: maps are ``[m, c, h, w]`` (layers, heads, grid), pictures and masks in the image frame. A map's name ``(m,n)``
 counts layers and heads from 0.

@@ -66,7 +66,8 @@ def ranks_of(table: ComparisonTable) -> tuple[list[RankPoint], dict[str, list[st
         Points, and for every measured F-LMM row that is left out the columns it lacks or may not be compared in.
     """
     rows = [row for row in table.rows if row.kind == "flmm" or (row.kind == "published" and row.backbone)]
-    complete, lacking = [], {}
+    complete: list[tuple[str, dict[str, float]]] = []
+    lacking: dict[str, list[str]] = {}
     for row in rows:
         values = {cell.column.name: cell.value for cell in row.cells if cell.value is not None and cell.comparable}
         lacks = [name for group in (*CHAT, *GROUND) for name in group if name not in values]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin.errors import BadAnnotation, DataNotFound
-from flmm_plugin.records import Grounding, decode_rle
+from flmm_plugin.records import BoolMask, Grounding, decode_rle
 from flmm_plugin.reports.figures import overlay
 from flmm_plugin.reports.gallery import Card, Cards
 from flmm_plugin.reports.sample_files import PhraseView, Rle, SampleView
@@ -76,7 +76,7 @@ def groundings(phrases: Sequence[PhraseView], *, target: bool = False) -> list[G
     return found
 
 
-def _mask(rle: Rle | None) -> np.ndarray | None:
+def _mask(rle: Rle | None) -> BoolMask | None:
     try:
         return None if rle is None else decode_rle(rle)
     except BadAnnotation:

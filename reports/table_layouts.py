@@ -8,7 +8,7 @@ named by its `Source.arm`, and its numbers carry a mark.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flmm_plugin.errors import UnknownArgument
@@ -312,7 +312,7 @@ LAYOUTS: Mapping[str, Layout] = {
 TABLE_NAMES = ("1", "2", "3", "4", "5", "6", "A1", "A2", "A3")
 
 
-def layouts_of(names: Iterator[str] | list[str] | tuple[str, ...]) -> list[Layout]:
+def layouts_of(names: Iterable[str]) -> list[Layout]:
     """Layouts by the names that ``--table`` takes, in the paper's order for ``all``.
 
     Raises:

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     label = re.sub(r"^table", "", args.table.strip().lower())
     out = args.out or Path("reproduce") / f"table{label}"
     tasks = chosen_tasks(layouts, args.tasks)
-    masks = frozenset().union(*(layout.mask_tasks for layout in layouts))
+    masks = frozenset(task for layout in layouts for task in layout.mask_tasks)
     jobs = planned(args, tasks, masks, out)
     if args.dry_run:
         for job in jobs:
