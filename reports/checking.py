@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.reports.comparison import ComparisonTable
+from flmm_plugin.reports.comparison import VARIANTS, ComparisonTable
 from flmm_plugin.reports.rendering import name_of
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
@@ -87,6 +87,8 @@ def gaps(table: ComparisonTable) -> list[Unsupported]:
         if row.kind != "published" or not row.backbone:
             continue
         rivals = [one for one in measured if one.backbone == row.backbone]
+        if table.layout.table in VARIANTS:
+            rivals = [one for one in rivals if one.variant == row.variant]
         for place, cell in enumerate(row.cells):
             if cell.value is None:
                 continue

@@ -20,6 +20,7 @@ from flmm_plugin.reports.table_layouts import Column, Layout, Source
 Kind = Literal["published", "flmm", "stock", "difference"]
 
 NOT_WHOLE = "not the whole official split, or other data; the number of items stands under Runs"
+PERHAPS_NOT_WHOLE = "its result file does not say whether the whole official split was scored"
 EMBEDDED = "the embedded model on pictures of its own synthetic world: comparable with no published number"
 #: Metrics that are a judge's word; the others of the same task are not.
 _JUDGED = frozenset({"judged", "gpt_eval_score", "gpt_eval_llava_all"})
@@ -241,6 +242,8 @@ def _marks(column: Column, measured: Measured) -> Iterator[Mark]:
         yield Mark(EMBEDDED)
     if measured.task.complete is False:
         yield Mark(NOT_WHOLE)
+    elif measured.task.complete is None:
+        yield Mark(PERHAPS_NOT_WHOLE, blocks=False)
     judge = measured.task.provenance.judge if measured.metric in _JUDGED else ""
     if judge and not (column.protocol == "viscot_judged" and judge.startswith(_PUBLISHED_JUDGE)):
         yield Mark(f"judged by {judge}")
@@ -309,7 +312,7 @@ def _with_best(rows: list[Row], layout: Layout) -> list[Row]:
 
 
 #: Tables whose rows of one model differ in their variant: only equal ones are subtracted.
-_VARIANTS = ("4", "5a", "5b")
+VARIANTS = ("4", "5a", "5b")
 
 
 def _differences(layout: Layout, measured: list[Row], printed: list[Row]) -> Iterator[Row]:
@@ -322,7 +325,7 @@ def _differences(layout: Layout, measured: list[Row], printed: list[Row]) -> Ite
                 yield Row(f"{row.label} minus {stock.label}", row.variant, "Differences", "difference", cells)
     for row in measured:
         for paper in (one for one in printed if one.backbone and one.backbone == row.backbone):
-            if paper.variant and paper.variant != row.variant and layout.table in _VARIANTS:
+            if paper.variant and paper.variant != row.variant and layout.table in VARIANTS:
                 continue
             cells = tuple(_minus(a, b, stock=False) for a, b in zip(row.cells, paper.cells, strict=True))
             if any(cell.value is not None for cell in cells):

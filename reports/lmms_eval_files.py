@@ -189,7 +189,8 @@ def _judge_of_samples(samples: Path) -> str | None:
         for line in lines:
             verdict = json.loads(line).get("judged") if '"judged"' in line else None
             if isinstance(verdict, Mapping) and verdict.get("model"):
-                return str(verdict["model"])
+                said = [str(verdict["model"]), f"prompt {verdict.get('prompt')}", str(verdict.get("date", ""))[:10]]
+                return ", ".join(part for part in said if part)
     return None
 
 

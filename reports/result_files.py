@@ -93,7 +93,9 @@ class Run:
     @property
     def identity(self) -> tuple[str, ...]:
         """Runs that agree in this are the same model, asked the same way: their tasks make one row."""
-        settings = ",".join(f"{name}={self.options[name]}" for name in sorted(self.options) if name not in NOT_IDENTITY)
+        # Heads are known by their tensors, wherever the file lies.
+        ignored = NOT_IDENTITY | ({"heads", "sam_checkpoint"} if "heads.sha256" in self.options else set())
+        settings = ",".join(f"{name}={self.options[name]}" for name in sorted(self.options) if name not in ignored)
         return (self.harness, self.model, self.weights, settings)
 
 

@@ -231,7 +231,7 @@ def _viscot(name: str, dataset: str) -> Column:
             own = f"flmm_tiny_viscot{world[ending]}"
             sources.append(Source(own, ("anls", "exact"), "tiny_world", f"{arm}, {WORLD}"))
     return Column(
-        f"VisCoT {name}", "VisCoT benchmark", name, tuple(sources), "viscot_judged", 1, (f"{task}_direct", task),
+        f"VisCoT {name}", "VisCoT", name, tuple(sources), "viscot_judged", 1, (f"{task}_direct", task),
         needs_flmm=True,
     )  # fmt: skip
 

@@ -91,6 +91,15 @@ def test_gaps_name_what_no_run_reproduces(tables: list[ComparisonTable]) -> None
     assert not any(row == "LISA-7B" for row, _ in lacking)
 
 
+def test_an_ablation_supports_its_own_variant_alone(write_run: Callable[..., Path]) -> None:
+    heads = {"sha256": "a", "sam": "vit_l", "prompts": "mask"}
+    where = "pretrained=deepseek-ai/deepseek-vl-1.3b-chat"
+    png = {"flmm_png": {"AR": 63.4, "AR_thing": 62.0, "AR_stuff": 66.8, "complete": 1}}
+    run = write_run("a", "flmm_deepseekvl", png, arguments=where, record={"heads": heads})
+    lacking = {gap.row for gap in gaps(compare(LAYOUTS["5a"], read_results([run])))}
+    assert lacking == {"F-LMM, no refiner", "F-LMM, mask + box", "F-LMM, mask + box + text"}
+
+
 def test_a_partial_number_supports_nothing(write_run: Callable[..., Path]) -> None:
     part = {"cIoU": 75.2, "items": 8, "complete": 0}
     run = write_run("a", "flmm_llava", {"flmm_refcoco_val": part}, arguments="pretrained=llava-1.5-7b", record={})

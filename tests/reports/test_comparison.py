@@ -130,6 +130,25 @@ def test_runs_of_one_model_make_one_row_and_the_newest_number_counts(write_run: 
     assert cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO+ val").text == "75.3"
 
 
+def test_heads_are_known_by_their_tensors_not_by_their_path(write_run: Callable[..., Path]) -> None:
+    runs = [
+        write_run(name, "flmm_llava", {task: WHOLE}, arguments=f"{LLAVA},heads={name}/h.safetensors", record={},
+                  date=f"2026010{at}_000000")
+        for at, (name, task) in enumerate((("a", "flmm_refcoco_val"), ("b", "flmm_refcoco+_val")), start=1)
+    ]  # fmt: skip
+    rows = [row for row in table("A2", *runs).rows if row.kind == "flmm"]
+    assert len(rows) == 1
+
+
+def test_a_judge_of_the_log_is_named_with_prompt_and_date(write_run: Callable[..., Path]) -> None:
+    verdict = {"score": 1.0, "model": "judge-7", "prompt": "v1", "date": "2026-01-02T03:04:05"}
+    log = {"flmm_viscot_sroie": [{"doc_id": 0, "input": "q", "target": "a", "filtered_resps": "a", "judged": verdict}]}
+    run = write_run("a", "flmm_deepseekvl", {"flmm_viscot_sroie": {"judged": 50.0, "complete": 1}}, record={},
+                    arguments="pretrained=deepseek-vl-7b", samples=log)  # fmt: skip
+    one = cell(table("4", run), "F-LMM (DeepSeekVL-7B)", "VisCoT SROIE", "visual CoT")
+    assert sentences(one) == ["judged by judge-7, prompt v1, 2026-01-02"]
+
+
 def test_ablation_rows_name_their_heads(write_run: Callable[..., Path]) -> None:
     heads = {"sha256": "a", "sam": "vit_b", "prompts": "mask + box"}
     run = write_run("a", "flmm_deepseekvl", {"flmm_png": {"AR": 60.0, "AR_thing": 59.0, "complete": 1}},
