@@ -1,0 +1,66 @@
+"""Model names and families: which checkpoint is whose, and what the arguments of loading become."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flmm_plugin.adapters.lmms_eval import models
+from flmm_plugin.adapters.lmms_eval.arguments import as_switch
+from flmm_plugin.adapters.lmms_eval.auto import FlmmAuto
+from flmm_plugin.adapters.lmms_eval.llava import FlmmLlava
+from flmm_plugin.adapters.lmms_eval.qwen_vl import FlmmQwen25VL
+from flmm_plugin.errors import UnknownArgument
+
+
+def checkpoint(folder: Path, family: str) -> Path:
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    return folder
+
+
+class Remembering(FlmmAuto):
+    def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> Any:
+        self.asked = {"pretrained": pretrained, "heads": heads, **settings}
+        return SimpleNamespace(
+            seal=None, heads=None, backbone=SimpleNamespace(device="cpu", tokenizer=None, name="it"), merge="mean"
+        )
+
+
+def test_a_checkpoint_of_another_family_names_its_model(tmp_path: Path) -> None:
+    with pytest.raises(UnknownArgument, match=r"is a 'qwen3_vl' model: use --model flmm_qwen3_vl"):
+        FlmmLlava(pretrained=str(checkpoint(tmp_path, "qwen3_vl")), device="cpu")
+    with pytest.raises(UnknownArgument, match=r"qwen2_5_vl and qwen2_vl models.*use --model flmm_auto"):
+        FlmmQwen25VL(pretrained=str(checkpoint(tmp_path, "paligemma")), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("llava", "flmm_llava"), ("llava_next", "flmm_llava_next"), ("qwen2_vl", "flmm_qwen2_5_vl"),
+     ("deepseek_vl_hybrid", "flmm_deepseekvl"), ("internvl", "flmm_internvl"), ("something", "flmm_auto")],
+)  # fmt: skip
+def test_every_family_has_a_model(family: str, name: str) -> None:
+    assert models.model_for(family) == name
+    assert name in models.MODELS
+
+
+def test_flmm_auto_must_be_told_which_model() -> None:
+    with pytest.raises(UnknownArgument, match="pretrained="):
+        FlmmAuto(device="cpu")
+
+
+def test_arguments_of_loading_arrive_as_what_they_mean() -> None:
+    model = Remembering(
+        pretrained="x", device="cpu", load_in_4bit="True", load_in_8bit="false", preprocessing="paper", sam="none"
+    )
+    assert model.asked == {
+        "pretrained": "x", "heads": None, "device": "cpu", "load_in_4bit": True, "load_in_8bit": False,
+        "preprocessing": "paper", "sam": "none",
+    }  # fmt: skip
+    with pytest.raises(UnknownArgument, match="did you mean 'preprocessing'"):
+        Remembering(pretrained="x", device="cpu", preprocesing="paper")
+    with pytest.raises(UnknownArgument, match="load_in_4bit is 'four'"):
+        as_switch("load_in_4bit", "four")
