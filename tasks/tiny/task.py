@@ -24,12 +24,13 @@ class WorldTask(ConfigurableTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Read the file, which is written when it is first asked for."""
         import datasets
+        import pyarrow.parquet as pq
 
         repo = str((dataset_kwargs or {})["repo"])
         split = str(self.config.test_split)
         file = data_root(TINY_WORLD) / repo / "data" / f"{split}-00000-of-00001.parquet"
-        # From memory: `load_dataset` would copy the file into the hub's cache, under a name that says nothing of it.
-        table = datasets.Dataset.from_parquet(str(file), keep_in_memory=True)
+        # Read here: `load_dataset` would copy the file into the hub's cache, under a name that says nothing of it.
+        table = datasets.Dataset(pq.read_table(file))
         self.dataset = {split: table}
         pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
         self.dataset_no_image = {split: table.remove_columns(pictures)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from lmms_eval.api.task import ConfigurableTask
@@ -31,10 +32,16 @@ class VisCot(ConfigurableTask):
         # lmms-eval hands over the YAML whole; its own task config knows no `class`.
         settings.pop("class", None)
         self.docs: VisCotDocs
-        self._judge: Judge | None = None
-        self._judge_asked_for = False
         super().__init__(config=settings)
-        self.config.metadata = {**(self.config.metadata or {}), "annotations": f"sha256:{self.docs.digest}"}
+        # Found now: lmms-eval copies the metadata into its results before the first answer.
+        self._judge: Judge | None = judge_from_environment()
+        self.config.metadata = {
+            **(self.config.metadata or {}),
+            "annotations": f"sha256:{self.docs.digest}",
+            "judge": self._judge.model if self._judge is not None else "none",
+            "judge_prompt": PROMPT_VERSION,
+            "judge_date": datetime.now(UTC).date().isoformat(),
+        }
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Read the annotation file; pictures are opened one by one when they are asked for."""
@@ -55,17 +62,6 @@ class VisCot(ConfigurableTask):
             )
         # No picture is part of a document, so the view without media is the same one.
         self.dataset = self.dataset_no_image = {str(self.config.test_split): self.docs}
-
-    def apply_filters(self) -> Any:
-        """Called once, when all answers are there: the moment to find the judge, if there is one."""
-        if not self._judge_asked_for:
-            self._judge_asked_for = True
-            self._judge = judge_from_environment()
-            facts = {"judge": "none", "judge_prompt": PROMPT_VERSION}
-            if self._judge is not None:
-                facts["judge"] = self._judge.model
-            self.config.metadata = {**(self.config.metadata or {}), **facts}
-        return super().apply_filters()
 
     def process_results(self, doc: VisCotDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
         """Scores of one document, the judge's among them. lmms-eval calls this from several threads."""
