@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_arm
-from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
+from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, shared
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
 
@@ -96,12 +96,14 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
     out = plan.out.resolve()
     work = _world(plan, out) if plan.scenes else Path.cwd()
     common: dict[str, Any] = {
-        "model": plan.model, "model_args": dict(plan.model_args), "tasks": tuple(plan.tasks), "limit": plan.limit,
-        "device": plan.device, "force_simple": plan.force_simple, "include_path": plan.include_path,
-        "seed": plan.seed, "judge": str(out / "judge.jsonl"), "work": str(work),
+        "model": plan.model, "tasks": tuple(plan.tasks), "limit": plan.limit, "device": plan.device,
+        "include_path": plan.include_path, "seed": plan.seed, "judge": str(out / "judge.jsonl"), "work": str(work),
     }  # fmt: skip
+    # Of the F-LMM arm's arguments those that say which LMM it is and how it computes, and no others: other heads need
+    # no other stock arm.
+    same_lmm = {"model_args": shared(plan.model_args), "ground_every": 0}
 
-    def arm(spec: ArmSpec, times: int = 0) -> tuple[Arm, Path]:
+    def run(spec: ArmSpec, times: int = 0) -> tuple[Arm, Path]:
         folder = out / "arms" / f"{spec.role.split(',')[0].replace(' ', '-')}-{_key(spec, times)}"
         if plan.fresh and folder.is_dir():
             for file in folder.iterdir():
@@ -109,40 +111,45 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
                     file.unlink()
         return read_arm(folder) or launch(spec, folder), folder
 
-    stock, stock_at = arm(ArmSpec(role="stock", stock=plan.stock, stock_args=plan.stock_args, ground_every=0, **common))
-    # A stock adapter that only knows lmms-eval's plain prompts decides the form of both arms.
-    common["force_simple"] = bool(stock.provenance["simple"])
-    ours, ours_at = arm(
-        ArmSpec(role="F-LMM", batch_size=plan.batch_size, ground_every=plan.ground_every, plant=plan.plant, **common)
+    stock_spec = ArmSpec(
+        role="stock", stock=plan.stock, stock_args=plan.stock_args, force_simple=plan.force_simple, **same_lmm, **common
     )
-
-    def against(left: tuple[Arm, Path], right: tuple[Arm, Path]) -> tuple[Check, ...]:
-        from flmm_plugin.adapters.lmms_eval.preserve_watch import compare_logits  # torch: only once there is something
-
-        return compare(left[0], right[0], compare_logits(left[1] / "logits.pt", right[1] / "logits.pt"))
-
-    checks = against((stock, stock_at), (ours, ours_at))
-
+    stock = run(stock_spec)
+    # A stock adapter that only knows lmms-eval's plain prompts decides the form of the other arms.
+    common["force_simple"] = bool(stock[0].provenance["simple"])
+    ours = run(
+        ArmSpec(
+            role="F-LMM", model_args=dict(plan.model_args), batch_size=plan.batch_size, ground_every=plan.ground_every,
+            plant=plan.plant, **common,
+        )
+    )  # fmt: skip
     arms = [stock, ours]
+    checks = _against(stock, ours)
     noise: tuple[Check, ...] = ()
     same: tuple[Check, ...] = ()
     repeat: tuple[Check, ...] = ()
-    base, base_spec = (stock, stock_at), ArmSpec(role="stock", stock=plan.stock, stock_args=plan.stock_args, **common)
+    base, base_spec = stock, stock_spec
     if other_settings(plan):
+        # lmms-eval's stock adapters answer one by one, whatever they are told.
         kind = PLAIN if plan.batch_size > 1 else plan.stock
         base_spec = ArmSpec(
-            role="stock, settings of F-LMM", stock=kind, batch_size=plan.batch_size, ground_every=0, **common
+            role="stock, settings of F-LMM", stock=kind, batch_size=plan.batch_size, **same_lmm, **common
         )
-        base = arm(base_spec)
-        arms.append(base[0])
-        noise, same = against((stock, stock_at), base), against(base, (ours, ours_at))
-    if plan.noise or (same and any(check.differing for check in same)):
-        again_spec = dataclasses.replace(base_spec, role="stock again", ground_every=0)
-        again = arm(again_spec, times=1)
-        arms.append(again[0])
-        repeat = against(base, again)
+        base = run(base_spec)
+        arms.append(base)
+        noise, same = _against(stock, base), _against(base, ours)
+    if plan.noise or any(check.differing for check in same):
+        arms.append(run(dataclasses.replace(base_spec, role="stock again"), times=1))
+        repeat = _against(base, arms[-1])
         noise = noise or repeat
-    return decide(arms, checks, noise=noise, same=same, repeat=repeat, notes=notes(plan, arms, work))
+    told = [arm for arm, _ in arms]
+    return decide(told, checks, noise=noise, same=same, repeat=repeat, notes=notes(plan, told, work))
+
+
+def _against(left: tuple[Arm, Path], right: tuple[Arm, Path]) -> tuple[Check, ...]:
+    from flmm_plugin.adapters.lmms_eval.preserve_watch import compare_logits  # torch: only once there is something
+
+    return compare(left[0], right[0], compare_logits(left[1] / "logits.pt", right[1] / "logits.pt"))
 
 
 def other_settings(plan: Plan) -> list[str]:
@@ -191,14 +198,14 @@ def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
     env = dict(os.environ)
     if Path(spec.work).name == "world":  # written here a moment ago: no hub needs to be asked for it
         env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(Path(spec.work) / "cache")}
-    if spec.device == "cpu":
+    if spec.device == "cpu" and not {"device", "device_map"} & {*spec.model_args, *spec.stock_args}:
         env["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-P", "-m", "flmm_plugin.adapters.lmms_eval.preserve_arm"]
     done = subprocess.run([*command, str(folder / "spec.json"), str(folder)], env=env, check=False)
     arm = read_arm(folder)
     if done.returncode != 0 or arm is None:
         log = folder / "log.txt"
-        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-15:] if log.is_file() else []
+        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:] if log.is_file() else []
         raise ArmFailed(
             f"the arm {spec.role!r} ended with {done.returncode}; all it said is in {log}, its last words: "
             + " | ".join(words)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +26,7 @@ from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel, weight_h
 from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, write_arm
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, StockUnusable
 from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, model_of
+from flmm_plugin.adapters.lmms_eval.provenance import commit
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm
 
@@ -50,9 +52,9 @@ def run_arm(spec: ArmSpec, folder: Path, *, screen: TextIO | None = None, task_m
         raise UnknownArgument("preservation is compared in one process; start it without accelerate or torchrun")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    memo, watch = JudgeMemo(Path(spec.judge)), GenerateWatch()
-    unusable = ""
+    memo, unusable = JudgeMemo(Path(spec.judge)), ""
     while True:
+        watch = GenerateWatch()
         name, reason, inner = make_model(spec, unusable)
         model = WatchedModel(inner, spec, watch, folder / "answers.jsonl", screen)
         before = weight_hashes(model_of(inner))
@@ -71,6 +73,7 @@ def run_arm(spec: ArmSpec, folder: Path, *, screen: TextIO | None = None, task_m
                 raise
             unusable = f"lmms-eval's {name} does not work here ({exc})"
             del inner, model
+            (folder / "answers.jsonl").unlink(missing_ok=True)
             continue
         break
     after = model.weights_after
@@ -109,7 +112,7 @@ def make_model(spec: ArmSpec, unusable: str = "") -> tuple[str, str, Any]:
             FAULTS[spec.plant](model)
         return spec.model, "", model
     default = getattr(get_model(spec.model, spec.force_simple), "default_pretrained", "")
-    arguments = {**preserve_stock.shared_arguments(spec.model_args, default), **spec.stock_args}
+    arguments = {**preserve_stock.with_checkpoint(spec.model_args, default), **spec.stock_args}
     name, reason = (spec.stock, "") if spec.stock != "auto" else preserve_stock.adapter_for(arguments)
     if unusable:
         name, reason = PLAIN, unusable
@@ -134,6 +137,7 @@ def provenance(inner: Any) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         **{name: metadata.version(name) for name in _PACKAGES},
+        "commit": commit(),
         "device name": torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU",
         "heads": getattr(getattr(heads, "manifest", None), "sha256", None),
         "settings": {
@@ -147,9 +151,18 @@ def provenance(inner: Any) -> dict[str, Any]:
 def metrics_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every metric of every task and group, filters named; aliases and standard errors left out."""
     return {
-        task: {key: value for key, value in values.items() if "," in key and "_stderr" not in key}
+        task: {key: _written(value) for key, value in values.items() if "," in key and "_stderr" not in key}
         for task, values in result["results"].items()
     }
+
+
+def _written(value: Any) -> Any:
+    """A metric as a file holds it: an arm that was read must be equal to the one that was written."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             run_arm(spec, folder, screen=screen)
         except (FlmmError, StockUnusable) as exc:
-            print(f"{type(exc).__name__}: {exc}", file=screen)
+            print(f"\n{type(exc).__name__}: {exc}", file=sys.stderr)
             return 2
     return 0
 

@@ -30,6 +30,7 @@ from flmm_plugin.records import parse_masks_json
 from flmm_plugin.reports.preservation import Answer
 
 _GROUND_TASK = "flmm_preserve"
+_MARK = "flmm_"  # generation arguments of this name are how tasks ask this package's models for more than chat
 
 
 class WatchedModel(lmms):
@@ -61,7 +62,12 @@ class WatchedModel(lmms):
         self.no_logits = ""
         self._record, self._screen = record, screen
         self._known = {answer.key: answer for answer in read_answers(record)}
+        # Written anew: what a kill cut off in the middle of a line would swallow the next one.
+        record.write_text(
+            "".join(json.dumps(known.as_json()) + "\n" for known in self._known.values()), encoding="utf-8"
+        )
         self._batches = 0
+        self._opened: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         # Only for what this class lacks: accelerator, device, tokenizer, and what else the evaluator asks a model for.
@@ -102,24 +108,27 @@ class WatchedModel(lmms):
             _, _, _, doc_id, task, _ = request.args
             keyed.append((f"{kind}/{task}/{doc_id}/{times[task, doc_id]}", request))
             times[task, doc_id] += 1
-            if GROUND_FLAG in _options(request.args):
+            if marks := [name for name in _options(request.args) if name.startswith(_MARK)]:
                 raise UnknownArgument(
-                    f"{task} asks for masks, which no stock adapter gives; leave it out of --tasks: there is no chat "
-                    "in it to compare"
+                    f"{task} asks for what no stock adapter gives ({marks[0]}); leave it out of --tasks: there is no "
+                    "chat in it to compare"
                 )
         with self._bar(len(keyed)) as bar:
-            for batch in self._cut(keyed):
+            for batch in self._cut(kind, keyed):
                 self._one_batch(kind, batch)
                 bar.update(len(batch))
         return [self.answers[key] for key, _ in keyed]
 
-    def _cut(self, keyed: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-        """Batches in order, of one task and one set of options each; the first of a run has one request in all arms."""
+    def _cut(self, kind: str, keyed: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+        """Batches in order, of one task and one set of options each; the first of a kind has one request in all arms.
+
+        It is what the logits are compared on, and what shows whether the stock adapter works at all.
+        """
         batch: list[tuple[str, Any]] = []
         sort: Any = None
         for key, request in keyed:
             here = (request.args[4], repr(sorted(_options(request.args).items(), key=lambda item: item[0])))
-            full = len(batch) >= (self.spec.batch_size if self._batches else 1)
+            full = len(batch) >= (self.spec.batch_size if kind in self._opened else 1)
             if batch and (full or here != sort):
                 yield batch
                 batch = []
@@ -129,7 +138,8 @@ class WatchedModel(lmms):
             yield batch
 
     def _one_batch(self, kind: str, batch: list[tuple[str, Any]]) -> None:
-        first = self._batches == 0
+        first = kind not in self._opened
+        self._opened.add(kind)
         self._batches += 1
         if not first and all(key in self._known and self._fits(self._known[key], one) for key, one in batch):
             self.answers.update({key: self._known[key] for key, _ in batch})
@@ -137,10 +147,15 @@ class WatchedModel(lmms):
             return
         self.watch.clear()
         torch.manual_seed(self.spec.seed + self._batches)
-        replies = getattr(self.inner, kind)([request for _, request in batch])
+        try:
+            replies = getattr(self.inner, kind)([request for _, request in batch])
+        except Exception as exc:
+            if first and self.spec.stock:
+                raise StockUnusable(f"{kind}: {type(exc).__name__}: {exc}") from exc
+            raise
+        if first and self.spec.stock and self.watch.error:
+            raise StockUnusable(f"{kind}: {self.watch.error}")
         rows = self.watch.rows
-        if first and not self.spec.role.startswith("F-LMM") and self.watch.error:
-            raise StockUnusable(self.watch.error)
         with self._record.open("a", encoding="utf-8") as file:
             for number, ((key, request), reply) in enumerate(zip(batch, replies, strict=True)):
                 answer = self._answer(kind, key, request, reply, rows, number, len(batch))

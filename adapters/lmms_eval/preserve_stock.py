@@ -31,11 +31,11 @@ class StockUnusable(Exception):
     """lmms-eval's adapter cannot be made or cannot answer; not an error of the user's."""
 
 
-def shared_arguments(given: Mapping[str, Any], default_pretrained: str) -> dict[str, Any]:
+def shared(given: Mapping[str, Any]) -> dict[str, Any]:
     """What both arms are told, of the F-LMM arm's model arguments.
 
     Raises:
-        UnknownArgument: An argument that changes chat on purpose, or no checkpoint.
+        UnknownArgument: An argument that changes chat on purpose.
     """
     for name in _ON_PURPOSE:
         if given.get(name) not in (None, "none", ""):
@@ -43,15 +43,27 @@ def shared_arguments(given: Mapping[str, Any], default_pretrained: str) -> dict[
                 f"{name}={given[name]} gives other answers on purpose, which no check can call unchanged; leave it out "
                 "of --model_args"
             )
-    pretrained = given.get("pretrained") or default_pretrained
+    return {name: given[name] for name in SHARED if given.get(name) not in (None, "", "none")}
+
+
+def with_checkpoint(arguments: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """The arguments with a checkpoint that transformers finds.
+
+    Args:
+        arguments: As of `shared`.
+        default: The model's own checkpoint, or empty.
+
+    Raises:
+        UnknownArgument: There is none.
+    """
+    pretrained = arguments.get("pretrained") or default
     if not pretrained:
         raise UnknownArgument("this model has no checkpoint of its own: --model_args pretrained=FOLDER_OR_HUB_NAME")
     if pretrained == "flmm_tiny":
         from flmm_plugin.tiny import tiny_path
 
         pretrained = str(tiny_path())
-    shared = {name: given[name] for name in SHARED if given.get(name) not in (None, "", "none")}
-    return {**shared, "pretrained": pretrained}
+    return {**arguments, "pretrained": pretrained}
 
 
 def adapter_for(arguments: Mapping[str, Any]) -> tuple[str, str]:

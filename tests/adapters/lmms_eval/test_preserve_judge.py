@@ -87,7 +87,8 @@ def test_lmms_eval_is_left_as_it_was(tmp_path: Path) -> None:
 def score(prediction: str, monkeypatch: pytest.MonkeyPatch) -> float:
     """MMBench's own evaluation of one free answer, which names no option."""
     monkeypatch.setenv("API_TYPE", "moody")
-    row = {"index": 1, "question": "what is it ?", "A": "cat", "B": "dog", "answer": "B", "prediction": prediction,
+    row = {"index": 1, "question": "what is it ?", "A": "cat", "B": "dog", "C": float("nan"),
+           "D": float("nan"), "answer": "B", "prediction": prediction,
            "category": "c", "L2-category": "l", "split": "dev"}  # fmt: skip
     evaluator = MMBench_Evaluator(model_version="moody")
     result: float = evaluator.eval_sub_data(pd.DataFrame([row]), {1: "B"})
