@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def read_table(path: Path) -> list[Shown]:
 
 
 def _csv(text: str) -> Iterator[Shown]:
-    for line in csv.DictReader(text.splitlines()):
+    for line in csv.DictReader(io.StringIO(text)):
         yield Shown(line["table"], line["group"], line["row"], line["column"], line["value"])
 
 

@@ -58,6 +58,11 @@ def count(dom: str) -> str:
     return re.search(r'<output id="count">([^<]*)', dom)[1]
 
 
+def models(dom: str) -> list[str]:
+    """Rows of the page's tables, in order."""
+    return re.findall(r'<tr class="(?:published|flmm|stock)"><th scope="row">([^<]*)', dom)
+
+
 def painted(dom: str) -> list[int]:
     return [int(number) for number in re.findall(r'data-painted="(\d+)"', dom)]
 
@@ -74,8 +79,13 @@ def test_no_samples(tmp_path: Path, browse: Callable[..., str]) -> None:
     assert facts.samples == 0
     dom = browse(facts.path)
     assert "No samples: the runs were made without --log_samples" in dom
-    assert 'data-table="2"' in dom
     assert cards(dom) == []
+    assert models(dom) == ["X-Decoder", "SEEM", "GroundingSAM", "OVSeg", "LISA", "F-LMM"]
+    click = "<script>document.querySelectorAll('th button')[1].click()</script></body>"
+    sorted_page = tmp_path / "sorted.html"
+    sorted_page.write_text(facts.path.read_text().replace("</body>", click))
+    # By the numbers of that column, the highest first, each group by itself.
+    assert models(browse(sorted_page)) == ["LISA", "OVSeg", "GroundingSAM", "SEEM", "X-Decoder", "F-LMM"]
 
 
 def test_one_sample_with_text_that_attacks(tmp_path: Path, picture: Path, browse: Callable[..., str]) -> None:
@@ -88,6 +98,7 @@ def test_one_sample_with_text_that_attacks(tmp_path: Path, picture: Path, browse
     assert cards(dom) == [("flmm_refcoco_val", 7)]
     # The page's own decoder paints exactly the pixels of the mask.
     assert painted(dom) == [int(decode_rle(one.phrases[0].predicted).sum())] == [100]
+    assert painted(browse(facts.path, "predicted=0")) == [0]
     assert 'class="arms different"' in dom
     assert 'src="data:image/jpeg;base64,' in dom
 
