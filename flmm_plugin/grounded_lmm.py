@@ -56,7 +56,8 @@ class AttentionMaps:
     """How the tokens of one phrase look at the picture.
 
     Attributes:
-        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture.
+        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture. Families with two
+            views have 2 c per layer: the coarse view's heads, then the fine one's.
         grid: How the cells lie on the original picture.
     """
 
@@ -410,9 +411,9 @@ class GroundedLMM:
         capture, encoded, _ = self._read_phrases([open_image(image)], [[phrase]], prompt)
         rows, tokens = capture.attention(0), encoded.image_tokens[0][0]
         merged = merged_rows(rows, [len(rows)], self.merge)
-        maps = self.backbone.attention_maps(merged, tokens)[0]
-        shaped = maps.reshape(self.backbone.num_layers, -1, *maps.shape[-2:])
-        return AttentionMaps(shaped.float().cpu().numpy(), tokens.grid)
+        # Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
+        layers = [self.backbone.attention_maps(merged[:, one : one + 1], tokens)[0] for one in range(merged.shape[1])]
+        return AttentionMaps(torch.stack(layers).float().cpu().numpy(), tokens.grid)
 
     # Proof.
 
