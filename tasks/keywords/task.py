@@ -23,18 +23,23 @@ class KeywordSelection(NarrativeTask):
     unit: ClassVar[str] = "narratives"
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
-        self._chunks: NounChunks | None = None
         super().__init__(config)
-
-    def build_all_requests(self, **options: Any) -> None:
-        """One request per narrative; the moment to find spaCy, or to say that it is missing."""
+        self._chunks: NounChunks | None = None
+        self._missing = ""
         try:
             self._chunks = load_noun_chunks()
-            said = self._chunks.name
         except ToolNotFound as exc:
-            said = "none"
-            logger.warning(f"{self.config.task}: the noun chunks that table 6 compares with are left out: {exc}")
+            self._missing = str(exc)
+        # Now and not later: lmms-eval copies the metadata before it asks for requests.
+        said = "none" if self._chunks is None else self._chunks.name
         self.config.metadata = {**(self.config.metadata or {}), "noun_chunks": said}
+
+    def build_all_requests(self, **options: Any) -> None:
+        """One request per narrative, after a word on a missing spaCy."""
+        if self._missing:
+            logger.warning(
+                f"{self.config.task}: the noun chunks that table 6 compares with are left out: {self._missing}"
+            )
         super().build_all_requests(**options)
 
     def process_results(self, doc: PngDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
