@@ -165,23 +165,23 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
 
 
 def stock_of(model: str, arguments: str) -> tuple[str, str] | None:
-    """Name and arguments of the stock arm of a model; None, with a word, where lmms-eval has none that works."""
-    from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, adapter_for, shared_arguments
+    """Name and arguments of the stock arm of a model; None, with a word, where lmms-eval has none that works.
+
+    Raises:
+        UnknownArgument: It is not said which checkpoint the model is.
+    """
+    from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, adapter_for, shared, with_checkpoint
 
     given = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
-    default = "flmm_tiny" if model == "flmm_tiny" else ""
-    shared = shared_arguments(given, default)
-    if not shared["pretrained"]:
-        print(f"no stock arm for {model}: say pretrained=... behind its name", file=sys.stderr)
-        return None
-    name, why = adapter_for(shared)
+    told = with_checkpoint(shared(given), "flmm_tiny" if model == "flmm_tiny" else "")
+    name, why = adapter_for(told)
     if name == PLAIN:
         print(f"no stock arm for {model}: {why}; flmm preserve compares it with plain transformers", file=sys.stderr)
         return None
     # lmms-eval's adapter needs a device map of its own, which transformers 5 refuses to be empty.
-    device = shared.setdefault("device", "cuda" if _cuda() else "cpu")
-    shared.setdefault("device_map", device)
-    return name, ",".join(f"{key}={value}" for key, value in shared.items())
+    device = told.setdefault("device", "cuda" if _cuda() else "cpu")
+    told.setdefault("device_map", device)
+    return name, ",".join(f"{key}={value}" for key, value in told.items())
 
 
 def _cuda() -> bool:
