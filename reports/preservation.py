@@ -324,8 +324,8 @@ def _pictures(pairs: Sequence[tuple[Answer, Answer]]) -> Check:
     first = None
     if wrong:
         a, b, name = wrong[0]
-        shown = [f"{name} of SHA-256 {one.inputs[name]}" for one in (a, b)]
-        first = Difference(f"{a.task} document {a.doc_id}", *shown, a.question)
+        left, right = (f"{name} of SHA-256 {one.inputs[name]}" for one in (a, b))
+        first = Difference(f"{a.task} document {a.doc_id}", left, right, a.question)
     return Check("pictures", compared, len(wrong), first, f"in one arm only: {', '.join(sorted(alone))}" * bool(alone))
 
 
@@ -341,8 +341,8 @@ def _metrics(left: Arm, right: Arm) -> Check:
     first = None
     if wrong:
         task, metric = wrong[0]
-        values = [repr(arm.metrics.get(task, {}).get(metric)) for arm in (left, right)]
-        first = Difference(f"{task}: {metric}", *values)
+        shown = [repr(arm.metrics.get(task, {}).get(metric)) for arm in (left, right)]
+        first = Difference(f"{task}: {metric}", shown[0], shown[1])
     return Check("metrics", len(names), len(wrong), first)
 
 

@@ -101,7 +101,7 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
     }  # fmt: skip
     # Of the F-LMM arm's arguments those that say which LMM it is and how it computes, and no others: other heads need
     # no other stock arm.
-    same_lmm = {"model_args": shared(plan.model_args), "ground_every": 0}
+    same_lmm: dict[str, Any] = {"model_args": shared(plan.model_args), "ground_every": 0}
 
     def run(spec: ArmSpec, times: int = 0) -> tuple[Arm, Path]:
         folder = out / "arms" / f"{spec.role.split(',')[0].replace(' ', '-')}-{_key(spec, times)}"

@@ -112,7 +112,7 @@ def make_model(spec: ArmSpec, unusable: str = "") -> tuple[str, str, Any]:
             FAULTS[spec.plant](model)
         return spec.model, "", model
     default = getattr(get_model(spec.model, spec.force_simple), "default_pretrained", "")
-    arguments = {**preserve_stock.with_checkpoint(spec.model_args, default), **spec.stock_args}
+    arguments = {**preserve_stock.shared_arguments(spec.model_args, default), **spec.stock_args}
     name, reason = (spec.stock, "") if spec.stock != "auto" else preserve_stock.adapter_for(arguments)
     if unusable:
         name, reason = PLAIN, unusable

@@ -62,7 +62,7 @@ class PlainTransformers(lmms):
             device_map = device_map or device  # quantised where they are put; not to be moved afterwards
         if device_map:
             options["device_map"] = device_map
-        model = AutoModelForImageTextToText.from_pretrained(pretrained, **options)
+        model: Any = AutoModelForImageTextToText.from_pretrained(pretrained, **options)
         self.model = (model if device_map else model.to(device)).eval()
         self.processor = AutoProcessor.from_pretrained(
             pretrained, revision=revision, trust_remote_code=trust_remote_code

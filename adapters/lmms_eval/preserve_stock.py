@@ -66,6 +66,11 @@ def with_checkpoint(arguments: Mapping[str, Any], default: str) -> dict[str, Any
     return {**arguments, "pretrained": pretrained}
 
 
+def shared_arguments(given: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """Arguments of the stock arm for an F-LMM model's: `shared`, `with_checkpoint`."""
+    return with_checkpoint(shared(given), default)
+
+
 def adapter_for(arguments: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the stock arm for a checkpoint, and why it is no adapter of lmms-eval's, if it is not."""
     from transformers import AutoConfig

@@ -56,7 +56,8 @@ class GenerateWatch:
         """Watch until the block ends; not to be nested."""
         from transformers import GenerationMixin
 
-        original = GenerationMixin.generate
+        mixin: Any = GenerationMixin
+        original = mixin.generate
 
         @functools.wraps(original)
         def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,11 +74,11 @@ class GenerateWatch:
             self._note(model, args, kwargs, made)
             return made
 
-        GenerationMixin.generate = generate
+        mixin.generate = generate
         try:
             yield self
         finally:
-            GenerationMixin.generate = original
+            mixin.generate = original
 
     def _note(self, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
         given = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}

@@ -206,12 +206,13 @@ def test_a_stock_adapter_that_does_not_work_is_replaced_and_the_verdict_says_so(
         raise AssertionError("generate must refuse unknown arguments")
 
     monkeypatch.setattr(LlavaHf, "generate_until", broken)
-    verdict = preserve(replace(plan, out=tmp_path), launch)
+    plan = replace(plan, out=tmp_path, limit=2)
+    verdict = preserve(plan, launch)
     assert verdict.unchanged
     assert verdict.arms[0].adapter.startswith("plain transformers: lmms-eval's llava_hf does not work here")
     assert any(verdict.arms[0].adapter in note for note in verdict.notes)
     with pytest.raises(StockUnusable):
-        preserve(replace(plan, out=tmp_path, stock="llava_hf"), launch)
+        preserve(replace(plan, stock="llava_hf"), launch)
 
 
 def test_without_heads_attention_is_read_between_the_questions(plan: Plan, clean: Verdict) -> None:
@@ -234,9 +235,12 @@ def test_what_changes_chat_on_purpose_is_refused() -> None:
 def test_both_arms_get_the_same_model_and_nothing_else() -> None:
     given = {"pretrained": "p", "dtype": "float32", "heads": "h", "merge": "max", "revision": None}
     assert preserve_stock.shared(given) == {"pretrained": "p", "dtype": "float32"}
-    assert preserve_stock.with_checkpoint({"dtype": "float32"}, "d") == {"pretrained": "d", "dtype": "float32"}
+    assert preserve_stock.shared_arguments({"dtype": "float32", "heads": "h"}, "d") == {
+        "pretrained": "d",
+        "dtype": "float32",
+    }
     with pytest.raises(UnknownArgument, match="pretrained="):
-        preserve_stock.with_checkpoint({}, "")
+        preserve_stock.shared_arguments({}, "")
 
 
 def test_an_unknown_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
