@@ -56,8 +56,8 @@ class AttentionMaps:
     """How the tokens of one phrase look at the picture.
 
     Attributes:
-        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture. Families with two
-            views have 2 c per layer: the coarse view's heads, then the fine one's.
+        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture. Families with
+            two views have 2 c per layer: the coarse view's heads, then the fine one's.
         grid: How the cells lie on the original picture.
     """
 
