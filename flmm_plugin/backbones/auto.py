@@ -14,7 +14,7 @@ family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -180,7 +180,7 @@ class AutoBackbone(Backbone):
         try:
             self.forward_body({**per_token, "pixel_values": pixels})
         except _Enough:
-            return cast("Tensor", kept[0][0].cpu())
+            return kept[0][0].cpu()
         finally:
             hook.remove()
         raise BackboneUnsupported(not_recovered(self.name, "its language model is given no embeddings"))

@@ -81,7 +81,7 @@ def _line(values: Floats, seen: npt.NDArray[np.bool_], pixels: int, name: str, w
         name: The model, for messages.
         what: Rows or columns, for messages.
     """
-    shown = seen.any(axis=0).nonzero()[0]
+    shown = np.flatnonzero(seen.any(axis=0))
     first, last = int(shown[0]), int(shown[-1])
     original = values * (pixels - 1) + 0.5
     middle = np.array([np.median(original[seen[:, at], at]) for at in range(first, last + 1)])

@@ -50,11 +50,11 @@ def test_few_bits_without_bitsandbytes_name_the_extra(family_folder: Load, monke
         load_backbone(family_folder("llava"), load_in_4bit=True, device="cpu")
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_rows_of_a_quantised_model(family_folder: Load, bits: str) -> None:
-    pytest.importorskip("bitsandbytes")
-    backbone = load_backbone(family_folder("llava"), device="cuda", **{bits: True})
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'flmm-plugin[quantized]'")
+    backbone = load_backbone(family_folder("llava"), **{bits: True})
+    assert {"Linear4bit", "Linear8bitLt"} & {type(part).__name__ for part in backbone.decoder.modules()}
     inputs = encoded(backbone)
     rows = [torch.arange(int(inputs.image_tokens[0][0].slots.max()) + 1, inputs.length)]
     capture = AttentionCapture(backbone.decoder, rows, [inputs.image_tokens[0][0].slots])

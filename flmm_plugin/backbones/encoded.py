@@ -1,0 +1,124 @@
+"""Chats as model inputs, and what came back: records that all families share.
+
+Shapes: b batch, l sequence length, t answer tokens, h x w image-token grid, k tokens of all views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flmm_plugin.geometry import ImageGrid
+
+Message = dict[str, Any]
+Messages = list[Message]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """Image tokens of one picture in one sequence.
+
+    A family may show a picture more than once: whole and small, then in tiles. Tiles are put together to one fine
+    grid, which is `grid`; views of less detail are `coarse`.
+
+    Attributes:
+        slots: Their sequence slots, int64 on the CPU, left padding counted: of each coarse view, then of `grid`, each
+            in raster order. A token that serves two views is in it twice.
+        grid: How the tokens of the finest view lie on the picture; attention maps have its size.
+        coarse: How those of the other views do.
+    """
+
+    slots: Tensor
+    grid: ImageGrid
+    coarse: tuple[ImageGrid, ...] = ()
+
+    @property
+    def views(self) -> tuple[ImageGrid, ...]:
+        """All views in the order of `slots`."""
+        return (*self.coarse, self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedChat:
+    """Chats as model inputs, padded on the left.
+
+    Attributes:
+        inputs: What the model takes: ``input_ids [b, l]``, ``attention_mask [b, l]``, ``pixel_values``...
+        image_tokens: Per chat, per picture in order of appearance.
+        grounding: Inputs that take the place of those of the same name when attention is read: pictures that went
+            through the preprocessing that heads were trained with, where that is not the chat's.
+    """
+
+    inputs: dict[str, Tensor]
+    image_tokens: list[list[ImageTokens]]
+    grounding: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def grounding_inputs(self) -> dict[str, Tensor]:
+        """Inputs for reading attention; those of the chat unless preprocessing differs."""
+        return {**self.inputs, **self.grounding}
+
+    @property
+    def length(self) -> int:
+        """Slots per sequence, left padding included."""
+        return int(self.inputs["input_ids"].shape[1])
+
+    def item_ids(self, item: int) -> list[int]:
+        """Token ids of one chat without its padding."""
+        ids, seen = self.inputs["input_ids"][item], self.inputs["attention_mask"][item].bool()
+        return cast("list[int]", ids[seen].tolist())
+
+    def extended(self, answers: Sequence[Sequence[int]], pad_id: int) -> EncodedChat:
+        """The same chats with token ids written behind each (teacher forcing), padded on the left anew.
+
+        The answer of chat b then occupies the last ``len(answers[b])`` slots. Everything tied to pictures is shared.
+        """
+        old = self.inputs["attention_mask"].sum(dim=1).tolist()
+        length = max(kept + len(answer) for kept, answer in zip(old, answers, strict=True))
+        parts: dict[str, list[Tensor]] = {key: [] for key in self._sequences()}
+        image_tokens = []
+        for item, (kept, answer) in enumerate(zip(old, answers, strict=True)):
+            left = length - kept - len(answer)
+            for key in parts:
+                row = self.inputs[key][item, self.length - kept :]
+                new = {"input_ids": torch.tensor(list(answer), dtype=row.dtype, device=row.device)}.get(key)
+                if new is None:
+                    new = row.new_full((len(answer),), 1 if key == "attention_mask" else 0)
+                fill = pad_id if key == "input_ids" else 0
+                parts[key].append(F.pad(torch.cat([row, new]), (left, 0), value=fill))
+            shift = left - (self.length - kept)
+            image_tokens.append([replace(one, slots=one.slots + shift) for one in self.image_tokens[item]])
+        stacked = {key: torch.stack(rows) for key, rows in parts.items()}
+        return EncodedChat({**self.inputs, **stacked}, image_tokens, self.grounding)
+
+    def _sequences(self) -> list[str]:
+        """Names of the inputs that have one value per token."""
+        shape = self.inputs["input_ids"].shape
+        return [key for key, value in self.inputs.items() if value.shape == shape]
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What ``generate`` returned.
+
+    Attributes:
+        sequences: Prompt and answer ids, ``[b, prompt_length + t]``, answers padded on the right.
+        past_key_values: The model's cache, or None when it has none or its rows do not belong to the sequences (beams).
+        prompt_length: Slots of the prompt, left padding included.
+        lengths: Tokens of each answer, the end token included, padding not.
+    """
+
+    sequences: Tensor
+    past_key_values: Any | None
+    prompt_length: int
+    lengths: tuple[int, ...]
+
+    def answer_ids(self, item: int) -> list[int]:
+        """Ids that the model generated for one chat."""
+        row = self.sequences[item, self.prompt_length : self.prompt_length + self.lengths[item]]
+        return cast("list[int]", row.tolist())
