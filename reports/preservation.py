@@ -51,6 +51,7 @@ class Answer:
         inputs: SHA-256 of each other tensor that the model was given, by name: the pictures, mostly.
         score: Of a log-likelihood request: the number, and whether greedy decoding agrees.
         error: What went wrong in the model, if anything.
+        asked: The prompt after the chat template, for a reader; not compared, `prompt` is.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Answer:
     inputs: Mapping[str, str] = field(default_factory=dict)
     score: tuple[float, bool] | None = None
     error: str = ""
+    asked: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """One line of an arm's record."""
@@ -70,6 +72,7 @@ class Answer:
             "key": self.key, "task": self.task, "doc_id": self.doc_id, "question": self.question, "text": self.text,
             "ids": None if self.ids is None else list(self.ids), "prompt": self.prompt, "inputs": dict(self.inputs),
             "score": None if self.score is None else list(self.score), "error": self.error,
+            "asked": self.asked,
         }  # fmt: skip
 
     @classmethod
@@ -80,7 +83,7 @@ class Answer:
             key=line["key"], task=line["task"], doc_id=int(line["doc_id"]), question=line["question"],
             text=line["text"], ids=None if ids is None else tuple(ids), prompt=line["prompt"],
             inputs=dict(line["inputs"]), score=None if score is None else (float(score[0]), bool(score[1])),
-            error=line["error"],
+            error=line["error"], asked=line["asked"],
         )  # fmt: skip
 
 
@@ -209,7 +212,7 @@ def compare(left: Arm, right: Arm, logits: LogitsCheck | None = None) -> tuple[C
     return (
         _weights(left, right),
         _over(pairs, "questions", lambda a: a.question, show=lambda a: a.question),
-        _over(pairs, "prompts", lambda a: a.prompt, show=lambda a: f"prompt of SHA-256 {a.prompt}"),
+        _over(pairs, "prompts", lambda a: a.prompt, show=lambda a: f"{a.asked!r}, ids of SHA-256 {a.prompt}"),
         _pictures(pairs),
         _over(pairs, "generated ids", lambda a: a.ids, show=lambda a: f"{_shown(a)} {list(a.ids or ())}"),
         _over(pairs, "texts", lambda a: a.text if a.score is None else None, show=_shown),

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_answers
 from flmm_plugin.adapters.lmms_eval.preserve_stock import StockUnusable
-from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, logits_of, model_of
+from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, Row, logits_of, model_of
 from flmm_plugin.adapters.lmms_eval.requests import GROUND_FLAG
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.records import parse_masks_json
@@ -165,7 +165,7 @@ class WatchedModel(lmms):
             self._ground(batch[-1][1])
 
     def _answer(
-        self, kind: str, key: str, request: Any, reply: Any, rows: Sequence[Any], number: int, size: int
+        self, kind: str, key: str, request: Any, reply: Any, rows: Sequence[Row], number: int, size: int
     ) -> Answer:
         context, _, _, doc_id, task, _ = request.args
         said = Answer(key=key, task=task, doc_id=int(doc_id), question=str(context), error=self.watch.error)
@@ -175,11 +175,22 @@ class WatchedModel(lmms):
         if size == 1 and rows:
             ids = tuple(token for row in rows for token in row.ids)
             prompt = "+".join(row.prompt for row in rows)
-            return dataclasses.replace(said, ids=ids, prompt=prompt, inputs=dict(rows[-1].inputs))
+            return dataclasses.replace(
+                said, ids=ids, prompt=prompt, inputs=dict(rows[-1].inputs), asked=self._asked(rows[-1])
+            )
         if size > 1 and len(rows) == size:
             row = rows[number]
-            return dataclasses.replace(said, ids=row.ids, prompt=row.prompt, inputs=dict(row.inputs))
+            return dataclasses.replace(
+                said, ids=row.ids, prompt=row.prompt, inputs=dict(row.inputs), asked=self._asked(row)
+            )
         return said
+
+    def _asked(self, row: Row) -> str:
+        """The prompt as the model's tokenizer reads it back; as ids where it cannot."""
+        try:
+            return str(self.inner.tokenizer.decode(list(row.asked)))
+        except Exception:  # tokenizers of remote code fail in their own ways, and this is for readers only
+            return str(list(row.asked))
 
     def _fits(self, known: Answer, request: Any) -> bool:
         """Whether a recorded answer is to this very question, and no failure."""

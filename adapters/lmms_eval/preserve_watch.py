@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,19 @@ from flmm_plugin.reports.preservation import LogitsCheck
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence of one call of ``generate``: hashes of what went in, ids of what came out."""
+    """One sequence of one call of ``generate``.
+
+    Attributes:
+        ids: What came out.
+        prompt: Hash of the prompt's ids, padding left out; empty if there were none (embeddings).
+        inputs: Hashes of every other tensor that went in.
+        asked: The prompt's ids, for a reader: each run of one token (a picture's placeholders) once.
+    """
 
     ids: tuple[int, ...]
     prompt: str
     inputs: Mapping[str, str]
+    asked: tuple[int, ...] = ()
 
 
 class GenerateWatch:
@@ -97,7 +106,10 @@ class GenerateWatch:
         for number, sequence in enumerate(sequences[:, start:].tolist()):
             inputs = _inputs_of(given, number, len(sequences))
             prompt = inputs.pop("input_ids", "")
-            self.rows.append(Row(until_end(sequence, stops), prompt, inputs))
+            asked: list[int] = [] if prompts is None else _unpadded(given, prompts, number).tolist()
+            self.rows.append(
+                Row(until_end(sequence, stops), prompt, inputs, tuple(token for token, _ in groupby(asked)))
+            )
 
 
 def until_end(ids: Sequence[int], ends: set[int]) -> tuple[int, ...]:
@@ -168,17 +180,21 @@ def compare_logits(left: Path, right: Path) -> LogitsCheck:
     return LogitsCheck(False, f"{wrong} of {a.numel()} logits of {shape} differ, by up to {float(apart.max()):.3g}")
 
 
+def _unpadded(given: Mapping[str, Tensor], values: Tensor, number: int) -> Tensor:
+    """One sequence's share of ``[b, l]`` values, without what the attention mask calls padding."""
+    mask = given.get("attention_mask")
+    return values[number] if mask is None or mask.shape != values.shape else values[number][mask[number].bool()]
+
+
 def _inputs_of(given: Mapping[str, Tensor], number: int, rows: int) -> dict[str, str]:
     """Hashes of one sequence's share of the inputs; of tokens without their padding."""
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    fits = ids is not None and mask is not None and mask.shape == ids.shape
+    ids = given.get("input_ids")
     hashes = {}
     for name, tensor in given.items():
         if name == "attention_mask":
             continue
         if ids is not None and tensor.shape == ids.shape:
-            row = tensor[number]
-            hashes[name] = digest(row[mask[number].bool()] if fits and mask is not None else row)
+            hashes[name] = digest(_unpadded(given, tensor, number))
         elif tensor.ndim and tensor.shape[0] == rows:
             hashes[name] = digest(tensor[number])
         else:  # several pictures, or one long list of patches: a batch's as a whole

@@ -148,6 +148,11 @@ def test_planted_faults_are_caught(plan: Plan, clean: Verdict, fault: str, caugh
     assert caught <= differing(verdict)
     assert not differing(verdict) & ({"weights", "questions", "prompts", "pictures"} - caught)
     assert any(f"planted in the F-LMM arm: {fault}" in note for note in verdict.notes)
+    if fault == "template":
+        assert verdict.first is not None
+        assert verdict.first.first is not None
+        assert "the USER: <image>" in verdict.first.first.right
+        assert "the USER: <image>" not in verdict.first.first.left
 
 
 def test_every_fault_has_a_name_on_the_command_line() -> None:

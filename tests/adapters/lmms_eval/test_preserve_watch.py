@@ -63,6 +63,7 @@ def test_rows_are_answers_without_what_the_batch_pads(watched: type[Model]) -> N
     assert [row.ids for row in watch.rows] == [(5, 6, 2), (5, 2)], "one row per sequence of the outermost call"
     assert watch.rows[0].prompt == digest(IDS[0, 1:]), "of the prompt without its padding"
     assert watch.rows[1].prompt == digest(IDS[1])
+    assert [row.asked for row in watch.rows] == [(8,), (9, 7)]
     assert [row.inputs for row in watch.rows] == [{"pixel_values": digest(one)} for one in PIXELS]
     assert watch.first is not None
     assert set(watch.first) == {"input_ids", "attention_mask", "pixel_values"}
