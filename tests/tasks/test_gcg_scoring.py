@@ -164,11 +164,14 @@ def test_a_missing_encoder_says_how_to_get_one(tmp_path: Path) -> None:
 
 def test_a_transformer_s_vectors_are_the_mean_of_all_its_tokens(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "dog"]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     torch.manual_seed(0)
     model = BertModel(
         BertConfig(len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
