@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.backbone_names import PRINTED
@@ -163,7 +164,8 @@ def recall_curve(ious: Sequence[float]) -> tuple[list[float], list[float]]:
     thresholds = np.arange(101) / 100
     # An IoU that is a threshold but for rounding reaches it.
     below = np.searchsorted(ordered, thresholds - 1e-12, side="left")
-    return thresholds.tolist(), (1 - below / len(ordered)).tolist()
+    shares: npt.NDArray[np.float64] = 1 - below / len(ordered)
+    return thresholds.tolist(), shares.tolist()
 
 
 def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:

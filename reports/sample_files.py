@@ -112,7 +112,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _view(model: str, task: str, line: Mapping[str, Any]) -> SampleView:
     said = _first(line["resps"] if "resps" in line else line.get("filtered_resps", ""))
     reply = _masks_reply(said)
-    reference = line.get("reference") if isinstance(line.get("reference"), Mapping) else {}
+    kept = line.get("reference")
+    reference: Mapping[str, Any] = kept if isinstance(kept, Mapping) else {}
     media = [item for item in line.get("input_media") or [] if isinstance(item, str)]
     error = (reply or {}).get("error") or {}
     return SampleView(
