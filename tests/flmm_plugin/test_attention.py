@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import StaticLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flmm_plugin import attention
@@ -75,6 +77,8 @@ def test_rows_and_hidden_states_are_those_of_eager(load_llava: Load, noise_image
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_logits_are_bit_identical(load_llava: Load, noise_image: Load, dtype: str, kernel: str) -> None:
+    if kernel == "eager" and not hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+        pytest.skip("this transformers calls its eager kernel without looking it up: a capture of it says so")
     backbone = load_llava("gqa", dtype=dtype, attn_implementation=kernel)
     encoded = encode(backbone, noise_image, 2)
     capture = capture_of(backbone, encoded)
@@ -98,6 +102,8 @@ GENERATE = {
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("how", GENERATE)
 def test_generated_ids_are_those_of_the_plain_model(load_llava: Load, noise_image: Load, how: str, batch: int) -> None:
+    if how == "static" and batch > 1 and ".any(" in inspect.getsource(StaticLayer.get_seq_length):
+        pytest.skip("this transformers takes padding, whose first keys are zero, for free places of a static cache")
     backbone = load_llava("gqa")
     encoded = encode(backbone, noise_image, batch)
     options = {"max_new_tokens": 7, "eos_token_id": -1, "pad_token_id": 0, **GENERATE[how]}

@@ -54,7 +54,8 @@ def test_phrases_become_masks_and_chat_stays(family: str, load_family: Load) -> 
     assert [[one.mask.shape for one in some] for some in found] == [[(50, 90)] * 2, [(70, 40)]]
     assert all(np.isfinite(one.logits).all() for some in found for one in some)
     alone = lmm.ground(pictures[0], ["the red sofa", "a dog"], joint=False)
-    assert np.allclose(alone[0].decoder_logits, found[0][0].decoder_logits, atol=1e-3)
+    # The columns that every family sees; what a processor cut away gets the lowest logit of a call.
+    assert np.allclose(alone[0].decoder_logits[:, 25:65], found[0][0].decoder_logits[:, 25:65], atol=1e-3)
     assert lmm.chat(noise(90, 50), "What is it?", max_new_tokens=4, do_sample=False) == plain
     maps = lmm.attention_maps(pictures[0], "the red sofa")
     assert maps.maps.shape[:2] == (backbone.num_layers, backbone.num_heads * backbone.facts.maps_per_image)
