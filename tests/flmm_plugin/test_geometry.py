@@ -17,7 +17,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from flmm_plugin.backbones.llava import follow_processor
 from flmm_plugin.errors import BackboneUnsupported
-from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.geometry import ImageGrid, InputFrame
 
 SIZE, PATCH = 112, 8
 MAKERS: dict[str, Callable[[int, int], ImageGrid]] = {
@@ -167,3 +167,29 @@ def test_processors_that_are_not_known_exactly_are_refused() -> None:
         follow_processor(CLIPImageProcessor(size={"shortest_edge": 50, "longest_edge": 99}), 40, 60)
     with pytest.raises(BackboneUnsupported, match="do_pad=True"):
         follow_processor(CLIPImageProcessor(do_pad=True, pad_size=SQUARE), 40, 60)
+
+
+# --- grids of tiles and of pictures that were changed before -------------------------------------------------------
+
+
+def test_a_grid_through_an_earlier_step_is_the_grid_of_both_steps() -> None:
+    """Padded to a square by hand, then cropped by the processor: the same as following both at once."""
+    padded = InputFrame.of_image(60, 100).resized(30, 50).padded_to_square()
+    then = InputFrame.of_image(50, 50).resized(40, 40).center_cropped(28, 28).grid(7)
+    both = padded.resized(40, 40).center_cropped(28, 28).grid(7)
+    through = then.through(padded)
+    assert (through.height, through.width, through.image_height, through.image_width) == (4, 4, 60, 100)
+    for name in ("scale_y", "scale_x", "offset_y", "offset_x"):
+        assert getattr(through, name) == pytest.approx(getattr(both, name))
+
+
+def test_trimming_takes_cells_and_dividing_keeps_the_extent() -> None:
+    grid = InputFrame.of_image(60, 100).resized(120, 200).divided(6, 10)
+    assert (grid.scale_y, grid.scale_x) == (10.0, 10.0)
+    inner = grid.trimmed(1, 2)
+    assert (inner.height, inner.width, inner.offset_y, inner.offset_x) == (4, 6, 10.0, 20.0)
+    mask = torch.zeros(60, 100, dtype=torch.bool)
+    mask[10:20, 20:30] = True
+    assert inner.image_to_grid(mask).nonzero().tolist() == [[0, 0]]
+    fewer = inner.divided(2, 3)
+    assert (fewer.scale_y, fewer.scale_x, fewer.offset_y, fewer.offset_x) == (20.0, 20.0, 10.0, 20.0)
