@@ -20,7 +20,11 @@ class _Loader(yaml.SafeLoader):
     """YAML with lmms-eval's ``!function``, whose dotted name is kept as text and imported by nobody."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))
+def _dotted_name(loader: Any, node: Any) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("!function", _dotted_name)
 
 
 @functools.cache

@@ -136,7 +136,8 @@ def pixel_acc(samples: Iterable[Sample]) -> float | None:
 def skips(samples: Iterable[Sample]) -> int:
     """What has no score: left out when the file was read (the same in each sample), or for a damaged map."""
     listed = list(samples)
-    return sum(sample["count"] for sample in listed) + max((sample["left_out"] for sample in listed), default=0)
+    damaged = sum(int(sample["count"]) for sample in listed)
+    return damaged + max((int(sample["left_out"]) for sample in listed), default=0)
 
 
 def curves(samples: Iterable[Sample]) -> dict[str, RecallSums]:
