@@ -174,7 +174,9 @@ def test_a_transformer_s_vectors_are_the_mean_of_all_its_tokens(tmp_path: Path) 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
     torch.manual_seed(0)
     model = BertModel(
-        BertConfig(len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
     ).eval()
     tokenizer.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
