@@ -12,6 +12,7 @@ from flmm_plugin.tasks.file_task import FileTask
 from flmm_plugin.tasks.gcg import encoders, scoring
 from flmm_plugin.tasks.gcg.docs import gcg_docs
 from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
+from flmm_plugin.tasks.sample_scores import SampleScores
 
 
 class GroundedConversation(FileTask):
@@ -42,7 +43,7 @@ class GroundedConversation(FileTask):
 
 def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
     """What one document contributes, by metric; `results` holds the model's one reply."""
-    return scoring.score_reply(doc, results[0])
+    return SampleScores(scoring.score_reply(doc, results[0]))
 
 
 def image_of(doc: PictureDoc) -> list[Any]:

@@ -12,6 +12,7 @@ from flmm_plugin.tasks.keywords import scoring
 from flmm_plugin.tasks.keywords.noun_chunks import NounChunks, load_noun_chunks
 from flmm_plugin.tasks.png.docs import PngDoc
 from flmm_plugin.tasks.png.task import NarrativeTask, reply_of
+from flmm_plugin.tasks.sample_scores import SampleScores
 
 
 class KeywordSelection(NarrativeTask):
@@ -50,7 +51,7 @@ class KeywordSelection(NarrativeTask):
 
 def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
     """Counts of one narrative, with its ``noun_chunks`` if it has some."""
-    return scoring.score_reply(doc, reply_of(results))
+    return SampleScores(scoring.score_reply(doc, reply_of(results)))
 
 
 def prompt_of(doc: PngDoc) -> str:

@@ -18,6 +18,7 @@ from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.png import curve, scoring
 from flmm_plugin.tasks.png.docs import QUESTION, PngDoc, PngDocs
+from flmm_plugin.tasks.sample_scores import SampleScores
 
 _DATA_KEYS = ("root", "kinds", "question")
 
@@ -114,7 +115,7 @@ def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
     sample, problem = scoring.try_score(doc, reply_of(results))
     if problem is not None:
         logger.error(f"narrative {doc['narrative']} is skipped and has no score: {problem}")
-    return sample
+    return SampleScores(sample)
 
 
 def reply_of(results: list[Any]) -> str:

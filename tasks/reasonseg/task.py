@@ -10,6 +10,7 @@ from flmm_plugin.tasks.file_task import FileTask
 from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
 from flmm_plugin.tasks.reasonseg import scoring
 from flmm_plugin.tasks.reasonseg.docs import reasonseg_docs
+from flmm_plugin.tasks.sample_scores import SampleScores
 
 _PLACE = "{query}"
 
@@ -29,7 +30,7 @@ class ReasoningSegmentation(FileTask):
 
 def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
     """Counts of one document, by metric; `results` holds the model's one reply."""
-    return scoring.score_reply(doc, results[0])
+    return SampleScores(scoring.score_reply(doc, results[0]))
 
 
 def image_of(doc: PictureDoc) -> list[Any]:

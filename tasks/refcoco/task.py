@@ -17,6 +17,7 @@ from flmm_plugin.datasets.refer import ReferDataset
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.refcoco import scoring
 from flmm_plugin.tasks.refcoco.docs import ReferDoc, ReferDocs
+from flmm_plugin.tasks.sample_scores import SampleScores
 
 _DATA_KEYS = ("name", "by", "unit", "root")
 
@@ -96,7 +97,7 @@ class ReferSegmentation(ConfigurableTask):
 
 def score(doc: ReferDoc, results: list[str]) -> dict[str, Any]:
     """Counts of one document, by metric; `results` holds the model's one reply."""
-    return scoring.score_reply(doc, results[0])
+    return SampleScores(scoring.score_reply(doc, results[0]))
 
 
 def image_of(doc: ReferDoc) -> list[Any]:

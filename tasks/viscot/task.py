@@ -10,6 +10,7 @@ from loguru import logger
 
 from flmm_plugin.datasets.viscot import VisCotDataset
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.tasks.sample_scores import SampleScores
 from flmm_plugin.tasks.viscot import scoring
 from flmm_plugin.tasks.viscot.docs import VisCotDoc, VisCotDocs
 from flmm_plugin.tasks.viscot.judge import PROMPT_VERSION, Judge, judge_from_environment
@@ -103,7 +104,7 @@ class VisCot(ConfigurableTask):
 
 def score(doc: VisCotDoc, results: list[str]) -> dict[str, Any]:
     """Scores of one document without a judge; `results` holds the model's one reply."""
-    return scoring.score_reply(doc, results[0].strip())
+    return SampleScores(scoring.score_reply(doc, results[0].strip()))
 
 
 def image_of(doc: VisCotDoc) -> list[Any]:
