@@ -1,4 +1,4 @@
-"""What only real weights can confirm of the families that transformers loads in parts or not at all.
+"""What only real weights can confirm of each family.
 
 Run by whoever has them: ``FLMM_WEIGHTS=/models pytest -m weights tests/flmm_plugin/backbones``, with each repository in
 a folder of the last part of its hub name. HPT runs code of its repository: read it, then set
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.weights
 
 @dataclass(frozen=True)
 class Published:
-    """A repository and the numbers that the paper's heads expect of it.
+    """A repository and the numbers that heads expect of it; None where they go by the size of the picture.
 
     Attributes:
         hub: Its name.
@@ -38,9 +38,9 @@ class Published:
     hub: str
     layers: int
     heads: int
-    tokens: int
-    grid: int
-    views: int = 1
+    tokens: int | None
+    grid: int | None
+    views: int | None = 1
 
     @property
     def folder(self) -> Path:
@@ -57,6 +57,15 @@ class Published:
 
 
 PUBLISHED = [
+    Published("llava-hf/llava-1.5-7b-hf", 32, 32, 576, 24),
+    Published("llava-hf/llava-v1.6-vicuna-7b-hf", 32, 32, None, None, 2),
+    Published("llava-hf/llava-v1.6-mistral-7b-hf", 32, 32, None, None, 2),
+    Published("llava-hf/llava-onevision-qwen2-7b-ov-hf", 28, 28, None, None, None),
+    Published("Qwen/Qwen2.5-VL-3B-Instruct", 36, 16, None, None),
+    Published("Qwen/Qwen2.5-VL-7B-Instruct", 28, 28, None, None),
+    Published("Qwen/Qwen3-VL-4B-Instruct", 36, 32, None, None),
+    Published("Qwen/Qwen3-VL-8B-Instruct", 36, 32, None, None),
+    Published("OpenGVLab/InternVL3-8B-hf", 28, 28, None, None, None),
     Published("deepseek-community/deepseek-vl-1.3b-chat", 24, 16, 576, 24),
     Published("deepseek-community/deepseek-vl-7b-chat", 30, 32, 576, 24),
     Published("YanweiLi/MGM-2B", 18, 8, 576, 24),
@@ -79,7 +88,8 @@ def test_it_loads_sees_and_looks(published: Published) -> None:
     """Strict loading; the numbers of the paper; an answer that names the colour; a word that looks to its place."""
     backbone = published.load()
     facts = backbone.facts
-    assert (facts.layers, facts.heads, facts.maps_per_image) == (published.layers, published.heads, published.views)
+    assert (facts.layers, facts.heads) == (published.layers, published.heads)
+    assert published.views in (None, facts.maps_per_image)
     head = backbone.model.lm_head.weight
     if not backbone.model.config.get_text_config().tie_word_embeddings:
         assert head.data_ptr() != backbone.model.get_input_embeddings().weight.data_ptr()
@@ -90,11 +100,9 @@ def test_it_loads_sees_and_looks(published: Published) -> None:
 
     encoded = ask("What colour is the disc? Answer with one word.")
     tokens = encoded.image_tokens[0][0]
-    assert (len(tokens.slots), tokens.grid.height, tokens.grid.width) == (
-        published.tokens,
-        published.grid,
-        published.grid,
-    )
+    assert published.tokens in (None, len(tokens.slots))
+    if published.grid is not None:
+        assert (tokens.grid.height, tokens.grid.width) == (published.grid, published.grid)
     answer = backbone.generate(encoded, max_new_tokens=8, do_sample=False)
     assert "red" in backbone.tokenizer.decode(answer.answer_ids(0), skip_special_tokens=True).lower()
 
