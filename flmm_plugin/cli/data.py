@@ -213,8 +213,16 @@ def _prepare(args: argparse.Namespace) -> int:
         for path in dict.fromkeys(written):
             print(f"  wrote {path} ({path.stat().st_size} bytes)")
         if not written:
-            print(f"  {benchmark.name}: nothing to convert")
+            print(f"  {benchmark.name}: nothing to convert{_why(benchmark)}")
     return 1 if failures else 0
+
+
+def _why(benchmark: Benchmark) -> str:
+    """Parquet is read into Arrow as it is."""
+    from flmm_plugin.data.registry import Hub
+
+    parquet = all(isinstance(part.source, Hub) and "data/*" in part.source.patterns for part in benchmark.parts)
+    return ", it is parquet" if parquet else ""
 
 
 def _download(args: argparse.Namespace) -> int:
@@ -224,6 +232,9 @@ def _download(args: argparse.Namespace) -> int:
 
     root, failures, by_hand = _root(args), 0, 0
     for benchmark, part in _missing(args, root):
+        if part.comes_along:
+            print(f"  comes along  {part.what}: {part.how}")
+            continue
         if part.source is None:
             by_hand += not part.optional
             print(f"  by hand   {part.what}: {part.how}")
@@ -243,7 +254,10 @@ def _download(args: argparse.Namespace) -> int:
                 failures += 1
                 print(f"  FAILED  {part.what}: {exc}")
     if by_hand:
-        print(f"{by_hand} parts must be got by hand: a form or a licence stands before them")
+        noun = "part" if by_hand == 1 else "parts"
+        print(
+            f"{by_hand} {noun} must be got by hand, from the pages named above: a form, a licence or no stable address"
+        )
     if not failures and not args.dry_run:
         print(f"next: flmm data check {' '.join(args.names)} --root '{root}'")
     return 1 if failures else 0

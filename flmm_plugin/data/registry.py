@@ -61,6 +61,7 @@ class Part:
         source: How to fetch it; None where a form must be filled in or a page be visited.
         how: What to do by hand, where `source` is None.
         optional: Tasks run without it.
+        comes_along: Whether another part's archive brings it.
     """
 
     what: str
@@ -69,6 +70,7 @@ class Part:
     source: Archive | Hub | None = None
     how: str = ""
     optional: bool = False
+    comes_along: bool = False
 
     @property
     def size(self) -> int | None:
@@ -134,6 +136,7 @@ def _refer(name: str, title: str, by: str, splits: tuple[str, ...]) -> Benchmark
         (f"coco/{name}/instances.json", f"{name}/instances.json"),
         _COCO_PICTURES,
         how="part of the same archive as the annotations",
+        comes_along=True,
     )
     tasks = tuple(f"flmm_{name}_{split}{suffix}" for suffix in ("", "_per_sentence") for split in splits)
     paper = "Mao et al. 2016, Nagaraja et al. 2016" if name == "refcocog" else "Yu et al. 2016"
@@ -230,6 +233,7 @@ _PNG = Benchmark(
             ),
             "CC BY 4.0",
             how="inside the same archive as the panoptic segments; downloading those unpacks it",
+            comes_along=True,
         ),
         Part(
             "pictures of COCO val2017",

@@ -22,13 +22,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
@@ -145,13 +146,22 @@ class PngDataset(Sequence[Narrative]):
         self.panoptic_path = _find(self.root, _FILES, Path.is_file, name=f"panoptic_{year}.json")
         self.map_folder = _find(self.root, _MAPS, Path.is_dir, year=year)
         self.picture_folder = _find(self.root, _PICTURES, Path.is_dir, year=year)
+        sources = (self.narratives_path, self.panoptic_path, self.map_folder, self.picture_folder)
+        prepared = items_of(self.root, f"png-{split}", sources, Narrative, self._read)
+        self._narratives: tuple[Narrative, ...] = prepared.items
+        #: Narratives in the file, usable or not.
+        self.told: int = prepared.extra["told"]
+        #: Everything that was left out or looks odd.
+        self.problems: tuple[Problem, ...] = tuple(Problem(*facts) for facts in prepared.extra["problems"])
+        self._map: tuple[Path, npt.NDArray[np.int64]] | None = None
+
+    def _read(self) -> tuple[list[Narrative], dict[str, Any]]:
+        """The official files: narratives that can be used, how many were told, and what was odd."""
         reading = _Reading()
         pictures = _read_panoptic(self.panoptic_path, reading)
         told = _load(self.narratives_path)
         if not isinstance(told, list):
             raise BadAnnotation(f"{self.narratives_path} holds a {type(told).__name__}, not a list of narratives")
-        #: Narratives in the file, usable or not.
-        self.told = len(told)
         maps = _names(self.map_folder)
         for index, one in enumerate(told):
             self._add(index, one, pictures, maps, reading)
@@ -161,10 +171,7 @@ class PngDataset(Sequence[Narrative]):
                 f"no narrative of {self.narratives_path} can be used with {self.panoptic_path} and {self.map_folder} "
                 f"(first: {first}); the files must be of the same split and release"
             )
-        self._narratives = tuple(reading.narratives)
-        #: Everything that was left out or looks odd.
-        self.problems: tuple[Problem, ...] = tuple(reading.problems)
-        self._map: tuple[Path, npt.NDArray[np.int64]] | None = None
+        return reading.narratives, {"told": len(told), "problems": [astuple(one) for one in reading.problems]}
 
     def __len__(self) -> int:
         return len(self._narratives)

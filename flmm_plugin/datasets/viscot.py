@@ -29,6 +29,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import Box
@@ -95,6 +96,23 @@ class VisCotItem:
     split: str
 
 
+@dataclass(frozen=True)
+class _Record:
+    """A record as its file has it: `VisCotItem` with the picture's path as written."""
+
+    question_id: int
+    picture: str
+    question: str
+    answer: str
+    box: Box
+    size: tuple[int, int] | None
+    split: str
+
+    def shown_by(self, path: Path) -> VisCotItem:
+        """The question, about the picture in that file."""
+        return VisCotItem(self.question_id, path, self.question, self.answer, self.box, self.size, self.split)
+
+
 class VisCotDataset(Sequence[VisCotItem]):
     """The records of one set, in file order.
 
@@ -114,9 +132,16 @@ class VisCotDataset(Sequence[VisCotItem]):
         self.path = _benchmark_file(self.root, self.name)
         content = self.path.read_bytes()
         self.digest = hashlib.sha256(content).hexdigest()
-        sizes = _sizes(self.path.parent.parent / "benchmark_det" / f"{self.name}.jsonl")
-        folders = [self.root / folder for folder in _PICTURE_FOLDERS]
-        self._items = tuple(_records(_json(content, self.path), sizes, _Pictures(folders), self.path))
+        sizes = self.path.parent.parent / "benchmark_det" / f"{self.name}.jsonl"
+        sources = (self.path, sizes) if sizes.is_file() else (self.path,)
+
+        def read() -> tuple[Iterator[_Record], None]:
+            return _records(_json(content, self.path), _sizes(sizes), self.path), None
+
+        records: tuple[_Record, ...] = items_of(self.root, f"viscot-{self.name}", sources, _Record, read).items
+        # Pictures are looked for in every run: they may come later than annotations, and under another ending.
+        pictures = _Pictures([self.root / folder for folder in _PICTURE_FOLDERS])
+        self._items = tuple(record.shown_by(pictures.find(record.picture)) for record in records)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -256,9 +281,7 @@ class _Pictures:
                     yield folder / place, frozenset(os.listdir(folder / place))
 
 
-def _records(
-    records: list[Any], sizes: Mapping[Any, tuple[int, int]], pictures: _Pictures, path: Path
-) -> Iterator[VisCotItem]:
+def _records(records: list[Any], sizes: Mapping[Any, tuple[int, int]], path: Path) -> Iterator[_Record]:
     seen: set[Any] = set()
     for place, record in enumerate(records):
         try:
@@ -268,9 +291,9 @@ def _records(
             turns = [str(turn["value"]) for turn in record["conversations"]]
             if len(numbers) != 4 or len(turns) < 4:
                 raise ValueError("it has no box of four numbers, or fewer than four turns")
-            yield VisCotItem(
+            yield _Record(
                 question_id=number,
-                image_path=pictures.find(str(record["image"][0])),
+                picture=str(record["image"][0]),
                 question=turns[0].removeprefix("<image>").lstrip("\n").removesuffix(ASK_FOR_BOX),
                 answer=turns[3],
                 box=(numbers[0], numbers[1], numbers[2], numbers[3]),

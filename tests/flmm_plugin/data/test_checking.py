@@ -208,6 +208,8 @@ def test_a_dry_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "would get  pictures of COCO val2017: http://images.cocodataset.org/zips/val2017.zip" in said
     assert "by hand   narratives" in said
+    assert "comes along  panoptic maps" in said
+    assert "3 parts must be got by hand" in said  # the narratives, and both splits of ReasonSeg
     assert list(tmp_path.iterdir()) == []
     assert main(["data", "check", "nothing", "--root", str(tmp_path)]) == 2
 
@@ -225,6 +227,44 @@ def test_grand_f_and_reasonseg_are_prepared_too(tmp_path: Path) -> None:
             dataset(tmp_path, "val")
         assert [path.stem for path in written] == [file]
         assert list(dataset(tmp_path, "val")) == plain
+
+
+def test_narratives_are_prepared_with_their_problems(tmp_path: Path) -> None:
+    from flmm_plugin.datasets.png import PngDataset
+    from flmm_plugin.tiny.layouts_png import write_png
+
+    write_png(tmp_path, scenes=2)
+    file = next(tmp_path.rglob("png_coco_val2017.json"))
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps([*told, {"image_id": "1", "segments": []}]))
+    plain = PngDataset(tmp_path)
+    with writing() as written:
+        PngDataset(tmp_path)
+    assert [path.stem for path in written] == ["png-val"]
+    state, content = file.stat(), file.read_bytes()
+    file.write_bytes(b"x" * len(content))  # whoever reads it now fails
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    quick = PngDataset(tmp_path)
+    assert list(quick) == list(plain)
+    assert quick.told == plain.told == len(told) + 1
+    assert quick.problems == plain.problems
+    assert "no phrase names a segment" in quick.problem_counts
+    assert [m.sum() for m in quick.masks(quick[0])] == [m.sum() for m in plain.masks(plain[0])]
+
+
+def test_questions_are_prepared_and_their_pictures_still_looked_for(tmp_path: Path) -> None:
+    from flmm_plugin.datasets.viscot import VisCotDataset
+    from flmm_plugin.tiny.layouts_viscot import write_viscot
+
+    write_viscot(tmp_path, scenes=2, names=("sroie",))
+    plain = VisCotDataset(tmp_path, "sroie")
+    with writing() as written:
+        VisCotDataset(tmp_path, "sroie")
+    assert [path.stem for path in written] == ["viscot-sroie"]
+    assert list(VisCotDataset(tmp_path, "sroie")) == list(plain)
+    first = plain[0].image_path
+    renamed = first.rename(first.with_suffix(".png"))
+    assert VisCotDataset(tmp_path, "sroie")[0].image_path == renamed
 
 
 def test_the_documented_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
