@@ -53,3 +53,7 @@ class BadAnnotation(FlmmError):
 
 class ToolNotFound(FlmmError):
     """A program or model that a metric needs, not this package, is not on this machine."""
+
+
+class BadCache(FlmmError):
+    """A cache of features whose files contradict what they say they are, or that has no room."""
