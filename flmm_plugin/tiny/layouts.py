@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ _REFER = {
 }
 
 
+_TRAIN_STREAM = 9  # above the numbers of all other splits
+
+
 def polygons(mask: BoolArray) -> list[list[float]]:
     """Outlines of a mask as COCO polygons (``x0, y0, x1, y1, ...`` in pixels of the image frame)."""
     padded = np.pad(mask.astype(np.float32), 1)
@@ -52,13 +56,19 @@ def _sentences(scene: Scene, index: int, name: str, rng: np.random.Generator) ->
     return [options[int(i)] for i in order]
 
 
-def write_refer(root: Path, *, scenes: int = 60, seed: int = 1000, names: tuple[str, ...] = tuple(_REFER)) -> Path:
+def write_refer(
+    root: Path,
+    *,
+    scenes: int | Mapping[str, int] = 60,
+    seed: int = 1000,
+    names: tuple[str, ...] = tuple(_REFER),
+) -> Path:
     """Write RefCOCO-like data sets under ``root/coco``.
 
     Args:
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split.
-        seed: Scenes are a function of it; training never uses these streams.
+        scenes: Pictures per split of evaluation; or the splits by name with their pictures, ``train`` among them.
+        seed: Scenes are a function of it, and of the split; training of the LMM never uses these streams.
         names: Which of refcoco, refcoco+ (no words of place) and refcocog (long descriptions).
 
     Returns:
@@ -72,8 +82,10 @@ def write_refer(root: Path, *, scenes: int = 60, seed: int = 1000, names: tuple[
         annotations: list[dict[str, Any]] = []
         refs: list[dict[str, Any]] = []
         sentence_id = 0
-        for split_number, split in enumerate(layout.splits):
-            for number in range(scenes):
+        sizes = scenes if isinstance(scenes, Mapping) else dict.fromkeys(layout.splits, scenes)
+        for split, pictures_of_split in sizes.items():
+            split_number = _TRAIN_STREAM if split == "train" else layout.splits.index(split)
+            for number in range(pictures_of_split):
                 rng = np.random.default_rng([seed, 10 + set_number, split_number, number])
                 scene = sample_scene(rng)
                 image_id = (set_number + 1) * 100_000 + split_number * 10_000 + number

@@ -8,7 +8,7 @@ expressions. As in the released files, some narratives name nothing: readers mus
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class _Mention:
     plural: bool = False
 
 
-def write_png(root: Path, *, scenes: int = 60, seed: int = 1000, splits: Sequence[str] = ("val",)) -> Path:
+def write_png(
+    root: Path, *, scenes: int | Mapping[str, int] = 60, seed: int = 1000, splits: Sequence[str] = ("val",)
+) -> Path:
     """Write ``root/coco/annotations/{png_coco,panoptic}_<split>2017.json``, panoptic maps and pictures.
 
     Args:
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split.
+        scenes: Pictures per split, or of each by its name.
         seed: Scenes are a function of it; training never uses these streams.
         splits: Of ``train`` and ``val``.
 
@@ -55,7 +57,7 @@ def write_png(root: Path, *, scenes: int = 60, seed: int = 1000, splits: Sequenc
         maps.mkdir(parents=True, exist_ok=True)
         content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": _categories()}
         narratives: list[dict[str, Any]] = []
-        for number in range(scenes):
+        for number in range(scenes[split] if isinstance(scenes, Mapping) else scenes):
             rng = np.random.default_rng([seed, _STREAM, split_number, number])
             scene = sample_scene(rng)
             image_id = 700_000 + 10_000 * split_number + number

@@ -1,4 +1,7 @@
-"""The embedded world in every benchmark's layout, written once into the cache: data of the tasks ``flmm_tiny_*``."""
+"""The embedded world in every benchmark's layout, written once into the cache.
+
+The panel is the data of the tasks ``flmm_tiny_*``; the training world is what ``flmm train flmm_tiny`` learns from.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from flmm_plugin.data import cache_folder
@@ -17,6 +21,15 @@ SCENES = 12
 #: Scenes of the panel are not those of training nor of the measures that ship with the package.
 SEED = 7000
 
+#: Data root of a training recipe that stands for `train_root`.
+TRAIN_WORLD = "flmm_tiny_train"
+
+#: Streams of the training world: no measure of the package draws from them.
+TRAIN_SEED = 40
+
+#: Pictures per set that are held back for validation.
+VALIDATION_SCENES = 25
+
 #: The one set of the Visual-CoT benchmark that the panel has.
 VISCOT_SET = "sroie"
 
@@ -26,14 +39,41 @@ _WRITERS = ("layouts", "layouts_gcg", "layouts_png", "layouts_pope", "layouts_vi
 @functools.cache
 def panel_root() -> Path:
     """The data root, written if it is not there; the name of its folder changes with the code that writes it."""
-    root = cache_folder() / "tiny_world" / _version()
+    return _written_once(cache_folder() / "tiny_world" / _version(), write_panel)
+
+
+@functools.cache
+def train_root(scenes: int) -> Path:
+    """A data root with ``scenes`` pictures of RefCOCO and as many of PNG to train on, and a few to validate on."""
+    return _written_once(
+        cache_folder() / "tiny_world" / f"train-{scenes}-{_version()}", lambda root: write_train(root, scenes=scenes)
+    )
+
+
+def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
+    """Write the splits ``train`` (``scenes`` pictures) and ``val`` (`VALIDATION_SCENES`) of refcoco and PNG.
+
+    Returns:
+        ``root``.
+    """
+    from flmm_plugin.tiny.layouts import write_refer
+    from flmm_plugin.tiny.layouts_png import write_png
+
+    sizes = {"train": scenes, "val": VALIDATION_SCENES}
+    write_refer(root, scenes=sizes, seed=seed, names=("refcoco",))
+    write_png(root, scenes=sizes, seed=seed, splits=("val", "train"))
+    return root
+
+
+def _written_once(root: Path, write: Callable[[Path], object]) -> Path:
+    """The folder, written if it is not there."""
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed: several ranks start at once, and a killed run leaves no half of it.
     partial = Path(tempfile.mkdtemp(prefix=f"{root.name}.", dir=root.parent))
     try:
-        write_panel(partial)
+        write(partial)
         os.rename(partial, root)
     except OSError:
         if not root.is_dir():

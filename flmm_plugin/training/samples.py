@@ -1,0 +1,228 @@
+"""What the heads learn from: pictures with texts whose phrases have masks, in the official layouts of their data sets.
+
+A narrative of PNG is a sample as it is. The expressions of one picture of RefCOCO(+/g) are one sample too: a list, each
+expression closed by the recipe's separator (paper, section A1.3). Of an object's sentences one is drawn, once per run,
+by the seed.
+
+Shapes: n phrases, H x W original picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flmm_plugin.datasets.png import Narrative, PngDataset
+from flmm_plugin.datasets.problems import Problem, counted
+from flmm_plugin.datasets.refer import ReferDataset, ReferItem
+from flmm_plugin.errors import EmptyPhrase
+from flmm_plugin.images import open_image
+from flmm_plugin.phrases import Span, pieces_tokens, trimmed, written_phrases
+from flmm_plugin.records import BoolMask
+from flmm_plugin.training.recipe import DataPart, TrainRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """One picture, what stands as the answer about it, and masks of some of its pieces.
+
+    Attributes:
+        key: Names it within its data, the same in every run: ``refcoco/train/581857``.
+        image_path: The picture's file, for messages.
+        image_loader: Gives the picture; raises `BadImage`.
+        prompt: The user's words before the text.
+        pieces: The text, cut where its phrases begin and end. Of a list of expressions: those and separators in turn.
+        grounded: Indices of the pieces that have a mask.
+        mask_loader: Gives the masks, one per entry of ``grounded``.
+        keywords: Whether the keyword selector learns from it (from the text tokenised as a whole, see `spans`).
+        separator: Of a list of expressions; None for a text that is fed as it is.
+    """
+
+    key: str
+    image_path: Path
+    image_loader: Callable[[], Image.Image]
+    prompt: str
+    pieces: tuple[str, ...]
+    grounded: tuple[int, ...]
+    mask_loader: Callable[[], list[BoolMask]]
+    keywords: bool
+    separator: str | None = None
+
+    def masks(self) -> list[BoolMask]:
+        """The target of each phrase, ``bool[H, W]`` in the image frame.
+
+        Raises:
+            BadAnnotation: The annotation is damaged.
+        """
+        return self.mask_loader()
+
+    @property
+    def text(self) -> str:
+        """The pieces, joined as they are."""
+        return "".join(self.pieces)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The pieces that have a mask."""
+        return tuple(self.pieces[index] for index in self.grounded)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Characters ``[start, end)`` of each phrase in `text`, without white space at the ends."""
+        starts = [0]
+        for piece in self.pieces:
+            starts.append(starts[-1] + len(piece))
+        return tuple(trimmed(self.text, (starts[index], starts[index + 1])) for index in self.grounded)
+
+    @property
+    def content(self) -> str:
+        """All that decides what the frozen model is shown, except the picture's pixels: one line of JSON."""
+        facts = (self.prompt, self.pieces, self.grounded, self.separator, self.keywords)
+        return json.dumps(facts, ensure_ascii=False)
+
+    def tokens(self, tokenizer: Any) -> tuple[list[int], list[list[int]]]:
+        """The text's token ids as it is fed, and the indices of each phrase's tokens in them.
+
+        Lists are written as `GroundedLMM.ground` writes them, texts as `ground_pieces` does: what heads learn from is
+        what they are asked with.
+
+        Raises:
+            EmptyPhrase: A phrase without words, or one that tokenises to nothing.
+        """
+        if self.separator is not None:
+            return written_phrases(tokenizer, self.phrases, self.separator)
+        ids, groups = pieces_tokens(tokenizer, self.pieces)
+        for index in self.grounded:
+            if not groups[index] or not self.pieces[index].strip():
+                raise EmptyPhrase(f"{self.key}: piece {index} ({self.pieces[index]!r}) has no token to ground")
+        return ids, [groups[index] for index in self.grounded]
+
+
+class TrainingSet(Sequence[TrainingSample]):
+    """The samples of all parts of a recipe, part after part; the trainer shuffles.
+
+    Args:
+        recipe: Says which parts.
+        parts: Others than the training's, e.g. ``recipe.validation.parts``.
+
+    Attributes:
+        problems: What the readers left out or found odd.
+        digests: Per part, a hash of its annotation files.
+
+    Raises:
+        DataNotFound: Files are missing; the message says how to get them.
+        BadAnnotation: A file is damaged.
+    """
+
+    def __init__(self, recipe: TrainRecipe, parts: Sequence[DataPart] | None = None) -> None:
+        self.recipe = recipe
+        self.parts = tuple(recipe.data.parts if parts is None else parts)
+        self.problems: list[Problem] = []
+        self.digests: dict[str, str] = {}
+        self._samples: list[TrainingSample] = []
+        for part in self.parts:
+            self._samples += list(self._read(part))[: part.limit]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[index]
+
+    def __iter__(self) -> Iterator[TrainingSample]:
+        return iter(self._samples)
+
+    @property
+    def problem_counts(self) -> dict[str, int]:
+        """How many problems there are of each kind."""
+        return counted(self.problems)
+
+    @property
+    def phrases(self) -> int:
+        """Phrases of all samples."""
+        return sum(len(sample.grounded) for sample in self)
+
+    def _read(self, part: DataPart) -> Iterator[TrainingSample]:
+        root = data_root_of(self.recipe, part)
+        if part.dataset == "png":
+            narratives = PngDataset(root, part.split)
+            self._heard_of(part, narratives)
+            yield from (self._narrative(part, narratives, one) for one in narratives)
+            return
+        refs = ReferDataset(root, part.dataset, part.split, part.by)
+        self._heard_of(part, refs)
+        by_picture: dict[int, list[ReferItem]] = {}
+        for item in refs:
+            by_picture.setdefault(item.image_id, []).append(item)
+        for image_id, items in by_picture.items():
+            sample = self._expressions(part, refs, image_id, items)
+            if sample is not None:
+                yield sample
+
+    def _heard_of(self, part: DataPart, data: PngDataset | ReferDataset) -> None:
+        self.problems += data.problems
+        self.digests[f"{part.dataset}/{part.split}"] = data.digest
+
+    def _narrative(self, part: DataPart, data: PngDataset, one: Narrative) -> TrainingSample:
+        return TrainingSample(
+            key=f"png/{part.split}/{one.index}",
+            image_path=one.image_path,
+            image_loader=partial(open_image, one.image_path),
+            prompt=self.recipe.heads.prompt if part.prompt is None else part.prompt,
+            pieces=one.utterances,
+            grounded=tuple(phrase.piece for phrase in one.phrases),
+            mask_loader=partial(data.masks, one),
+            keywords=part.keywords is not False,
+        )
+
+    def _expressions(
+        self, part: DataPart, data: ReferDataset, image_id: int, items: Sequence[ReferItem]
+    ) -> TrainingSample | None:
+        """One sentence of each object of a picture; None if nobody described any."""
+        separator = self.recipe.heads.separator
+        pieces: list[str] = []
+        chosen: dict[int, ReferItem] = {}  # by object: a second ref of the same one adds nothing
+        for item in items:
+            sentences = [sentence for sentence in item.sentences if sentence.strip()]
+            if item.ann_id in chosen or not sentences:
+                continue
+            drawn = 0
+            if part.sentences == "random":
+                drawn = int(np.random.default_rng([self.recipe.seed, item.ref_id]).integers(len(sentences)))
+            chosen[item.ann_id] = item
+            pieces += [sentences[drawn].strip(), f"{separator} "]
+        if not chosen:
+            self.problems.append(Problem("picture without a sentence", f"{part.dataset} image {image_id}", len(items)))
+            return None
+        pieces[-1] = separator
+        objects = list(chosen.values())
+        return TrainingSample(
+            key=f"{part.dataset}/{part.split}/{image_id}",
+            image_path=objects[0].image_path,
+            image_loader=partial(open_image, objects[0].image_path),
+            prompt=self.recipe.heads.prompt if part.prompt is None else part.prompt,
+            pieces=tuple(pieces),
+            grounded=tuple(range(0, 2 * len(objects), 2)),
+            mask_loader=partial(_masks, data, objects),
+            keywords=bool(part.keywords),
+            separator=separator,
+        )
+
+
+def data_root_of(recipe: TrainRecipe, part: DataPart) -> str | Path | None:
+    """Where a part's files are; the embedded world is written first, if it is asked for."""
+    from flmm_plugin.tiny.panel import TRAIN_WORLD, train_root
+
+    root = part.root or recipe.data.root
+    return train_root(recipe.data.scenes) if root == TRAIN_WORLD else root
+
+
+def _masks(data: ReferDataset, items: Sequence[ReferItem]) -> list[BoolMask]:
+    return [data.mask(item) for item in items]
