@@ -218,6 +218,18 @@ def check(work: Workload, arms: tuple[str, ...]) -> dict[str, Any]:
     return facts
 
 
+def write_csv(path: Path, record: dict[str, Any]) -> None:
+    """The arms as CSV, provenance and checks in comment lines above: the form that README's tables are filled from."""
+    told = {**record["provenance"], **record["checks"]}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.writelines(f"# {key}: {value}\n" for key, value in told.items())
+        arms = record["arms"]
+        columns = [name for name in arms[0] if any(arm[name] != "" for arm in arms)]  # memory is a GPU's alone
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(arms)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table, write ``capture.json`` and ``capture.csv``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -273,10 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"provenance": provenance, "checks": facts, "arms": rows}
     (args.out / f"{args.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with (args.out / f"{args.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *provenance], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **provenance} for row in rows)
+    write_csv(args.out / f"{args.name}.csv", record)
     for row in rows:
         beside = f", {row['times_floor']:.3f} x floor" if row["times_floor"] != "" else ""
         print(f"{row['arm']:9} {row['seconds']:9.4f} s  {row['times_plain']:7.3f} x plain{beside}")
