@@ -16,6 +16,9 @@ DESCRIBE_PROMPT = "Please give me a description of the image."
 REFER_PROMPT = "Please name the objects in the image."
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+# The first look of a visual chain of thought; flmm_plugin.visual_cot asks and begins the answer in these words.
+THINK_SUFFIX = "First think which object in this image is most relevant to the question."
+THOUGHT_START = "The object most relevant to the question is"
 LETTERS = "ABCD"
 # What a referring expression may mention, shortest first.
 _FORMS: tuple[tuple[str, ...], ...] = (
@@ -41,7 +44,7 @@ class Turn:
 
     ``mentions`` are the phrases of the question and the answer that name exactly one object of the scene: (part,
     start, end, index into ``scene.things``) with character offsets in ``question`` or ``answer``; ``kind`` is one of
-    :data:`QUESTION_KINDS`, ``"caption"`` or ``"refer"``.
+    :data:`QUESTION_KINDS`, ``"caption"``, ``"refer"`` or ``"thought"``.
     """
 
     kind: str
@@ -160,6 +163,7 @@ def lookup_question(
     rng: np.random.Generator,
     *,
     kinds: tuple[str, ...] = ("color", "shape", "size", "where", "where"),
+    unsaid: tuple[str, ...] = (),
 ) -> Turn:
     """An attribute question whose phrase says what the object is and never where: it has to be looked for.
 
@@ -167,12 +171,13 @@ def lookup_question(
         scene: The scene.
         rng: Source of randomness.
         kinds: What is asked, each as often as it stands there.
+        unsaid: Attributes that the phrase must not mention either; ``("color",)``: look for it by its shape.
     """
     for index in rng.permutation(len(scene.things)):
         thing = scene.things[int(index)]
         for kind in rng.permutation(list(kinds)):
             attribute = "place" if kind == "where" else str(kind)
-            options = referring_expressions(scene, thing, without=(attribute, "place"))
+            options = referring_expressions(scene, thing, without=(attribute, "place", *unsaid))
             if options:
                 answer = thing.place_name if kind == "where" else str(getattr(thing, kind))
                 template = "Where is the {}?" if kind == "where" else f"What {kind} is the {{}}?"
@@ -180,9 +185,20 @@ def lookup_question(
     return attribute_question(scene, "color", rng)
 
 
-def count_question(scene: Scene, rng: np.random.Generator) -> Turn:
-    """How many objects of a colour, of a shape, or at all."""
-    which = rng.random()
+def thought(scene: Scene, rng: np.random.Generator) -> Turn:
+    """Name the object that a question is about, all of it said: what a visual chain of thought looks for first."""
+    asked = lookup_question(scene, rng)
+    ((_, start, end, index),) = asked.mentions
+    phrase = _describe(scene.things[index], size=True, color=True, shape=True, place=True)
+    said = f"{THOUGHT_START} the "
+    stem = asked.question.replace(SHORT_SUFFIX, "")
+    mentions = (("question", start, end, index), ("answer", len(said), len(said) + len(phrase), index))
+    return Turn("thought", stem + THINK_SUFFIX, f"{said}{phrase}.", mentions)
+
+
+def count_question(scene: Scene, rng: np.random.Generator, *, by_shape: bool = False) -> Turn:
+    """How many objects of a colour, of a shape, or at all; ``by_shape``: of a shape, always."""
+    which = 1.0 if by_shape else rng.random()
     if which < 0.25:
         return Turn("count", _short("How many objects are there?", rng, 0.3), str(len(scene.things)))
     if rng.random() < 0.8:
@@ -273,7 +289,14 @@ def yes_no_question(
     )
 
 
-def choice_question(scene: Scene, rng: np.random.Generator, *, options: int = 4, told: bool = False) -> Turn:
+def choice_question(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    options: int = 4,
+    told: bool = False,
+    kinds: tuple[str, ...] = ("color", "shape", "where"),
+) -> Turn:
     """An attribute question with lettered options; the answer is the letter.
 
     Args:
@@ -281,10 +304,10 @@ def choice_question(scene: Scene, rng: np.random.Generator, *, options: int = 4,
         rng: Source of randomness.
         options: How many.
         told: The question itself gives the answer away ("What color is the red circle?"): text alone solves it. A
-        first step
-            towards matching an answer with its letter; never used for measuring.
+            first step towards matching an answer with its letter; never used for measuring.
+        kinds: What is asked, each as often as it stands there.
     """
-    kind = _pick(rng, ["color", "shape", "where"])
+    kind = _pick(rng, list(kinds))
     if told:
         thing = scene.things[int(rng.integers(len(scene.things)))]
         answer = thing.place_name if kind == "where" else str(getattr(thing, kind))

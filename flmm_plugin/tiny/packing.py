@@ -49,7 +49,7 @@ class Packed:
         return Packed(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
 
 
-KINDS = ("caption", "refer", *language.QUESTION_KINDS)
+KINDS = ("caption", "refer", "thought", *language.QUESTION_KINDS)
 
 
 class Packer:

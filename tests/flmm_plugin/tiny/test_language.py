@@ -25,7 +25,7 @@ def _things(phrase: str, scene: Scene) -> list[int]:
 def test_every_mention_names_exactly_its_object(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, min_things=2)
-    turns = [language.caption(scene), language.refer_list(scene, rng)]
+    turns = [language.caption(scene), language.refer_list(scene, rng), language.thought(scene, rng)]
     turns += [language.question(scene, kind, rng) for kind in language.QUESTION_KINDS]
     assert sum(len(turn.mentions) for turn in turns) >= 2 * len(scene.things)
     for turn in turns:
@@ -114,3 +114,22 @@ def test_identical_twins_are_never_asked_where_they_are() -> None:
 def test_an_unknown_kind_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown question kind 'mood'"):
         language.question(sample_scene(np.random.default_rng(0)), "mood", np.random.default_rng(0))
+
+
+def test_thoughts_are_worded_as_the_visual_chain_of_thought_asks_and_begins() -> None:
+    from flmm_plugin.visual_cot import THINK, THOUGHT
+
+    turn = language.thought(sample_scene(np.random.default_rng(3), min_things=2), np.random.default_rng(4))
+    assert turn.question.endswith("?" + THINK)
+    assert (" " + turn.answer).startswith(THOUGHT)
+
+
+def test_what_must_stay_unsaid_stays_unsaid() -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        scene = sample_scene(rng, min_things=2)
+        turn = language.lookup_question(scene, rng, kinds=("where",), unsaid=("color",))
+        if turn.kind != "where":  # no object of this scene can be singled out so
+            continue
+        ((_, start, end, _),) = turn.mentions
+        assert not set(turn.question[start:end].split()) & {thing.color for thing in scene.things}
