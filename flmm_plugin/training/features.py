@@ -1,0 +1,262 @@
+"""What the heads need of the frozen models for one sample, read as the paper's method does, without its cost.
+
+The LMM runs its stock forward pass once over picture and text; attention rows and hidden states of the phrases' tokens
+are taken beside it. The keyword selector is asked about texts that are tokenised as a whole, so where that gives other
+tokens than the pieces do, it gets a pass of its own (no attention is read in it). SAM's image encoder sees the picture
+once. None of this changes while heads are trained: `flmm_plugin.training.cache` keeps it.
+
+One sample at a time, in evaluation mode and without automatic mixed precision: what is read then depends on the sample
+alone, not on its neighbours in a batch, so that a resumed run and a run on more processes read the same bits.
+
+Shapes: n phrases, t tokens, m layers, c heads per layer, d hidden size, h x w image-token grid, p x g x g SAM's
+embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_plugin.attention import AttentionCapture
+from flmm_plugin.backbones.base import EncodedChat, Messages
+from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch
+from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.heads import GroundingHeads, ImageEmbedding
+from flmm_plugin.phrases import merged_rows, span_tokens, text_offsets
+from flmm_plugin.replay import read_sequence
+from flmm_plugin.seal import fingerprint
+from flmm_plugin.training.halves import Halves
+from flmm_plugin.training.samples import TrainingSample
+
+# Counts changes of what is captured: features of another version are read anew.
+CAPTURE_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenFeatures:
+    """All that heads see of one sample.
+
+    Attributes:
+        attention: ``float32[n, maps, h, w]``, grid frame: merged over each phrase's tokens, not normalised; channels
+            as `Backbone.attention_maps` orders them.
+        hidden: n x ``float32[t_i, m, d]``, outputs of every layer at each phrase's tokens.
+        grid: How the token grid lies on the picture.
+        embedding: SAM's; None where the heads have no refiner.
+        selector_hidden: ``float32[t, d]``, states after the final norm of the whole text's tokens; None where the
+            keyword selector does not learn from the sample.
+        selector_labels: ``bool[t]``: the token shares a character with a phrase.
+    """
+
+    attention: Tensor
+    hidden: tuple[Tensor, ...]
+    grid: ImageGrid
+    embedding: ImageEmbedding | None = None
+    selector_hidden: Tensor | None = None
+    selector_labels: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> FrozenFeatures:
+        """The same on another device."""
+        embedding = self.embedding
+        if embedding is not None:
+            embedding = replace(embedding, features=embedding.features.to(device))
+        return FrozenFeatures(
+            self.attention.to(device),
+            tuple(states.to(device) for states in self.hidden),
+            self.grid,
+            embedding,
+            None if self.selector_hidden is None else self.selector_hidden.to(device),
+            None if self.selector_labels is None else self.selector_labels.to(device),
+        )
+
+    def rounded(self) -> FrozenFeatures:
+        """What comes back from a cache, whether or not it is kept: a run must not depend on what fitted under a cap."""
+        embedding = self.embedding
+        if embedding is not None:
+            embedding = rounded_embedding(embedding)
+        states = self.selector_hidden
+        return replace(
+            self,
+            attention=_rounded(self.attention, 2),
+            hidden=tuple(_rounded(one, 1) for one in self.hidden),
+            embedding=embedding,
+            selector_hidden=None if states is None else _rounded(states, 1),
+        )
+
+
+def rounded_embedding(embedding: ImageEmbedding) -> ImageEmbedding:
+    """An image embedding as it comes back from a cache."""
+    return replace(embedding, features=_rounded(embedding.features, 2))
+
+
+class FeatureSource(Protocol):
+    """Where a trainer gets features: `FrozenReader`, or `flmm_plugin.training.cache.CachedReader` in front of it."""
+
+    def read(self, sample: TrainingSample) -> FrozenFeatures:
+        """Features of one sample; errors as `FrozenReader.read`."""
+
+
+class FrozenReader:
+    """Reads samples with the frozen models of a `GroundedLMM` that is to be trained.
+
+    Args:
+        lmm: With the heads that learn: their manifest says how text stands around a picture and how tokens are merged,
+            their refiner holds SAM's frozen encoder.
+
+    Raises:
+        HeadsMismatch: There are no heads.
+    """
+
+    def __init__(self, lmm: GroundedLMM) -> None:
+        if lmm.heads is None:
+            raise HeadsMismatch(f"{lmm.backbone.name} was loaded to chat only; build heads for it and pass them along")
+        self.lmm = lmm
+        self.heads: GroundingHeads = lmm.heads
+        lmm.backbone.model.eval()
+
+    def read(self, sample: TrainingSample) -> FrozenFeatures:
+        """Everything of one sample, on the devices where the frozen models gave it.
+
+        Raises:
+            BadImage: The picture cannot be read.
+            EmptyPhrase: A phrase tokenises to nothing, or there is none.
+            CaptureError: What the frozen models gave is not finite.
+        """
+        picture = sample.image_loader()
+        return replace(self.words(sample, picture), embedding=self.picture(sample, picture))
+
+    @torch.no_grad()
+    def words(self, sample: TrainingSample, picture: Image.Image | None = None) -> FrozenFeatures:
+        """What the LMM says: everything but the embedding. Errors as `read`."""
+        picture = sample.image_loader() if picture is None else picture
+        backbone = self.lmm.backbone
+        ids, groups = sample.tokens(backbone.tokenizer)
+        if not groups:
+            raise EmptyPhrase(f"{sample.key} has no phrase to ground; leave it out")
+        labels = selector = None
+        with torch.autocast(backbone.device.type, enabled=False):
+            chat = self._chat(sample.prompt, picture)
+            encoded = chat.extended([ids], backbone.pad_id)
+            tokens = encoded.image_tokens[0][0]
+            slots = torch.arange(encoded.length - len(ids), encoded.length)
+            asked = slots[[index for group in groups for index in group]]
+            if not sample.keywords:
+                capture = read_sequence(backbone, encoded, [asked], [tokens.slots])
+            else:
+                whole, labels = self._keyword_tokens(sample)
+                beside = AttentionCapture(backbone.decoder, [slots], [tokens.slots[:0]])
+                with beside.active():
+                    capture = read_sequence(backbone, encoded, [asked], [tokens.slots])
+                selector = beside.hidden(0)[:, -1] if whole == ids else self._last_states(chat, whole)
+            sizes = [len(group) for group in groups]
+            states = capture.hidden(0)
+            maps = backbone.attention_maps(merged_rows(capture.attention(0), sizes, self.lmm.merge), tokens)
+        features = FrozenFeatures(
+            maps.float(),
+            tuple(one.float() for one in states.split(sizes)),
+            tokens.grid,
+            None,
+            None if selector is None else selector.float(),
+            labels,
+        )
+        self._check_finite(sample, backbone.name, backbone.dtype, (maps, states, selector))
+        return features
+
+    @torch.no_grad()
+    def picture(self, sample: TrainingSample, picture: Image.Image | None = None) -> ImageEmbedding | None:
+        """SAM's embedding of the sample's picture; None without a refiner. Errors as `read`."""
+        refiner = self.heads.mask_refiner
+        if refiner is None:
+            return None
+        picture = sample.image_loader() if picture is None else picture
+        with torch.autocast(self.heads.device.type, enabled=False):
+            embedding = refiner.encode_image(picture)
+        self._check_finite(sample, "SAM's image encoder", embedding.features.dtype, (embedding.features,))
+        return embedding
+
+    def words_identity(self) -> dict[str, Any]:
+        """All that decides what the LMM says about a sample, as plain data."""
+        backbone, processor = self.lmm.backbone, self.lmm.backbone.processor
+        return {
+            "backbone": backbone.name.rstrip("/").rsplit("/", 1)[-1],  # wherever the weights lie
+            "family": backbone.family,
+            "revision": backbone.revision,
+            "weights": fingerprint(backbone.model),
+            "dtype": str(backbone.dtype),
+            "kernel": str(getattr(backbone.decoder.config, "_attn_implementation", None)),
+            "preprocessing": backbone.preprocessing,
+            "processor": _digest(_described(getattr(processor, "image_processor", None))),
+            "tokenizer": _digest(sorted(backbone.tokenizer.get_vocab().items())),
+            "template": self.heads.manifest.template or _digest(str(processor.chat_template)),
+            "system_prompt": backbone.system_prompt,
+            "merge": self.lmm.merge,
+            "capture": CAPTURE_VERSION,
+        }
+
+    def picture_identity(self) -> dict[str, Any] | None:
+        """All that decides SAM's embedding of a picture; None without a refiner. The same for every backbone."""
+        refiner, sam = self.heads.mask_refiner, self.heads.manifest.sam
+        if refiner is None:
+            return None
+        encoder = refiner.sam.image_encoder
+        return {
+            "sam": sam,
+            "weights": fingerprint(encoder),
+            "dtype": str(next(encoder.parameters()).dtype),
+            "mean": refiner.sam.pixel_mean.flatten().tolist(),
+            "std": refiner.sam.pixel_std.flatten().tolist(),
+            "capture": CAPTURE_VERSION,
+        }
+
+    def _chat(self, prompt: str, picture: Image.Image) -> EncodedChat:
+        chat: Messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        return self.lmm.backbone.encode([chat], [[picture]], template=self.heads.manifest.template)
+
+    def _keyword_tokens(self, sample: TrainingSample) -> tuple[list[int], Tensor]:
+        """Tokens of the whole text, and which of them share a character with a phrase, ``bool[t]``."""
+        ids, offsets = text_offsets(self.lmm.backbone.tokenizer, sample.text)
+        labels = torch.zeros(len(ids), dtype=torch.bool)
+        for span in sample.spans:
+            labels[span_tokens(sample.text, offsets, span)] = True
+        return ids, labels
+
+    def _last_states(self, chat: EncodedChat, ids: list[int]) -> Tensor:
+        """States after the final norm of a text behind the chat, ``[t, d]``."""
+        encoded = chat.extended([ids], self.lmm.backbone.pad_id)
+        slots = torch.arange(encoded.length - len(ids), encoded.length)
+        capture = read_sequence(self.lmm.backbone, encoded, [slots], [encoded.image_tokens[0][0].slots[:0]])
+        return capture.hidden(0)[:, -1]
+
+    def _check_finite(
+        self, sample: TrainingSample, model: str, dtype: torch.dtype, found: Sequence[Tensor | None]
+    ) -> None:
+        if not all(bool(torch.isfinite(one).all()) for one in found if one is not None):
+            raise CaptureError(
+                f"{sample.key}: what {model} gives in {dtype} is not finite; load it in bfloat16 or float32"
+            )
+
+
+def _rounded(tensor: Tensor, trailing: int) -> Tensor:
+    return Halves.of(tensor, trailing).restored().to(tensor.device)
+
+
+def _described(processor: Any) -> Any:
+    """An image processor's settings without what says where and with what it was made."""
+    if processor is None:
+        return None
+    return {
+        key: value
+        for key, value in processor.to_dict().items()
+        if key not in ("_commit_hash", "transformers_version", "processor_class", "_processor_class")
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]

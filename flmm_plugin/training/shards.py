@@ -1,0 +1,300 @@
+"""Many processes write records, all read them: a store of content-addressed bytes in sharded safetensors files.
+
+A shard holds some hundred records under their addresses. It is written beside its place, made durable and renamed, so
+that a killed process leaves whole shards or none; what it had not yet written (at most `SHARD_BYTES` or `SHARD_SECONDS`
+of work) is all that is lost. Nothing is ever changed in place: processes write shards of their own under names that
+nobody else has, and the same record written by two of them is there twice and harms nothing. The lock of the folder is
+held while a shard is written, which makes its size count exactly against the cap.
+
+What is damaged is named, put aside and written anew: a record that is not there costs time, never a result.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from flmm_plugin.errors import BadCache
+
+FORMAT = "flmm features 1"
+SHARD_BYTES = 256 << 20
+SHARD_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiskCap:
+    """How much the files of a folder may take together, whoever wrote them.
+
+    Attributes:
+        root: The folder.
+        limit: Bytes; None: whatever fits on the disk.
+    """
+
+    root: Path
+    limit: int | None = None
+
+    def used(self) -> int:
+        """Bytes of all files under the root."""
+        found = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                try:
+                    found += os.stat(os.path.join(folder, name)).st_size
+                except FileNotFoundError:  # another process renamed it meanwhile
+                    continue
+        return found
+
+    def room(self) -> float:
+        """Bytes that may still be written; without a limit there is no end."""
+        return float("inf") if self.limit is None else max(0, self.limit - self.used())
+
+
+class ShardStore:
+    """Records of one identity.
+
+    Args:
+        root: The cache's folder; the store is a folder in it, named after kind and identity.
+        kind: What the records are, e.g. ``words``.
+        identity: Everything, as plain data, that the records depend on beside their address. Another identity is
+            another folder.
+        cap: Shared by all stores of the root; None: no limit.
+        shard_bytes: A shard is written when its records have so many bytes,
+        shard_seconds: or when the first of them has waited so long.
+
+    Attributes:
+        folder: Where its shards are.
+        full: Nothing more is kept: the cap is reached, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        identity: Mapping[str, Any],
+        *,
+        cap: DiskCap | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        shard_seconds: float = SHARD_SECONDS,
+    ) -> None:
+        text = json.dumps(identity, sort_keys=True, indent=1)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()
+        self.folder = root / f"{kind}-{self.identity[:16]}"
+        self.cap = cap or DiskCap(root)
+        self.shard_bytes, self.shard_seconds = shard_bytes, shard_seconds
+        self.full = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock_path = root / ".lock"
+        self._where: dict[str, str] = {}
+        self._shards: set[str] = set()
+        self._pending: dict[str, bytes] = {}
+        self._pending_bytes, self._pending_since = 0, 0.0
+        self._seen_at = -1
+        self._process = os.getpid()
+        with FileLock(self._lock_path):
+            self._write_identity(text)
+            for left in self.folder.glob("*.part"):  # shards are written under the lock: nobody is at these
+                left.unlink(missing_ok=True)
+        self.refresh()
+
+    # Reading.
+
+    def __len__(self) -> int:
+        return len(self._where.keys() | self._pending.keys())
+
+    def __contains__(self, address: str) -> bool:
+        return address in self._pending or address in self._where
+
+    def get(self, address: str) -> bytes | None:
+        """The record, or None if there is none (any more)."""
+        if address in self._pending:
+            return self._pending[address]
+        shard = self._where.get(address)
+        if shard is None:
+            return None
+        try:
+            with safe_open(self.folder / shard, framework="numpy") as file:
+                return bytes(file.get_tensor(address).tobytes())
+        except FileNotFoundError:
+            self._forget(shard)  # another process put it aside
+        except (SafetensorError, OSError, ValueError) as exc:
+            self._put_aside(shard, str(exc))
+        return None
+
+    def refresh(self) -> None:
+        """Take notice of the shards that other processes have written since; costs a look at the folder's date."""
+        try:
+            changed = os.stat(self.folder).st_mtime_ns
+            if changed == self._seen_at:
+                return
+            self._seen_at = changed
+            names = {entry.name for entry in os.scandir(self.folder) if entry.name.endswith(".safetensors")}
+        except FileNotFoundError as exc:
+            raise BadCache(f"{self.folder} is gone; keep the cache's folder until the run ends") from exc
+        for gone in self._shards - names:
+            self._forget(gone)
+        for name in sorted(names - self._shards):
+            self._shards.add(name)
+            for address in self._addresses(name):
+                self._where.setdefault(address, name)
+
+    def damaged(self, address: str, reason: str) -> None:
+        """Put aside the shard of a record whose bytes turned out to be wrong."""
+        if address in self._where:
+            self._put_aside(self._where[address], reason)
+
+    def _addresses(self, name: str) -> Iterable[str]:
+        try:
+            with safe_open(self.folder / name, framework="numpy") as file:
+                metadata, keys = file.metadata() or {}, list(file.keys())
+        except FileNotFoundError:
+            return []
+        except (SafetensorError, OSError, ValueError) as exc:
+            self._put_aside(name, str(exc))
+            return []
+        if metadata.get("format") != FORMAT or metadata.get("identity") != self.identity:
+            _log.warning(
+                "%s was made for another model, other preprocessing or another version and is not used; delete it",
+                self.folder / name,
+            )
+            return []
+        return keys
+
+    def _put_aside(self, name: str, reason: str) -> None:
+        path = self.folder / name
+        lost = sum(shard == name for shard in self._where.values())
+        self._forget(name)
+        try:
+            path.rename(path.with_suffix(".damaged"))
+        except FileNotFoundError:
+            return
+        _log.warning(
+            "%s is damaged (%s): its %d records are made anew; it is now called %s, delete it",
+            path,
+            reason,
+            lost,
+            path.with_suffix(".damaged").name,
+        )
+
+    def _forget(self, name: str) -> None:
+        self._shards.discard(name)
+        self._where = {address: shard for address, shard in self._where.items() if shard != name}
+
+    # Writing.
+
+    def put(self, address: str, record: bytes) -> bool:
+        """Keep a record; it is on disk after the next `flush`, which this calls now and then.
+
+        Returns:
+            False where the cap is reached, or the disk is full: nothing was kept.
+        """
+        self._drop_parents_records()
+        if address in self:
+            return True
+        if self.full:
+            return False
+        if not self._pending:
+            self._pending_since = time.monotonic()
+        self._pending[address] = record
+        self._pending_bytes += len(record)
+        waited = time.monotonic() - self._pending_since
+        if self._pending_bytes >= self.shard_bytes or waited >= self.shard_seconds:
+            self.flush()
+        return address in self
+
+    def flush(self) -> None:
+        """Write what is pending as one shard; as much of it as the cap allows."""
+        self._drop_parents_records()
+        if not self._pending:
+            return
+        with FileLock(self._lock_path):
+            kept = self._within_cap()
+            name = f"{uuid.uuid4().hex}.safetensors"
+            if kept and self._write(name, kept):
+                self._shards.add(name)
+                self._where.update(dict.fromkeys(kept, name))
+        self._pending, self._pending_bytes = {}, 0
+
+    def close(self) -> None:
+        """Write what is pending; the store can still be used."""
+        self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _within_cap(self) -> dict[str, bytes]:
+        room = self.cap.room()
+        kept: dict[str, bytes] = {}
+        # Eight bytes, JSON with some 150 characters per record, padding: never less than what safetensors writes.
+        size = 512
+        for address, record in self._pending.items():
+            size += len(record) + len(address) + 160
+            if size > room:
+                self._stop(f"the cap of {self.cap.limit} bytes on {self.cap.root} is reached; raise it")
+                break
+            kept[address] = record
+        return kept
+
+    def _write(self, name: str, records: Mapping[str, bytes]) -> bool:
+        part = self.folder / f"{name}.part"
+        arrays = {address: np.frombuffer(record, dtype=np.uint8) for address, record in records.items()}
+        try:
+            save_file(arrays, part, metadata={"format": FORMAT, "identity": self.identity})
+            _make_durable(part)
+            os.replace(part, self.folder / name)
+            _make_durable(self.folder)
+        except (OSError, SafetensorError) as exc:
+            part.unlink(missing_ok=True)
+            number = getattr(exc, "errno", None)
+            if number not in (errno.ENOSPC, errno.EDQUOT) and "No space" not in str(exc):
+                raise
+            self._stop(f"the disk of {self.cap.root} is full; make room")
+            return False
+        return True
+
+    def _stop(self, reason: str) -> None:
+        self.full = True
+        _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
+
+    def _drop_parents_records(self) -> None:
+        """A forked process (a data loader's worker) must not write what its parent is about to write."""
+        if os.getpid() != self._process:
+            self._process, self._pending, self._pending_bytes = os.getpid(), {}, 0
+
+    def _write_identity(self, text: str) -> None:
+        """What the folder is for, in words; shards say for themselves, this file is for people."""
+        path = self.folder / "identity.json"
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+            part = self.folder / "identity.json.part"
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+
+
+def _make_durable(path: Path) -> None:
+    """Force a file, or the names in a folder, onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
