@@ -25,6 +25,10 @@ from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
 
 METADATA_KEY = "flmm_heads"
+
+#: What a training run calls its heads, in its folder.
+HEADS_NAME = "heads.safetensors"
+
 _IMAGE_ENCODER = "mask_refiner.sam.image_encoder."
 _REFINER = ("mask_refiner.", "text_proj.")
 _STORAGE = {"float16": torch.float16, "float32": torch.float32}
@@ -67,13 +71,18 @@ def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float
     return manifest
 
 
+def heads_file(path: str | Path) -> Path:
+    """The heads file that a path means: itself, or that of the training run whose folder it is."""
+    return Path(path) / HEADS_NAME if Path(path).is_dir() else Path(path)
+
+
 def read_manifest(path: str | Path) -> HeadsManifest:
     """The manifest alone, without reading a tensor.
 
     Raises:
         BadCheckpoint: No such file, not safetensors, truncated, without a manifest, or of a newer format.
     """
-    path = Path(path)
+    path = heads_file(path)
     if not path.is_file():
         raise BadCheckpoint(f"no heads file at {path}; give the .safetensors file that `save_heads` wrote")
     try:
@@ -98,7 +107,7 @@ def load_heads(
     """Read heads strictly and put them on a device, in evaluation mode.
 
     Args:
-        path: Written by `save_heads`.
+        path: Written by `save_heads`; or the folder of a training run, which holds `HEADS_NAME`.
         expect: The backbone they will read; None does not check.
         sam_checkpoint: Meta's file, needed when the heads use an official SAM size that is not joined to them.
         refiner: False leaves the refiner out (mask decoder only; needs no SAM file).
@@ -109,7 +118,7 @@ def load_heads(
         HeadsMismatch: The heads are another backbone's.
         BadCheckpoint: Missing or damaged file, newer format, hash mismatch, or missing, unknown, wrong-shaped tensors.
     """
-    path = Path(path)
+    path = heads_file(path)
     manifest = read_manifest(path)
     if expect is not None:
         manifest.check_fits(expect)
@@ -142,7 +151,7 @@ def verify_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         BadCheckpoint: They are not, or the file cannot be read.
     """
-    path = Path(path)
+    path = heads_file(path)
     manifest, state = read_manifest(path), _read_tensors(path)
     if tensors_sha256(state) != manifest.sha256:
         raise BadCheckpoint(f"{path}: tensors do not match the sha256 of the manifest; fetch the file again")

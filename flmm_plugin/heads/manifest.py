@@ -52,7 +52,8 @@ class HeadsManifest:
         revision: Commit of its weights, if known.
         maps_per_image: Attention maps of one head for one picture.
         merge: How the rows of a phrase's tokens become one map: ``mean`` or ``max``.
-        decoder: ``{"base_channels": int, "upsample_to": int}`` of the mask decoder.
+        decoder: Arguments of the mask decoder: ``{"base_channels": int, "upsample_to": int}``, after an ablation also
+            ``normalise`` and ``maps``.
         sam: ``vit_b | vit_l | vit_h`` (image encoder from Meta's file), the numbers of a small SAM (stored whole), or
             None for heads without a refiner.
         sam_joined: Whether the file also holds the image encoder of an official SAM size.
@@ -83,7 +84,7 @@ class HeadsManifest:
     revision: str | None = None
     maps_per_image: int = 1
     merge: str = "mean"
-    decoder: dict[str, int] = field(default_factory=lambda: {"base_channels": 64, "upsample_to": 64})
+    decoder: dict[str, Any] = field(default_factory=lambda: {"base_channels": 64, "upsample_to": 64})
     sam: str | dict[str, Any] | None = "vit_l"
     sam_joined: bool = False
     sam_prompts: dict[str, bool] = field(default_factory=lambda: {"box": True, "mask": True, "text": True})

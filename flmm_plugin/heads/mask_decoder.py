@@ -9,6 +9,7 @@ Shapes: n phrases, c maps (layers x heads x maps per image), h x w image-token g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -82,13 +83,33 @@ class MaskDecoder(nn.Module):
         in_channels: Maps per phrase: layers x heads x maps per image of the backbone.
         base_channels: Width of the first stage; 64 in the paper.
         upsample_to: The longer side of the token grid is raised to this many cells before the U-Net.
+        normalise: Sum every map to 1 first; False is the paper's ablation (Figure 5c).
+        maps: Which of the maps are read (the paper's ablation of layers, Figure 5a); None: all.
+
+    Raises:
+        HeadsMismatch: A number in ``maps`` that no map has.
     """
 
-    def __init__(self, in_channels: int, base_channels: int = 64, upsample_to: int = 64) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        base_channels: int = 64,
+        upsample_to: int = 64,
+        normalise: bool = True,
+        maps: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.in_channels, self.base_channels, self.upsample_to = in_channels, base_channels, upsample_to
+        self.normalise = normalise
+        self.maps = None if maps is None else tuple(maps)
+        if self.maps is not None and not all(0 <= one < in_channels for one in self.maps):
+            raise HeadsMismatch(
+                f"maps {min(self.maps)} to {max(self.maps)} are to be read, of {in_channels} that exist"
+            )
         widths = [base_channels * 2**stage for stage in range(STAGES)]
-        self.encoder = nn.ModuleList([nn.Sequential(DoubleConv(in_channels, widths[0]))])
+        self.encoder = nn.ModuleList(
+            [nn.Sequential(DoubleConv(in_channels if self.maps is None else len(self.maps), widths[0]))]
+        )
         for stage in range(1, STAGES):
             self.encoder.append(nn.Sequential(nn.MaxPool2d(2), DoubleConv(widths[stage - 1], widths[stage])))
         self.decoder = nn.ModuleList(UpBlock(widths[stage + 1], widths[stage]) for stage in range(STAGES - 1))
@@ -130,7 +151,9 @@ class MaskDecoder(nn.Module):
 
     def _prepare(self, attention: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Sum every map to 1, upsample, pad with zeros to what three poolings divide; with the size before padding."""
-        x = attention / attention.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+        x = attention if self.maps is None else attention[:, list(self.maps)]
+        if self.normalise:
+            x = x / x.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
         # scale_factor, not size: on grids that are not square the two place the samples differently, and released
         # heads were trained with this one.
         x = F.interpolate(x, scale_factor=self._scale(attention), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Train grounding heads on a frozen LMM: ``flmm train``. The frozen part runs once, the heads learn from what it said."""
+"""Train grounding heads on a frozen LMM: ``flmm train``. The frozen part runs once; the heads learn from it."""
 
 from __future__ import annotations
 

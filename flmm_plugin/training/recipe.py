@@ -7,20 +7,18 @@ The defaults are the paper's (F-LMM, arXiv 2406.05821, sections 4.1 and A1.3).
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.phrases import MERGES
+from flmm_plugin.training.strict import built, change, choice, nearest, plain
 
 _CONFIGS = "configs"
 
@@ -277,17 +275,17 @@ class TrainRecipe:
     trackers: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
-        _choice("heads.merge", self.heads.merge, MERGES)
-        _choice("heads.placement", self.heads.placement, ("exact", "cells", "whole"))
-        _choice("heads.preprocessing", self.heads.preprocessing, ("", "stock", "paper"))
-        _choice("optimiser.schedule", self.optimiser.schedule, ("cosine", "linear", "constant"))
-        _choice("validation.metric", self.validation.metric, ("ciou", "decoder_ciou", "recall"))
-        _choice("saving.storage", self.saving.storage, ("float32", "float16"))
-        _choice("precision", self.precision, ("fp32", "bf16", "fp16"))
-        _choice("bad_samples", self.bad_samples, ("skip", "stop"))
+        choice("heads.merge", self.heads.merge, MERGES)
+        choice("heads.placement", self.heads.placement, ("exact", "cells", "whole"))
+        choice("heads.preprocessing", self.heads.preprocessing, ("", "stock", "paper"))
+        choice("optimiser.schedule", self.optimiser.schedule, ("cosine", "linear", "constant"))
+        choice("validation.metric", self.validation.metric, ("ciou", "decoder_ciou", "recall"))
+        choice("saving.storage", self.saving.storage, ("float32", "float16"))
+        choice("precision", self.precision, ("fp32", "bf16", "fp16"))
+        choice("bad_samples", self.bad_samples, ("skip", "stop"))
         for part in (*self.data.parts, *self.validation.parts):
-            _choice("dataset", part.dataset, ("png", "refcoco", "refcoco+", "refcocog"))
-            _choice("sentences", part.sentences, ("random", "first"))
+            choice("dataset", part.dataset, ("png", "refcoco", "refcoco+", "refcocog"))
+            choice("sentences", part.sentences, ("random", "first"))
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("steps", self.steps)):
             if value is not None and value < 1:
                 raise UnknownArgument(f"{name} is {value}; it must be at least 1")
@@ -303,7 +301,7 @@ class TrainRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `from_dict` reads it and YAML or JSON writes it."""
-        content = _plain(dataclasses.asdict(self))
+        content = plain(dataclasses.asdict(self))
         assert isinstance(content, dict)
         return content
 
@@ -314,7 +312,7 @@ class TrainRecipe:
         Raises:
             UnknownArgument: An unknown key (the nearest known one is offered) or a value of another type.
         """
-        return _built(cls, content, source, "")
+        return built(cls, content, source, "")
 
 
 def read_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> TrainRecipe:
@@ -345,7 +343,7 @@ def read_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Tra
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as exc:
             raise UnknownArgument(f"{override!r}: the value is not YAML ({exc}); quote it") from exc
-        _change(content, key.split("."), parsed, override)
+        change(content, key.split("."), parsed, override)
     return TrainRecipe.from_dict(content, source)
 
 
@@ -362,135 +360,4 @@ def _text_of(path: str | PathLike[str]) -> tuple[str, str]:
     name = str(path)
     if name in recipes():
         return (resources.files("flmm_plugin.training") / _CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), name
-    raise UnknownArgument(f"no recipe {name!r}: neither a file nor {_nearest(name, recipes())}")
-
-
-def _change(content: Any, keys: list[str], value: Any, override: str) -> None:
-    """Set one value in nested plain data; sections that a file leaves out are made, the builder checks their names."""
-    for place, key in enumerate(keys[:-1]):
-        if isinstance(content, list):
-            content = content[_place(content, key, override)]
-        else:
-            if not isinstance(content.get(key), dict | list):
-                # A list that the file leaves out has its default's entries, which a number would have to count in.
-                if place + 1 < len(keys) and keys[place + 1].isdigit():
-                    raise UnknownArgument(f"{override!r}: the recipe has no list {key!r}; give the list in the file")
-                content[key] = {}
-            content = content[key]
-    if isinstance(content, list):
-        content[_place(content, keys[-1], override)] = value
-    else:
-        content[keys[-1]] = value
-
-
-def _place(content: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(content):
-        raise UnknownArgument(f"{override!r}: {key!r} is no place in a list of {len(content)}; they count from 0")
-    return int(key)
-
-
-_Built = TypeVar("_Built")
-
-
-def _built(cls: type[_Built], content: Any, source: str, where: str) -> _Built:
-    """A dataclass out of plain data, every key known and every value of its field's type."""
-    if not isinstance(content, Mapping):
-        raise UnknownArgument(f"{source}: {where or 'the recipe'} is {content!r}; it must hold keys")
-    hints = get_type_hints(cls)
-    for key in content:
-        if key not in hints:
-            at = f"{where}.{key}" if where else str(key)
-            raise UnknownArgument(f"{source}: unknown key {at!r}; {_nearest(str(key), hints)}")
-    values = {
-        key: _value(hints[key], value, source, f"{where}.{key}" if where else key) for key, value in content.items()
-    }
-    try:
-        return cls(**values)
-    except TypeError as exc:
-        raise UnknownArgument(f"{source}: {where or 'the recipe'} is incomplete: {exc}") from exc
-
-
-def _value(hint: Any, value: Any, source: str, where: str) -> Any:
-    origin = get_origin(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _built(hint, value, source, where)
-    if origin in (types.UnionType, typing.Union):
-        return _of_union(get_args(hint), value, source, where)
-    if origin is Literal:
-        if value in get_args(hint):
-            return value
-    elif origin is tuple:
-        arguments = get_args(hint)
-        if isinstance(value, list | tuple):
-            inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-            if len(inner) == len(value):
-                return tuple(
-                    _value(one, item, source, f"{where}.{place}")
-                    for place, (one, item) in enumerate(zip(inner, value, strict=True))
-                )
-    elif origin is dict:
-        if isinstance(value, dict):
-            return dict(value)
-    elif hint is float:
-        # YAML 1.1 takes 1e-4, without a point, for a word.
-        number = _number(value)
-        if number is not None:
-            return number
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif type(value) is hint:
-        return value
-    raise UnknownArgument(f"{source}: {where} is {value!r}; it must be {_said(hint)}")
-
-
-def _of_union(options: Iterable[Any], value: Any, source: str, where: str) -> Any:
-    said = []
-    for one in options:
-        try:
-            return _value(one, value, source, where)
-        except UnknownArgument:
-            said.append(_said(one))
-    raise UnknownArgument(f"{source}: {where} is {value!r}; it must be {' or '.join(said)}")
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        return float(value) if isinstance(value, int | float | str) else None
-    except ValueError:
-        return None
-
-
-def _said(hint: Any) -> str:
-    """A type in words."""
-    origin = get_origin(hint)
-    if hint is type(None):
-        return "null"
-    if origin is Literal:
-        return " | ".join(map(str, get_args(hint)))
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_said(one) for one in get_args(hint))
-    if origin is tuple:
-        return "a list"
-    if origin is dict:
-        return "keys and values"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(hint, str(hint))
-
-
-def _choice(where: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UnknownArgument(f"{where} is {value!r}; {_nearest(value, known)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    options = [one for one in known if one]
-    near = difflib.get_close_matches(name, options, 1, 0.5)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(options)}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+    raise UnknownArgument(f"no recipe {name!r}: neither a file nor {nearest(name, recipes())}")
