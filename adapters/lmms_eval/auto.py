@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -11,7 +14,7 @@ class FlmmAuto(FlmmModel):
     ``pretrained`` must be given. Without ``heads`` it only chats.
     """
 
-    default_heads = None
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_auto"]
 
 
 FlmmAutoSimple = simple_form(FlmmAuto)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -13,9 +14,7 @@ class FlmmDeepseekVL(FlmmModel):
     Without ``heads`` it only chats: none are shipped for it.
     """
 
-    default_pretrained = "deepseek-community/deepseek-vl-1.3b-chat"
-    default_heads = None
-    families: ClassVar[tuple[str, ...]] = ("deepseek_vl", "deepseek_vl_hybrid")
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_deepseekvl"]
 
 
 FlmmDeepseekVLSimple = simple_form(FlmmDeepseekVL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -14,9 +15,7 @@ class FlmmHPT(FlmmModel):
     read. Without ``heads`` it only chats: none are shipped for it.
     """
 
-    default_pretrained = "HyperGAI/HPT"
-    default_heads = None
-    families: ClassVar[tuple[str, ...]] = ("hpt",)
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_hpt"]
 
 
 FlmmHPTSimple = simple_form(FlmmHPT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -13,9 +14,7 @@ class FlmmLlavaNext(FlmmModel):
     Without ``heads`` it only chats: none are shipped for it.
     """
 
-    default_pretrained = "llava-hf/llava-v1.6-vicuna-7b-hf"
-    default_heads = None
-    families: ClassVar[tuple[str, ...]] = ("llava_next",)
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_llava_next"]
 
 
 FlmmLlavaNextSimple = simple_form(FlmmLlavaNext)

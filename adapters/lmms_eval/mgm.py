@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -13,9 +14,7 @@ class FlmmMGM(FlmmModel):
     Without ``heads`` it only chats: none are shipped for it.
     """
 
-    default_pretrained = "YanweiLi/MGM-2B"
-    default_heads = None
-    families: ClassVar[tuple[str, ...]] = ("mgm", "mgm_gemma", "mini_gemini", "mini_gemini_gemma")
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_mgm"]
 
 
 FlmmMGMSimple = simple_form(FlmmMGM)

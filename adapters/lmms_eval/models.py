@@ -1,7 +1,8 @@
 """The models that lmms-eval learns about: names and class paths, as strings until one is asked for.
 
 lmms-eval loads this at every start, for every user: it imports no torch, and it never raises, because lmms-eval gives
-up on all later entry points at the first that does. A new family is one line in `MODELS`.
+up on all later entry points at the first that does. A new family is one line in `MODELS`
+and one in `flmm_plugin.adapters.answering.defaults`.
 """
 
 from __future__ import annotations
@@ -25,20 +26,6 @@ MODELS = {
     "flmm_mgm": f"{_HOME}.mgm.FlmmMGM",
     "flmm_hpt": f"{_HOME}.hpt.FlmmHPT",
 }
-
-
-def model_for(family: str) -> str:
-    """Name for ``--model`` of a model type, as configurations say it.
-
-    >>> model_for("qwen2_vl"), model_for("paligemma")
-    ('flmm_qwen2_5_vl', 'flmm_auto')
-    """
-    known = {"qwen2_vl": "flmm_qwen2_5_vl"}
-    for start, name in (("deepseek_vl", "flmm_deepseekvl"), ("mgm", "flmm_mgm"), ("mini_gemini", "flmm_mgm")):
-        if family.startswith(start):
-            known[family] = name
-    name = known.get(family, f"flmm_{family}")
-    return name if name in MODELS else "flmm_auto"
 
 
 def manifests() -> list[Any]:

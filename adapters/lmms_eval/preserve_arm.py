@@ -20,13 +20,13 @@ from typing import Any, TextIO
 
 import torch
 
+from flmm_plugin.adapters.answering.provenance import commit
 from flmm_plugin.adapters.lmms_eval import preserve_stock
 from flmm_plugin.adapters.lmms_eval.preserve_judge import JudgeMemo
 from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel, weight_hashes
 from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, write_arm
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, StockUnusable
 from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, model_of
-from flmm_plugin.adapters.lmms_eval.provenance import commit
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm
 

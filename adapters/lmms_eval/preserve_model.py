@@ -21,10 +21,10 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from flmm_plugin.adapters.answering.requests import GROUND_FLAG
 from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_answers
 from flmm_plugin.adapters.lmms_eval.preserve_stock import StockUnusable
 from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, Row, logits_of, model_of
-from flmm_plugin.adapters.lmms_eval.requests import GROUND_FLAG
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.records import parse_masks_json
 from flmm_plugin.reports.preservation import Answer

@@ -9,21 +9,16 @@ is left out; the run itself goes on.
 from __future__ import annotations
 
 import functools
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-import flmm_plugin
+from flmm_plugin.adapters.answering.provenance import record_of
 
 #: Key of the record in ``*_results.json``.
 KEY = "flmm"
 _MARK = "_flmm_provenance"
-_PACKAGES = {"lmms_eval": "lmms-eval", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
 
 #: The record of the model that was made last, with the module and class that lmms-eval names in the same file.
 _latest: tuple[str, dict[str, Any]] | None = None
@@ -44,96 +39,6 @@ def remember(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     _latest = (f"{type(model).__module__}.{type(model).__name__}", record)
     _wrap_tracker()
     return record
-
-
-def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, backbone, kernel, dtype, device, batch size, heads and options; null for what the model lacks."""
-    lmm = model.lmm
-    backbone, heads = getattr(lmm, "backbone", None), getattr(lmm, "heads", None)
-    config = getattr(getattr(backbone, "model", None), "config", None)
-    return {
-        "versions": {"flmm_plugin": flmm_plugin.__version__, "python": platform.python_version(), **_versions()},
-        "commit": commit(),
-        "backbone": _said(backbone, "name"),
-        "family": _said(backbone, "family"),
-        "revision": _said(backbone, "revision"),
-        "preprocessing": _said(backbone, "preprocessing"),
-        "kernel": _said(config, "_attn_implementation"),
-        "dtype": (_said(backbone, "dtype") or "").removeprefix("torch.") or None,
-        "device": device_name(getattr(backbone, "device", None)),
-        "batch_size": model.batch_size,
-        "processes": model.world_size,
-        "heads": None if heads is None else _heads(heads, lmm.merge),
-        "visual_cot": _visual_cot(model, backbone),
-        "options": {name: str(value) for name, value in arguments.items() if value is not None},
-    }
-
-
-def _said(thing: Any, name: str) -> str | None:
-    value = getattr(thing, name, None)
-    return None if value is None else str(value)
-
-
-@functools.cache
-def commit() -> str | None:
-    """Commit of this package's source, ``-dirty`` behind it where it was changed; None outside its repository."""
-    source = Path(flmm_plugin.__file__).resolve()
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(source.parent), *words], capture_output=True, text=True, timeout=20, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    # An environment may lie inside another project's repository, which does not track this file.
-    if git("ls-files", "--error-unmatch", source.name) is None:
-        return None
-    head = git("rev-parse", "HEAD")
-    return f"{head}-dirty" if head and git("status", "--porcelain", "--untracked-files=no", ":/") else head
-
-
-def device_name(device: Any) -> str | None:
-    """Kind and, for a GPU, its name; None for None."""
-    import torch
-
-    if device is None:
-        return None
-    place = torch.device(device)
-    return f"{place.type} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else place.type
-
-
-def _heads(heads: Any, merge: str) -> dict[str, Any]:
-    manifest = heads.manifest
-    prompts = manifest.sam_prompts if heads.mask_refiner is not None else {}
-    return {
-        "sha256": manifest.sha256,
-        "backbone": manifest.backbone,
-        "data": manifest.data,
-        "created_by": manifest.created_by,
-        "sam": manifest.sam if isinstance(manifest.sam, str) else "small" if manifest.sam else None,
-        "prompts": " + ".join(name for name in ("mask", "box", "text") if prompts.get(name)) or "no refiner",
-        "merge": merge,
-    }
-
-
-def _visual_cot(model: Any, backbone: Any) -> dict[str, Any] | None:
-    """How every stock question was answered after a second look, the pictures shown included; None without."""
-    mode = getattr(model, "visual_cot", None)
-    found: dict[str, Any] | None = mode.facts(bool(getattr(backbone, "several_images", False))) if mode else None
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name, distribution in _PACKAGES.items():
-        try:
-            found[name] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _wrap_tracker() -> None:

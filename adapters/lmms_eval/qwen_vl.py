@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
@@ -13,9 +14,7 @@ class FlmmQwen25VL(FlmmModel):
     Without ``heads`` it only chats: none are shipped for it.
     """
 
-    default_pretrained = "Qwen/Qwen2.5-VL-3B-Instruct"
-    default_heads = None
-    families: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen2_vl")
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_qwen2_5_vl"]
 
 
 class FlmmQwen3VL(FlmmModel):
@@ -24,9 +23,7 @@ class FlmmQwen3VL(FlmmModel):
     Without ``heads`` it only chats: none are shipped for it.
     """
 
-    default_pretrained = "Qwen/Qwen3-VL-4B-Instruct"
-    default_heads = None
-    families: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_qwen3_vl"]
 
 
 FlmmQwen25VLSimple = simple_form(FlmmQwen25VL)

@@ -1,81 +1,20 @@
-"""lmms-eval's requests, unpacked: a chat to continue, or phrases to find in a picture.
+"""lmms-eval's requests, unpacked.
 
 lmms-eval hands a *chat* model ``(context, doc_to_messages, generation_kwargs, doc_id, task, split)`` and a *simple*
 model ``(context, generation_kwargs, doc_to_visual, doc_id, task, split)``. A task of a class of its own, as this
 plugin's, always makes the second form. Both are read here, whatever the model is.
-
-Chats are built as lmms-eval's ``llava_hf`` builds them: in chat form from the task's messages, in simple form from
-one user turn whose text has the image placeholders in front, unless it has some already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
-from flmm_plugin.errors import BackboneUnsupported, BadAnnotation
-from flmm_plugin.images import open_image
-
-#: Generation argument with which a task asks for masks. What the text says plays no role.
-GROUND_FLAG = "flmm_ground"
-
-#: Generation argument with which a task asks for an answer *and* masks: ``keywords`` grounds what the answer names,
-#: ``answer`` grounds the answer as a whole.
-GROUNDED_CHAT_FLAG = "flmm_grounded_chat"
-
-#: Generation argument with which a task asks about a text that its documents give: ``ground`` or ``keywords``.
-GIVEN_TEXT_FLAG = "flmm_given_text"
-
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """One request of lmms-eval.
-
-    Attributes:
-        index: Its place in the list that was handed over.
-        context: The prompt text.
-        source: `doc_to_messages` (chat form) or `doc_to_visual` (simple form).
-        simple: Which form it is.
-        options: Generation arguments.
-        task, split, doc_id: Where its document is.
-        padding: Whether it only makes the ranks' numbers of requests equal; nobody reads its answer.
-    """
-
-    index: int
-    context: str
-    source: Callable[..., Any] | None
-    simple: bool
-    options: dict[str, Any]
-    task: str
-    split: str
-    doc_id: int
-    padding: bool
-
-    @property
-    def wants_keywords(self) -> bool:
-        """Whether the task needs a keyword selector."""
-        return "keywords" in (self.options.get(GROUNDED_CHAT_FLAG), self.options.get(GIVEN_TEXT_FLAG))
-
-    @property
-    def gives_text(self) -> bool:
-        """Whether the task asks about a text that its document gives."""
-        return bool(self.options.get(GIVEN_TEXT_FLAG))
-
-    @property
-    def wants_masks(self) -> bool:
-        """Whether the task asked for masks."""
-        return bool(self.options.get(GROUND_FLAG))
-
-    @property
-    def wants_grounded_chat(self) -> bool:
-        """Whether the task asked for an answer with masks."""
-        return bool(self.options.get(GROUNDED_CHAT_FLAG))
+from flmm_plugin.adapters.answering.requests import Request, opened, with_placeholders
+from flmm_plugin.errors import BackboneUnsupported
 
 
 def unpack(instances: list[Any]) -> Iterator[Request]:
@@ -98,7 +37,7 @@ def chat_of(request: Request, doc: Any, image_token: str) -> tuple[list[dict[str
     if request.simple:
         visuals = list(request.source(doc) or []) if request.source is not None else []
         return [{"role": "user", "content": with_placeholders(request.context, len(visuals), image_token)}], [
-            _picture(visual) for visual in visuals
+            opened(visual) for visual in visuals
         ]
     assert request.source is not None, "a chat request has the task's doc_to_messages"
     chat = ChatMessages(messages=request.source(doc))
@@ -117,85 +56,4 @@ def chat_of(request: Request, doc: Any, image_token: str) -> tuple[list[dict[str
         }
         for message in chat.messages
     ]
-    return messages, [_picture(visual) for visual in pictures]
-
-
-def with_placeholders(text: str, pictures: int, image_token: str) -> str:
-    r"""`text` with one image placeholder per picture in front, unless it has placeholders of its own.
-
-    >>> with_placeholders("What is it?", 2, "<image>")
-    '<image> <image>\nWhat is it?'
-    """
-    if pictures == 0 or image_token in text:
-        return text
-    return " ".join([image_token] * pictures) + "\n" + text
-
-
-def split_at_placeholders(text: str, image_token: str) -> list[dict[str, str]]:
-    r"""`text` as parts of a message, for chat templates that do not take a string.
-
-    >>> split_at_placeholders("<image>\nWhat is it?", "<image>")
-    [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
-    """
-    parts: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(image_token)):
-        if index:
-            parts.append({"type": "image"})
-        piece = piece.strip() if index == 0 else piece.lstrip()
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """What a grounding document asks: phrases, to be found in one picture."""
-
-    image: Image.Image
-    phrases: list[str]
-
-
-def question_of(request: Request, doc: Any) -> Question:
-    """Picture and phrases of a grounding document.
-
-    Raises:
-        BadAnnotation: The document is not of the form that `flmm_plugin.tasks` makes, or its picture is not of the size
-            that its annotation states.
-        BadImage: The picture cannot be opened.
-    """
-    try:
-        phrases = list(doc["expressions"])
-    except KeyError as exc:
-        raise BadAnnotation(
-            f"{request.task} asks for masks ({GROUND_FLAG}) but its documents have no {exc}; "
-            "give `image_path` and `expressions`"
-        ) from exc
-    return Question(picture_of(request, doc, GROUND_FLAG), phrases)
-
-
-def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
-    """The picture of a document of this plugin's own tasks.
-
-    Raises:
-        BadAnnotation: The document names none, or it is not of the size that its annotation states.
-        BadImage: It cannot be opened.
-    """
-    if "image_path" not in doc:
-        raise BadAnnotation(
-            f"{request.task} asks for masks ({flag}) but its documents have no 'image_path'; give the picture's file"
-        )
-    path = doc["image_path"]
-    image = open_image(path)
-    stated = (doc.get("height"), doc.get("width"))
-    if None not in stated and stated != (image.height, image.width):
-        raise BadAnnotation(
-            f"{path} is {image.height} x {image.width}, its annotation says {stated[0]} x {stated[1]} "
-            "(height x width); the picture and the annotation are of different data"
-        )
-    return image
-
-
-def _picture(visual: Any) -> Image.Image:
-    if isinstance(visual, str) and not visual.lower().endswith(_PICTURE_SUFFIXES):
-        raise BackboneUnsupported(f"{visual!r} is no picture by its name; this model sees pictures only")
-    return visual if isinstance(visual, Image.Image) else open_image(visual)
+    return messages, [opened(visual) for visual in pictures]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
 
 
 class FlmmTiny(FlmmModel):
     """The embedded LMM of a procedural world; it knows no photographs."""
 
-    default_pretrained = "flmm_tiny"
+    defaults: ClassVar[Defaults] = DEFAULTS["flmm_tiny"]
 
 
 FlmmTinySimple = simple_form(FlmmTiny)

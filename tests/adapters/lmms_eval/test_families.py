@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from flmm_plugin.adapters.answering.arguments import as_switch
+from flmm_plugin.adapters.answering.defaults import DEFAULTS, model_for
 from flmm_plugin.adapters.lmms_eval import models
-from flmm_plugin.adapters.lmms_eval.arguments import as_switch
 from flmm_plugin.adapters.lmms_eval.auto import FlmmAuto
 from flmm_plugin.adapters.lmms_eval.llava import FlmmLlava
 from flmm_plugin.adapters.lmms_eval.qwen_vl import FlmmQwen25VL
@@ -43,8 +44,9 @@ def test_a_checkpoint_of_another_family_names_its_model(tmp_path: Path) -> None:
      ("deepseek_vl_hybrid", "flmm_deepseekvl"), ("internvl", "flmm_internvl"), ("something", "flmm_auto")],
 )  # fmt: skip
 def test_every_family_has_a_model(family: str, name: str) -> None:
-    assert models.model_for(family) == name
-    assert name in models.MODELS
+    assert model_for(family) == name
+    assert name in models.MODELS.keys() & DEFAULTS.keys()
+    assert models.MODELS.keys() == DEFAULTS.keys()
 
 
 def test_flmm_auto_must_be_told_which_model() -> None:

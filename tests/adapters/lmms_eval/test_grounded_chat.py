@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval import grounded_chat, seam
+from flmm_plugin.adapters.answering import grounded_chat
+from flmm_plugin.adapters.lmms_eval import seam
 from flmm_plugin.errors import BadAnnotation, BadImage, ToolNotFound, UnknownArgument
 from flmm_plugin.records import encode_rle, parse_masks_json
 from flmm_plugin.tasks.gcg import scoring as gcg

@@ -11,6 +11,7 @@ import pytest
 from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
 
 import flmm_plugin
+from flmm_plugin.adapters.answering.provenance import commit
 from flmm_plugin.adapters.lmms_eval import provenance
 from flmm_plugin.reports.lmms_eval_files import read_run
 
@@ -102,7 +103,7 @@ def test_a_harness_without_that_method_still_runs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_commit_is_of_this_source_or_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = provenance.commit.__wrapped__()
+    said = commit.__wrapped__()
     assert said is None or len(said.removesuffix("-dirty")) == 40
     # An installed copy inside somebody else's repository must not borrow its commit.
     import subprocess
@@ -111,4 +112,4 @@ def test_commit_is_of_this_source_or_unknown(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "flmm_plugin").mkdir()
     (tmp_path / "flmm_plugin" / "__init__.py").touch()
     monkeypatch.setattr(flmm_plugin, "__file__", str(tmp_path / "flmm_plugin" / "__init__.py"))
-    assert provenance.commit.__wrapped__() is None
+    assert commit.__wrapped__() is None

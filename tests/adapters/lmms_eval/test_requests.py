@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval import chat, requests
+from flmm_plugin.adapters.answering import chat, defaults
+from flmm_plugin.adapters.answering import requests as answering
+from flmm_plugin.adapters.lmms_eval import requests
 from flmm_plugin.errors import BackboneUnsupported, BadAnnotation, BadImage
 
 IMAGE = Image.new("RGB", (8, 6))
@@ -69,12 +71,12 @@ def test_a_question_needs_its_fields_and_the_annotated_size(tmp_path: Any) -> No
     path = tmp_path / "a.png"
     IMAGE.save(path)
     asked = one(None, simple=True)
-    question = requests.question_of(asked, {"image_path": str(path), "expressions": ["it"], "height": 6, "width": 8})
+    question = answering.question_of(asked, {"image_path": str(path), "expressions": ["it"], "height": 6, "width": 8})
     assert (question.image.size, question.phrases) == ((8, 6), ["it"])
     with pytest.raises(BadAnnotation, match="6 x 8, its annotation says 8 x 6"):
-        requests.question_of(asked, {"image_path": str(path), "expressions": ["it"], "height": 8, "width": 6})
+        answering.question_of(asked, {"image_path": str(path), "expressions": ["it"], "height": 8, "width": 6})
     with pytest.raises(BadAnnotation, match="expressions"):
-        requests.question_of(asked, {"image_path": str(path)})
+        answering.question_of(asked, {"image_path": str(path)})
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_templates_that_take_no_strings_get_parts() -> None:
     assert chat.as_the_template_likes(turn, False, "<image>") == [{"role": "user", "content": parts}]
 
 
-@pytest.mark.parametrize("module", [requests, chat])
+@pytest.mark.parametrize("module", [answering, chat, defaults])
 def test_examples_in_the_documentation_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert (result.failed, result.attempted > 0) == (0, True)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from flmm_plugin.adapters.answering.visual_cot import VisualCotMode, question_of_chat
 from flmm_plugin.adapters.lmms_eval.base import FlmmModel
-from flmm_plugin.adapters.lmms_eval.visual_cot import VisualCotMode, question_of_chat
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import ChatAnswer, parse_masks_json
 from flmm_plugin.visual_cot import VisualCotAnswer

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from flmm_plugin.adapters.lmms_eval.requests import split_at_placeholders, with_placeholders
+from flmm_plugin.adapters.answering.requests import split_at_placeholders, with_placeholders
 
 _DEFAULT_NEW_TOKENS = 1024
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flmm_plugin.adapters.lmms_eval.requests import GIVEN_TEXT_FLAG, Request, picture_of
+from flmm_plugin.adapters.answering.requests import GIVEN_TEXT_FLAG, Request, picture_of
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.given_text import GivenText, Keyword, ground_pieces, select_keywords
 from flmm_plugin.records import masks_json

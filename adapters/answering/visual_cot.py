@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval.arguments import as_switch
-from flmm_plugin.adapters.lmms_eval.requests import Request
+from flmm_plugin.adapters.answering.arguments import as_switch
+from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.images import open_image
 from flmm_plugin.visual_cot import CotQuestion, Variant, VisualCotOptions

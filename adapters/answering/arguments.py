@@ -23,9 +23,10 @@ MODEL_ARGUMENTS = {
     "load_in_4bit": "true: quantise the LMM's weights to 4 bits (bitsandbytes)",
     "load_in_8bit": "true: quantise them to 8 bits",
     "trust_remote_code": "true: run code from the LMM's repository, for families that cannot do without",
-    "heads": "the grounding heads' file, `auto` or `none`",
+    "heads": "the grounding heads' file, `auto`, `none`, or without training: attention-argmax, attend-and-segment, "
+    "localization-heads",
     "sam": "`none`: masks of the mask decoder alone; else the name of the SAM that the heads were trained with",
-    "sam_checkpoint": "SAM weights for heads that were saved without an image encoder",
+    "sam_checkpoint": "SAM weights for heads that were saved without an image encoder, and for those without training",
     "visual_cot": "v1 or v2: answer every question about one picture after a second look at what it is about",
     "visual_cot_views": "what that answer is given from: auto, both (whole picture and cut-out) or crop",
     "visual_cot_refine": "true: the mask refiner says where to look, not the mask decoder alone",

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval import chat
-from flmm_plugin.adapters.lmms_eval.requests import GROUNDED_CHAT_FLAG, Request
+from flmm_plugin.adapters.answering import chat
+from flmm_plugin.adapters.answering.requests import GROUNDED_CHAT_FLAG, Request
 from flmm_plugin.answering import answer_and_ground
 from flmm_plugin.errors import BadAnnotation, BadImage, UnknownArgument
 from flmm_plugin.records import GroundedAnswer, masks_json

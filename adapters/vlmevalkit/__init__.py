@@ -1,0 +1,1 @@
+"""VLMEvalKit: models and data sets of the plugin, registered in a kit that has no place for plugins."""
