@@ -28,6 +28,11 @@ def heads_path() -> Path:
     return _present(_WEIGHTS / "heads.safetensors")
 
 
+def sam_path() -> Path:
+    """File of the embedded world's SAM as it is before heads are trained; ``flmm tiny sam`` makes it."""
+    return Path(__file__).parent / "sam.safetensors"
+
+
 def _present(path: Path, inner: str = "") -> Path:
     from flmm_plugin.errors import DataNotFound
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def add_subcommands(subparsers: Any) -> None:
-    """Add ``path``, ``evaluate`` and ``train`` to the subparsers of ``flmm tiny``; each sets ``run(args) -> int``."""
+    """Add all commands to the subparsers of ``flmm tiny``; each sets ``run(args) -> int``."""
     path = subparsers.add_parser(
         "path",
         help="print the folder of the embedded LMM",
@@ -51,6 +51,19 @@ def add_subcommands(subparsers: Any) -> None:
     train.add_argument("--install", action="store_true", help="put the result into this installation's weights folder")
     train.set_defaults(run=_train)
 
+    sam = subparsers.add_parser(
+        "sam",
+        help="remake the embedded world's SAM, which `flmm train flmm_tiny` starts from",
+        description="Train the small SAM on scenes alone, or take it from the work folder of `flmm tiny train`, and "
+        "write sam.safetensors. About a quarter of an hour on a CPU core; killed, it goes on where it was.",
+    )
+    sam.add_argument("--out", type=Path, required=True, help="work folder")
+    sam.add_argument("--seed", type=int, default=0)
+    sam.add_argument("--steps", type=int, default=800, help="(default: %(default)s)")
+    sam.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    sam.add_argument("--install", action="store_true", help="put it into this installation")
+    sam.set_defaults(run=_sam)
+
 
 def _path(args: argparse.Namespace) -> int:
     from flmm_plugin.tiny import tiny_path
@@ -87,8 +100,6 @@ def as_text(result: dict[str, Any]) -> str:
 def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    import torch
-
     from flmm_plugin.tiny import train_heads, train_lmm
     from flmm_plugin.tiny.train_sam import SamConfig
 
@@ -99,13 +110,28 @@ def _train(args: argparse.Namespace) -> int:
     if args.quick:
         config = replace(config, tower_steps=3, tower_batch=8, steps=4, batch=2)
         heads_config = replace(heads_config, sam=SamConfig(steps=3), scenes=6, decoder_steps=3, joint_steps=2)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device(args.device)
     folder = train_lmm.train(args.out, config, device)
     train_heads.train_from(args.out, heads_config, folder, device)
     if args.install:
         install(args.out)
     print(args.out, file=sys.stdout)
     return 0
+
+
+def _sam(args: argparse.Namespace) -> int:
+    from flmm_plugin.tiny.sam_file import make_sam
+    from flmm_plugin.tiny.train_sam import SamConfig
+
+    config = SamConfig(seed=args.seed, steps=args.steps)
+    print(make_sam(args.out, config, _device(args.device), install=args.install))
+    return 0
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def install(out: Path) -> Path:
