@@ -25,7 +25,9 @@ from flmm_plugin.backbones import ARGUMENTS, EMBEDDED, load_backbone, refuse_unk
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
 from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch
 from flmm_plugin.geometry import ImageGrid
-from flmm_plugin.heads import GroundingHeads, load_heads, read_manifest
+from flmm_plugin.heads import GroundingHeads
+from flmm_plugin.heads.training_free import method_of
+from flmm_plugin.heads_choice import choose_heads
 from flmm_plugin.images import ImageSource, open_image
 from flmm_plugin.phrases import (
     Span,
@@ -129,8 +131,9 @@ class GroundedLMM:
         Args:
             backbone: As in `flmm_plugin.backbones.load_backbone`, and so are the arguments up to
                 ``trust_remote_code``.
-            heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, or None to
-                chat only.
+            heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, a method
+                that needs no training (``attention-argmax``, ``attend-and-segment``, ``localization-heads``), or None
+                to chat only.
             revision: Of the backbone on the hub.
             dtype: Of the backbone. Heads compute in float32.
             device: Of backbone and heads.
@@ -144,11 +147,13 @@ class GroundedLMM:
             trust_remote_code: Run code from the model's repository, for families that cannot do without.
             sam: ``none``: masks of the mask decoder alone, SAM is not loaded. Any other name must be that of the SAM
                 that the heads were trained with.
-            sam_checkpoint: Meta's SAM file, for heads of an official SAM size.
+            sam_checkpoint: Meta's SAM file, for heads of an official SAM size and for methods without training.
             merge: ``mean`` or ``max``, instead of what the heads were trained with.
             **unknown: Refused, with the nearest known argument.
         """
         refuse_unknown("GroundedLMM.from_pretrained", unknown, (*ARGUMENTS, "heads", "sam", "sam_checkpoint", "merge"))
+        if isinstance(heads, str):
+            method_of(heads)  # a misspelt method costs no loading
         model = load_backbone(
             backbone,
             revision=revision,
@@ -161,25 +166,8 @@ class GroundedLMM:
             load_in_8bit=load_in_8bit,
             trust_remote_code=trust_remote_code,
         )
-        if heads is None or isinstance(heads, GroundingHeads):
-            return cls(model, heads, merge=merge, preprocessing=preprocessing)
-        if heads == "auto":
-            if model.name != EMBEDDED:
-                raise HeadsMismatch(
-                    f"no heads ship for {model.name}; pass heads='file.safetensors' trained for it, or heads=None to "
-                    "chat only"
-                )
-            from flmm_plugin.tiny import heads_path
-
-            heads = heads_path()
-        loaded = load_heads(
-            str(heads),
-            expect=model.facts,
-            sam_checkpoint=_optional_path(sam_checkpoint),
-            refiner=_wants_refiner(sam, str(heads)),
-            device=model.output_device,
-        )
-        return cls(model, loaded, merge=merge, preprocessing=preprocessing)
+        chosen = choose_heads(model, heads, sam=sam, sam_checkpoint=sam_checkpoint)
+        return cls(model, chosen, merge=merge, preprocessing=preprocessing)
 
     # Chat: the model's own.
 
@@ -499,21 +487,3 @@ def _chat(question: str | Messages, images: int) -> Messages:
 def _refuse_string(phrases: Sequence[str]) -> None:
     if isinstance(phrases, str):
         raise EmptyPhrase(f"phrases is one string; give a list: [{phrases!r}]")
-
-
-def _wants_refiner(sam: str | None, heads: str) -> bool:
-    """Whether to load SAM: not for ``none``; another name must be that of the heads' own."""
-    if sam is None or sam.lower() == "none":
-        return sam is None
-    of_heads = read_manifest(heads).sam
-    own = of_heads if isinstance(of_heads, str) else "a small one of their own" if of_heads else "none"
-    if sam != own:
-        raise HeadsMismatch(
-            f"sam={sam!r}, but the heads in {heads} were trained with {own}: a refiner fits no other SAM; leave sam "
-            "out, or give sam='none' for the mask decoder's masks"
-        )
-    return True
-
-
-def _optional_path(path: str | PathLike[str] | None) -> str | None:
-    return None if path is None else str(path)

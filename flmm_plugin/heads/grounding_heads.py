@@ -55,7 +55,7 @@ class GroundingHeads(nn.Module):
 
     Args:
         manifest: What they were built for.
-        mask_decoder: Attention maps to coarse logits.
+        mask_decoder: Attention maps to coarse logits: a `MaskDecoder`, or a rule without weights.
         mask_refiner: Coarse logits, text and picture to final logits; None: the coarse logits are final.
         text_proj: ``d -> p``; None without a refiner.
         text_layer_weights: ``[m]``, softmaxed into the mixture of layers that makes the text embedding.
@@ -65,7 +65,7 @@ class GroundingHeads(nn.Module):
     def __init__(
         self,
         manifest: HeadsManifest,
-        mask_decoder: MaskDecoder,
+        mask_decoder: nn.Module,
         mask_refiner: MaskRefiner | None,
         text_proj: nn.Linear | None,
         text_layer_weights: Tensor,

@@ -56,15 +56,26 @@ class MaskRefiner(nn.Module):
         use_box: Give the box around the coarse mask as a prompt.
         use_mask: Give the coarse logits as a prompt.
         use_text: Give the phrase's projected text embeddings as prompts.
+        use_point: Give the highest coarse logit as a point inside; heads that were trained never do.
+        several: Let SAM offer three masks and take the one that it scores best.
         cache_size: Pictures whose embedding is kept; the least recently used goes first.
     """
 
     def __init__(
-        self, sam: Sam, use_box: bool = True, use_mask: bool = True, use_text: bool = True, cache_size: int = 8
+        self,
+        sam: Sam,
+        use_box: bool = True,
+        use_mask: bool = True,
+        use_text: bool = True,
+        *,
+        use_point: bool = False,
+        several: bool = False,
+        cache_size: int = 8,
     ) -> None:
         super().__init__()
         self.sam = sam
         self.use_box, self.use_mask, self.use_text = use_box, use_mask, use_text
+        self.use_point, self.several = use_point, several
         self.cache_size = cache_size
         self._cache: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._resize = ResizeLongestSide(self.image_size)
@@ -154,6 +165,7 @@ class MaskRefiner(nn.Module):
         coarse = mask_logits_image[:, None].float()
         boxes = self.boxes_sam(coarse, embedding) if self.use_box else None
         masks = self.mask_prompts_sam(coarse, embedding) if self.use_mask else None
+        points = self.points_sam(coarse, embedding) if self.use_point else None
         words = [t if self.use_text else t[:0] for t in text]
         refined: list[Tensor | None] = [None] * n
         for group in self._groups([int(t.shape[0]) for t in words], embedding):
@@ -161,6 +173,7 @@ class MaskRefiner(nn.Module):
                 embedding,
                 None if boxes is None else boxes[group],
                 None if masks is None else masks[group],
+                None if points is None else points[group],
                 torch.stack([words[i] for i in group]),
             )
             for index, one in zip(group, logits, strict=True):
@@ -190,6 +203,15 @@ class MaskRefiner(nn.Module):
         scale_y, scale_x = embedding.input_size[0] / height, embedding.input_size[1] / width
         return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
+    @torch.no_grad()
+    def points_sam(self, coarse: Tensor, embedding: ImageEmbedding) -> Tensor:
+        """Points ``[n, 2]`` (x, y), _sam frame: middle of the pixel of the highest coarse logit ``[n, 1, *, *]``."""
+        height, width = embedding.original_size
+        place = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False).flatten(1).argmax(dim=1)
+        points = torch.stack([place % width, place // width], dim=1).to(coarse.dtype) + 0.5
+        scale_y, scale_x = embedding.input_size[0] / height, embedding.input_size[1] / width
+        return points * points.new_tensor([scale_x, scale_y])
+
     def _groups(self, lengths: list[int], embedding: ImageEmbedding) -> list[list[int]]:
         """Indices decoded together: of equal token count, since SAM's decoder masks no padding, and few enough."""
         cells = int(embedding.features.shape[-1] * embedding.features.shape[-2])
@@ -200,18 +222,28 @@ class MaskRefiner(nn.Module):
             by_length[length].append(index)
         return [group[i : i + at_once] for group in by_length.values() for i in range(0, len(group), at_once)]
 
-    def _decode(self, embedding: ImageEmbedding, boxes: Tensor | None, masks: Tensor | None, text: Tensor) -> Tensor:
+    def _decode(
+        self,
+        embedding: ImageEmbedding,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        points: Tensor | None,
+        text: Tensor,
+    ) -> Tensor:
         """One batch of phrases with equal token counts: text ``[n, t, p]`` -> logits ``[n, H, W]``."""
         n = text.shape[0]
-        sparse, dense = self.sam.prompt_encoder(points=None, boxes=boxes, masks=masks)
+        inside = None if points is None else (points[:, None], torch.ones(n, 1, dtype=torch.int, device=points.device))
+        sparse, dense = self.sam.prompt_encoder(points=inside, boxes=boxes, masks=masks)
         sparse = torch.cat([sparse.expand(n, -1, -1), text.to(sparse.dtype)], dim=1)
-        low, _ = self.sam.mask_decoder(
+        low, scores = self.sam.mask_decoder(
             image_embeddings=embedding.features,
             image_pe=self.sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense.expand(n, -1, -1, -1),
-            multimask_output=False,
+            multimask_output=self.several,
         )
+        if self.several:
+            low = low[torch.arange(n, device=low.device), scores.argmax(dim=1)][:, None]
         logits: Tensor = self.sam.postprocess_masks(low, embedding.input_size, embedding.original_size)
         return logits[:, 0]
 
