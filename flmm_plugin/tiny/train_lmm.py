@@ -4,7 +4,7 @@
    small pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training of real towers.
 2. **Chat.** Next-token loss on captions, referring expressions, questions and answers. Many turns share one picture
    through a block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower goes
-   on learning at half the rate.
+   on learning at half the rate, and the facts of stage 1 go on teaching it, token by token.
 
 Nothing here sees a mask. The curriculum advances on accuracy, not on the clock. Everything is resumable: state is
 written atomically, and the data of step ``s`` is a function of the seed and ``s``, on whichever device it runs.
@@ -26,7 +26,7 @@ from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import KINDS, Packed, Packer, picture
 from flmm_plugin.tiny.runs import Log, atomic_save
-from flmm_plugin.tiny.train_tower import train_tower
+from flmm_plugin.tiny.train_tower import TokenProbe, scene_facts, train_tower
 from flmm_plugin.tiny.world import Scene, sample_scene
 
 SAVE_EVERY = 100  # steps between states that a killed run goes on from
@@ -67,6 +67,7 @@ class TrainConfig:
     lr: float = 1.2e-3
     weight_decay: float = 0.05
     tower_share: float = 0.5
+    facts_weight: float = 0.5
     decay_share: float = 0.2
     turns_per_scene: int = 7
     stages: tuple[Stage, ...] = field(
@@ -101,10 +102,10 @@ def sample_turns(scene: Scene, stage: Stage, rng: np.random.Generator, count: in
 
 
 def _choice(scene: Scene, rng: np.random.Generator, options: tuple[int, ...], told: float) -> language.Turn:
-    # A shape is the hardest to match with its letter, so it is asked most.
-    number, given_away = int(rng.choice(options)), bool(rng.random() < told)
-    kinds = ("color", "shape", "shape", "shape", "where", "where")
-    return language.choice_question(scene, rng, options=number, told=given_away, kinds=kinds)
+    # A shape is the hardest to match with its letter, so it is asked most, and given away more often.
+    kind = str(rng.choice(("color", "shape", "shape", "shape", "where", "where")))
+    number, given_away = int(rng.choice(options)), bool(rng.random() < (2 * told if kind == "shape" else told))
+    return language.choice_question(scene, rng, options=number, told=given_away, kinds=(kind,))
 
 
 def drill_turns(scene: Scene, rng: np.random.Generator) -> list[language.Turn]:
@@ -132,8 +133,13 @@ def drill_turns(scene: Scene, rng: np.random.Generator) -> list[language.Turn]:
     return list(turns.values())
 
 
-def chat_loss(model: Any, pixels: Tensor, packed: Packed) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """Weighted next-token loss, and per kind the count of answer tokens predicted right and in all."""
+def chat_loss(
+    model: Any, pixels: Tensor, packed: Packed, beside: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Weighted next-token loss, and per kind the count of answer tokens predicted right and in all.
+
+    ``beside``: a loss of the image features ``[b, h*w, d]`` as the decoder gets them, added as it is.
+    """
     features = lmm.see(model, pixels)
     embeds = model.get_input_embeddings()(packed.ids)
     start = int((packed.ids[0] == model.config.image_token_id).nonzero()[0])
@@ -151,7 +157,7 @@ def chat_loss(model: Any, pixels: Tensor, packed: Packed) -> tuple[Tensor, dict[
         for i, name in enumerate(KINDS)
         if (kinds == i).any()
     }
-    return loss, counts
+    return loss if beside is None else loss + beside(features), counts
 
 
 def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: Log) -> None:
@@ -164,14 +170,21 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
     named = list(model.named_parameters())
     tower = [(n, p) for n, p in named if "vision_tower" in n]
     rest = [(n, p) for n, p in named if "vision_tower" not in n]
-    opts = [*optimizers(rest, config.lr, config.weight_decay), *optimizers(tower, config.lr, config.weight_decay)]
-    shares = (1.0, 1.0, config.tower_share, config.tower_share)
+    torch.manual_seed(config.seed)
+    probe = TokenProbe(model.config.text_config.hidden_size).to(device)
+    opts: list[torch.optim.Optimizer] = [
+        *optimizers(rest, config.lr, config.weight_decay),
+        *optimizers(tower, config.lr, config.weight_decay),
+        torch.optim.AdamW(probe.parameters(), lr=config.lr, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    shares = (1.0, 1.0, config.tower_share, config.tower_share, 1.0)
     packer = Packer(tokenizer)
     first, stage_index, stage_start = 0, 0, 0
     running: dict[str, float] = {}
     if state_path.exists():
         state = torch.load(state_path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
+        probe.load_state_dict(state["probe"])
         for opt, saved in zip(opts, state["opts"], strict=True):
             opt.load_state_dict(saved)
         first, stage_index, stage_start, running = (state[k] for k in ("step", "stage", "stage_start", "running"))
@@ -194,7 +207,8 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
         for opt, share in zip(opts, shares, strict=True):
             for group in opt.param_groups:
                 group["lr"] = config.lr * rate * share
-        loss, counts = chat_loss(model, pixels, packed)
+        facts = scene_facts(scenes).to(device)
+        loss, counts = chat_loss(model, pixels, packed, lambda seen, f=facts: config.facts_weight * probe(seen, f))
         loss.backward()
         nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
         for opt in opts:
@@ -220,6 +234,7 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
             atomic_save(
                 {
                     "model": model.state_dict(),
+                    "probe": probe.state_dict(),
                     "opts": [o.state_dict() for o in opts],
                     "step": step + 1,
                     "stage": stage_index,

@@ -1,4 +1,7 @@
-"""Stage 1 of the embedded LMM: the vision tower learns what is at nine named places, from facts, not from masks."""
+"""Stage 1 of the embedded LMM: the vision tower learns what is at nine named places, from facts, not from masks.
+
+The facts go on teaching in stage 2 (:class:`TokenProbe`), so that a thing can be looked for by its shape.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 _COLOR_INDEX = {c: i + 1 for i, c in enumerate(COLORS)}
 _SHAPE_INDEX = {s: i + 1 for i, s in enumerate(SHAPES)}
 _SIZE_INDEX = {s: i + 1 for i, s in enumerate(SIZES)}
+_CHOICES = [1 + len(COLORS), 1 + len(SHAPES), 1 + len(SIZES)]  # 0: nothing there
 
 
 class PlaceProbe(nn.Module):
@@ -35,19 +39,51 @@ class PlaceProbe(nn.Module):
 
     def __init__(self, width: int, spread: float = 0.12) -> None:
         super().__init__()
-        axis = (torch.arange(lmm.GRID) + 0.5) / lmm.GRID
-        centre = (torch.arange(3) + 0.5) / 3
-        near = torch.softmax(-((axis[None] - centre[:, None]) ** 2) / (2 * spread**2), -1)
-        self.register_buffer("region", torch.einsum("iy,jx->ijyx", near, near).reshape(9, -1))
+        self.register_buffer("region", regions(spread))
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(2 * width, 1 + len(COLORS) + 1 + len(SHAPES) + 1 + len(SIZES))
+        self.out = nn.Linear(2 * width, sum(_CHOICES))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``tokens [b, h*w, d]`` -> logits of colour, shape, size at each place, ``[b, 9, 1 + choices]``, 0 = none."""
         pooled = self.region @ F.gelu(self.hidden(self.norm(tokens)))
-        color, shape, size = self.out(pooled * 4).split([1 + len(COLORS), 1 + len(SHAPES), 1 + len(SIZES)], -1)
+        color, shape, size = self.out(pooled * 4).split(_CHOICES, -1)
         return color, shape, size
+
+
+class TokenProbe(nn.Module):
+    """Reads colour, shape and size from *every* image token near a place, linearly; discarded after stage 2.
+
+    A colour is in each token of a thing; a shape is in none of them alone, and a language model that looks for "the
+    star" can only find tokens that say so. The facts are those of stage 1: what is at which place, no pixel.
+    """
+
+    region: Tensor
+
+    def __init__(self, width: int, spread: float = 0.09) -> None:
+        super().__init__()
+        self.register_buffer("region", regions(spread))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, sum(_CHOICES))
+
+    def forward(self, tokens: Tensor, facts: Tensor) -> Tensor:
+        """Mean cross-entropy of the facts ``[b, 9, 3]`` at the tokens ``[b, h*w, d]`` around each place."""
+        parts = self.out(self.norm(tokens)).split(_CHOICES, -1)
+        weight = 1 + 2 * (facts[..., 0] > 0).float()
+        loss = tokens.new_zeros(())
+        for j, part in enumerate(parts):
+            said = part.log_softmax(-1)  # [b, h*w, choices]
+            near = torch.einsum("pt,btc->bpc", self.region, said)
+            loss = loss - (near.gather(-1, facts[..., j : j + 1]).squeeze(-1) * weight).sum() / weight.sum()
+        return loss
+
+
+def regions(spread: float) -> Tensor:
+    """A soft round region for each of the nine places, ``[9, h*w]``; each sums to one. ``spread``: in picture sides."""
+    axis = (torch.arange(lmm.GRID) + 0.5) / lmm.GRID
+    centre = (torch.arange(3) + 0.5) / 3
+    near = torch.softmax(-((axis[None] - centre[:, None]) ** 2) / (2 * spread**2), -1)
+    return torch.einsum("iy,jx->ijyx", near, near).reshape(9, -1)
 
 
 def scene_facts(scenes: list[Scene]) -> Tensor:
