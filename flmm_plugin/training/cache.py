@@ -43,6 +43,14 @@ class Address:
     picture: str
 
 
+@dataclass(frozen=True)
+class Records:
+    """The bytes of a sample's two records; no picture where the heads have no refiner."""
+
+    words: bytes
+    picture: bytes | None
+
+
 class PictureHashes:
     """SHA-256 of picture files, each read once as long as its size and date stay."""
 
@@ -137,10 +145,30 @@ class FeatureCache:
         """Keep an embedding; False where there is no room."""
         return self.pictures is not None and self.pictures.put(address.picture, _picture_record(embedding))
 
+    @staticmethod
+    def records(features: FrozenFeatures) -> Records:
+        """What would be written of these features."""
+        embedding = features.embedding
+        return Records(_words_record(features), None if embedding is None else _picture_record(embedding))
+
+    @staticmethod
+    def unpacked(records: Records) -> FrozenFeatures:
+        """What would be read back.
+
+        Raises:
+            BadCache: The bytes are not those that were written.
+        """
+        words = _words_of(*unpack(records.words))
+        return replace(words, embedding=None if records.picture is None else _picture_of(*unpack(records.picture)))
+
+    def present_bytes(self) -> int:
+        """Bytes on disk for these models; `DiskCap.used` counts those of others too."""
+        return sum(store.bytes_on_disk() for store in self._stores())
+
     @property
     def full(self) -> bool:
         """Nothing more is kept: the cap is reached, or the disk is full."""
-        return self.words.full or (self.pictures is not None and self.pictures.full)
+        return self.cap.full
 
     def refresh(self) -> None:
         """Take notice of what other processes have written."""

@@ -21,8 +21,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -38,17 +37,19 @@ SHARD_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class DiskCap:
     """How much the files of a folder may take together, whoever wrote them.
 
     Attributes:
         root: The folder.
         limit: Bytes; None: whatever fits on the disk.
+        full: Nothing more is written: the limit is reached, or the disk is full.
     """
 
     root: Path
     limit: int | None = None
+    full: bool = False
 
     def used(self) -> int:
         """Bytes of all files under the root."""
@@ -80,7 +81,7 @@ class ShardStore:
 
     Attributes:
         folder: Where its shards are.
-        full: Nothing more is kept: the cap is reached, or the disk is full.
+        cap: See above.
     """
 
     def __init__(
@@ -98,7 +99,6 @@ class ShardStore:
         self.folder = root / f"{kind}-{self.identity[:16]}"
         self.cap = cap or DiskCap(root)
         self.shard_bytes, self.shard_seconds = shard_bytes, shard_seconds
-        self.full = False
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock_path = root / ".lock"
         self._where: dict[str, str] = {}
@@ -207,7 +207,7 @@ class ShardStore:
         self._drop_parents_records()
         if address in self:
             return True
-        if self.full:
+        if self.cap.full:
             return False
         if not self._pending:
             self._pending_since = time.monotonic()
@@ -231,17 +231,15 @@ class ShardStore:
                 self._where.update(dict.fromkeys(kept, name))
         self._pending, self._pending_bytes = {}, 0
 
-    def close(self) -> None:
-        """Write what is pending; the store can still be used."""
-        self.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def bytes_on_disk(self) -> int:
+        """Of the shards that are known, see `refresh`."""
+        found = 0
+        for name in self._shards:
+            try:
+                found += os.stat(self.folder / name).st_size
+            except FileNotFoundError:
+                continue
+        return found
 
     def _within_cap(self) -> dict[str, bytes]:
         room = self.cap.room()
@@ -251,7 +249,7 @@ class ShardStore:
         for address, record in self._pending.items():
             size += len(record) + len(address) + 160
             if size > room:
-                self._stop(f"the cap of {self.cap.limit} bytes on {self.cap.root} is reached; raise it")
+                self._stop(f"the cap of {size_text(self.cap.limit or 0)} on {self.cap.root} is reached; raise it")
                 break
             kept[address] = record
         return kept
@@ -274,8 +272,9 @@ class ShardStore:
         return True
 
     def _stop(self, reason: str) -> None:
-        self.full = True
-        _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
+        if not self.cap.full:
+            _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
+        self.cap.full = True
 
     def _drop_parents_records(self) -> None:
         """A forked process (a data loader's worker) must not write what its parent is about to write."""
@@ -289,6 +288,18 @@ class ShardStore:
             part = self.folder / "identity.json.part"
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
+
+
+def size_text(size: float) -> str:
+    """Bytes in a unit that leaves a few digits.
+
+    >>> size_text(2_097_152)
+    '2.1 MB'
+    """
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
 
 
 def _make_durable(path: Path) -> None:
