@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 
 from flmm_plugin.backbones import EMBEDDED
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.errors import HeadsMismatch
 from flmm_plugin.heads import GroundingHeads, load_heads, read_manifest
 from flmm_plugin.heads.training_free import NAMES, load_training_free, method_of
+from flmm_plugin.tiny import heads_path, sam_path
 
 
 def choose_heads(
@@ -38,12 +38,14 @@ def choose_heads(
     checkpoint = None if sam_checkpoint is None else str(sam_checkpoint)
     method = method_of(str(heads))
     if method is not None:
+        embedded = backbone.name == EMBEDDED
         return load_training_free(
             method,
             backbone.facts,
             sam=sam,
             sam_checkpoint=checkpoint,
-            shipped=_shipped() if backbone.name == EMBEDDED else None,
+            own_sam=sam_path() if embedded else None,
+            like=read_manifest(heads_path()) if embedded else None,
             device=backbone.output_device,
         )
     if heads == "auto":
@@ -52,7 +54,7 @@ def choose_heads(
                 f"no heads ship for {backbone.name}; pass heads='file.safetensors' trained for it, heads=None to chat "
                 f"only, or a method that needs no training: {', '.join(NAMES)}"
             )
-        heads = _shipped()
+        heads = heads_path()
     return load_heads(
         str(heads),
         expect=backbone.facts,
@@ -60,12 +62,6 @@ def choose_heads(
         refiner=_wants_refiner(sam, str(heads)),
         device=backbone.output_device,
     )
-
-
-def _shipped() -> Path:
-    from flmm_plugin.tiny import heads_path
-
-    return heads_path()
 
 
 def _wants_refiner(sam: str | None, heads: str) -> bool:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -152,7 +154,8 @@ def load_training_free(
     *,
     sam: str | None = None,
     sam_checkpoint: str | Path | None = None,
-    shipped: str | Path | None = None,
+    own_sam: str | Path | None = None,
+    like: HeadsManifest | None = None,
     device: str | torch.device = "cpu",
 ) -> TrainingFreeHeads:
     """Make training-free heads with the SAM that there is.
@@ -161,49 +164,59 @@ def load_training_free(
         method: Which.
         facts: Of the backbone.
         sam: ``vit_b | vit_l | vit_h``: the size of ``sam_checkpoint`` where its name does not say; ``none``: no SAM.
-        sam_checkpoint: Meta's file, or a heads file (``.safetensors``) whose SAM to use.
-        shipped: Heads that come with the backbone: their SAM where no other is given, and their way of asking.
+        sam_checkpoint: Meta's file, or a ``.safetensors`` file with a SAM in it: heads, or a small SAM of its own.
+        own_sam: What is used without a ``sam_checkpoint``: the SAM that ships with the backbone.
+        like: Manifest of heads to be asked in the same way.
         device: Where to.
 
     Raises:
         BadCheckpoint: A method prompts SAM and there is none.
         UnknownArgument: SAM's size is not known, or the method uses none.
     """
-    asked = None if shipped is None else read_manifest(shipped)
     wants = bool(method.prompt) and (sam is None or sam.lower() != "none")
     if not wants:
         if sam_checkpoint is not None:
             why = "does not use SAM" if not method.prompt else f"was told sam={sam}"
             raise UnknownArgument(f"{method.name} {why}, so sam_checkpoint plays no role; leave it out")
-        return _placed(TrainingFreeHeads(method, facts, manifest=asked), device)
-    source = shipped if sam_checkpoint is None else sam_checkpoint
+        return _placed(TrainingFreeHeads(method, facts, manifest=like), device)
+    source = own_sam if sam_checkpoint is None else sam_checkpoint
     if source is None:
         raise BadCheckpoint(
             f"{method.name} gives SAM a {method.prompt}, and no SAM ships for {facts.name}: download "
             f"{OFFICIAL_FILES['vit_b']} (or vit_l, vit_h) from segment-anything's model page and pass "
             "sam_checkpoint=..., or pass sam=none for the attention's own masks"
         )
+    variant: str | dict[str, object]
     if str(source).endswith(".safetensors"):
-        network, variant = _sam_of_heads(source)
+        network, variant = _sam_in(Path(source))
     else:
         variant = _variant(sam, source)
         network = build_sam(variant, source)
     if sam is not None and sam != variant:
         raise UnknownArgument(f"sam={sam!r}, but {source} holds {variant!r}; leave sam out")
-    return _placed(TrainingFreeHeads(method, facts, network, variant=variant, manifest=asked), device)
+    return _placed(TrainingFreeHeads(method, facts, network, variant=variant, manifest=like), device)
 
 
-def _sam_of_heads(path: str | Path) -> tuple[Sam, str | dict[str, object]]:
-    """SAM of a heads file that stores it whole."""
+def _sam_in(path: Path) -> tuple[Sam, str | dict[str, object]]:
+    """A SAM that is stored whole: in heads, or alone with its numbers (``flmm tiny sam``)."""
+    if not path.is_file():
+        raise BadCheckpoint(f"no SAM at {path}; give Meta's own .pth file, or heads that hold a SAM")
+    try:
+        with safe_open(path, framework="pt") as file:
+            numbers = (file.metadata() or {}).get("sam")
+            state = {name: file.get_tensor(name).float() for name in file.keys()} if numbers else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as exc:
+        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch it again") from exc
+    if numbers:
+        variant: dict[str, object] = json.loads(numbers)
+        network = build_sam(variant)
+        network.load_state_dict(state)
+        return network, variant
     manifest = read_manifest(path)
-    if manifest.sam is None or not manifest.stores_image_encoder:
-        raise BadCheckpoint(
-            f"{path} stores no whole SAM ({manifest.sam}); pass Meta's own file as sam_checkpoint instead"
-        )
-    heads = load_heads(path)
-    if heads.mask_refiner is None:  # pragma: no cover - a manifest with SAM loads with its refiner
-        raise BadCheckpoint(f"{path} has no refiner; pass Meta's own SAM file as sam_checkpoint")
-    return heads.mask_refiner.sam, manifest.sam
+    refiner = load_heads(path).mask_refiner if manifest.stores_image_encoder else None
+    if refiner is None or manifest.sam is None:
+        raise BadCheckpoint(f"{path} stores no whole SAM ({manifest.sam}); pass Meta's own file as sam_checkpoint")
+    return refiner.sam, manifest.sam
 
 
 def _variant(sam: str | None, path: str | Path) -> str:

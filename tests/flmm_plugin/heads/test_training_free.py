@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from flmm_plugin.errors import BadCheckpoint, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
-from flmm_plugin.heads import BackboneFacts, GroundingHeads, build_sam, save_heads
+from flmm_plugin.heads import BackboneFacts, GroundingHeads, build_sam, read_manifest, save_heads
 from flmm_plugin.heads.training_free import NAMES, Method, TrainingFreeHeads, load_training_free, method_of
 
 FACTS = BackboneFacts("tests/tiny-lmm", 2, 3, 8)
@@ -56,7 +58,7 @@ def test_maps_are_numbers_and_belong_to_one_method(wrong: str) -> None:
 
 
 def test_sam_and_the_way_of_asking_come_from_shipped_heads(heads_file: Path) -> None:
-    heads = load_training_free(Method("attend-and-segment"), FACTS, shipped=heads_file)
+    heads = load_training_free(Method("attend-and-segment"), FACTS, own_sam=heads_file, like=read_manifest(heads_file))
     assert (heads.manifest.prompt, heads.manifest.separator) == ("Look.", ";")
     assert heads.mask_refiner is not None
     assert heads.manifest.sam_prompts == {"box": False, "mask": False, "text": False, "point": True}
@@ -68,6 +70,22 @@ def test_sam_may_be_that_of_any_heads_file(heads_file: Path) -> None:
     heads = load_training_free(Method("localization-heads"), FACTS, sam_checkpoint=heads_file)
     assert heads.mask_refiner is not None
     assert heads.manifest.prompt != "Look."  # the SAM alone was asked for
+
+
+def test_a_small_sam_may_stand_alone(tmp_path: Path, small_sam: dict[str, Any]) -> None:
+    sam = build_sam(small_sam)
+    path = tmp_path / "sam.safetensors"
+    save_file(dict(sam.state_dict()), path, metadata={"sam": json.dumps(small_sam)})
+    heads = load_training_free(Method("localization-heads"), FACTS, sam_checkpoint=path)
+    assert heads.mask_refiner is not None
+    assert not heads.mask_refiner.several  # nothing was trained to score three masks
+    loaded = heads.mask_refiner.sam.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in sam.state_dict().items())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadCheckpoint, match="truncated"):
+        load_training_free(Method("localization-heads"), FACTS, sam_checkpoint=path)
+    with pytest.raises(BadCheckpoint, match="no SAM at"):
+        load_training_free(Method("localization-heads"), FACTS, sam_checkpoint=tmp_path / "no.safetensors")
 
 
 def test_metas_file_says_its_size_or_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,14 +126,14 @@ def test_a_joined_encoder_is_asked_for(make_heads: Callable[..., GroundingHeads]
 
 
 def test_records_tell_methods_and_sams_apart(heads_file: Path) -> None:
-    made = [load_training_free(Method(name), FACTS, shipped=heads_file) for name in NAMES]
+    made = [load_training_free(Method(name), FACTS, own_sam=heads_file) for name in NAMES]
     made += [load_training_free(Method("localization-heads", (1,)), FACTS, sam="none")]
     assert len({heads.manifest.sha256 for heads in made}) == len(made)
     assert all(heads.manifest.data.startswith("none: ") for heads in made)
 
 
 def test_the_argmax_alone_needs_no_sam(heads_file: Path) -> None:
-    heads = load_training_free(Method("attention-argmax"), FACTS, shipped=heads_file)
+    heads = load_training_free(Method("attention-argmax"), FACTS, own_sam=heads_file)
     out = heads(attention(), [torch.zeros(1, 2, 8)], Image.new("RGB", (32, 24)), GRID)
     assert out.logits is out.decoder_logits
     assert out.logits.shape == (1, 24, 32)
@@ -127,7 +145,7 @@ def test_the_argmax_alone_needs_no_sam(heads_file: Path) -> None:
 def test_sam_gets_one_prompt_and_nothing_else(
     name: str, prompt: str, heads_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heads = load_training_free(Method(name), FACTS, shipped=heads_file)
+    heads = load_training_free(Method(name), FACTS, own_sam=heads_file)
     assert heads.mask_refiner is not None
     encoder = heads.mask_refiner.sam.prompt_encoder
     seen: list[dict[str, Any]] = []
@@ -155,7 +173,7 @@ def test_sam_gets_one_prompt_and_nothing_else(
 
 
 def test_the_best_of_three_masks_is_taken(heads_file: Path) -> None:
-    heads = load_training_free(Method("attend-and-segment"), FACTS, shipped=heads_file)
+    heads = load_training_free(Method("attend-and-segment"), FACTS, own_sam=heads_file)
     refiner = heads.mask_refiner
     assert refiner is not None
     picture = Image.new("RGB", (32, 24), (10, 200, 10))
@@ -181,8 +199,6 @@ def test_the_best_of_three_masks_is_taken(heads_file: Path) -> None:
 
 
 def _numbers(path: Path) -> dict[str, Any]:
-    from flmm_plugin.heads import read_manifest
-
     numbers = read_manifest(path).sam
     assert isinstance(numbers, dict)
     return numbers
