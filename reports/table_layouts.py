@@ -242,9 +242,8 @@ def _pope(name: str, header: str, metric: str, kit_metric: str) -> Column:
     for arm, ending, mode in _COT:
         sources.append(Source(own[ending], (metric,), "lmms_eval", arm, scale=100))
         sources.append(Source("pope", (metric,), "lmms_eval", arm, scale=100, visual_cot=mode))
-        if ending:
-            world = f"flmm_tiny_pope{ending}"
-            sources.append(Source(world, (metric,), "tiny_world", f"{arm}, {WORLD}", scale=100))
+        world = f"flmm_tiny_pope{ending or '_v1'}"
+        sources.append(Source(world, (metric,), "tiny_world", f"{arm}, {WORLD}", scale=100))
     kit = Source("POPE", (kit_metric,), "vlmevalkit", _COT[0][0], harness="VLMEvalKit", fraction=True)
     return Column(name, "POPE", header, (*sources, kit), "", 1, ("flmm_pope_direct", "flmm_pope_viscot"), True)
 

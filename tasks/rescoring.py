@@ -149,7 +149,7 @@ def rescore(path: Path, task: str | None = None, options: Options | None = None)
     how, name = options or Options(), task or task_of(path)
     functions = _chosen(name, aggregations(name), how.metrics)
     lines = list(read_samples(path))
-    scorer = _scorer(name)
+    scorer = scorer_of(name)
     anew = scorer is not None and all("reference" in line for line in lines)
     if how.source == "predictions" and not anew:
         raise UnknownArgument(
@@ -157,14 +157,12 @@ def rescore(path: Path, task: str | None = None, options: Options | None = None)
         )
     records, changed = lines, 0
     if scorer is not None and anew and how.source != "counts":
-        records = [
-            _score_line(scorer, line, path, name) for line in tqdm(lines, desc=name, unit="doc", disable=_quiet())
-        ]
+        records = [score_line(scorer, line, path, name) for line in tqdm(lines, desc=name, unit="doc", disable=quiet())]
         changed = sum(_differs(new, old, functions) for new, old in zip(records, lines, strict=True))
     printed = _printed(path, name)
     scores = tuple(
-        _score(metric, aggregate, records, how, printed.get(metric))
-        for metric, aggregate in tqdm(functions.items(), desc="metrics", disable=_quiet())
+        score(metric, aggregate, records, how, printed.get(metric))
+        for metric, aggregate in tqdm(functions.items(), desc="metrics", disable=quiet())
         if any(metric in record for record in records)
     )
     missing = [metric for metric in how.metrics if metric not in {score.metric for score in scores}]
@@ -233,7 +231,7 @@ def _chosen(
     return {metric: function for metric, function in functions.items() if not wanted or metric in wanted}
 
 
-def _scorer(task: str) -> ModuleType | None:
+def scorer_of(task: str) -> ModuleType | None:
     """The module ``scoring`` beside what scores a task's replies, if it can score a logged sample again."""
     package = str(task_config(task).get("process_results", "")).rpartition(".")[0].rpartition(".")[0]
     if not package.startswith("flmm_plugin."):
@@ -245,9 +243,24 @@ def _scorer(task: str) -> ModuleType | None:
     return module if hasattr(module, "score_reply") and hasattr(module, "logged_document") else None
 
 
-def _score_line(scorer: ModuleType, line: Record, path: Path, task: str) -> Record:
+def score_line(scorer: ModuleType, line: Record, path: Path, task: str, reply: str | None = None) -> Record:
+    """What a logged document contributes to each metric, scored anew.
+
+    Args:
+        scorer: Of `scorer_of`.
+        line: Of the log.
+        path: The log, to be named in errors.
+        task: Whose.
+        reply: Another reply than the logged one; what somebody else said of that one (``scorer.KEPT``: a judge's
+            verdicts) is then left out.
+
+    Raises:
+        BadAnnotation: The line lacks what its task needs.
+    """
     try:
-        record: Record = scorer.score_reply(scorer.logged_document(line), reply_of(line))
+        kept = {key: line[key] for key in getattr(scorer, "KEPT", ()) if key in line and reply is None}
+        said = reply_of(line) if reply is None else reply
+        record: Record = {**kept, **scorer.score_reply(scorer.logged_document(line), said)}
     except (KeyError, TypeError, IndexError) as exc:
         raise BadAnnotation(
             f"{path}: document {line['doc_id']} lacks what {task} needs ({exc!r}); is it a log of that task, whole, "
@@ -263,9 +276,10 @@ def _differs(new: Record, old: Record, metrics: Mapping[str, Any]) -> bool:
     )
 
 
-def _score(
+def score(
     metric: str, aggregate: Callable[[Any], Any], lines: Sequence[Record], how: Options, printed: float | int | None
 ) -> Score:
+    """One metric from what the documents contribute to it."""
     samples = [line[metric] for line in lines if metric in line]
     if how.encoder is not None:
         samples = [
@@ -308,5 +322,6 @@ def _printed(path: Path, task: str) -> dict[str, float | int]:
     }
 
 
-def _quiet() -> bool:
+def quiet() -> bool:
+    """Whether nobody watches, so that no bar is drawn."""
     return not sys.stderr.isatty()

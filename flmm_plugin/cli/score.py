@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from flmm_plugin.errors import UnknownArgument
 
 if TYPE_CHECKING:
+    from flmm_plugin.tasks.controls import Controlled
     from flmm_plugin.tasks.rescoring import Options, Rescored, Score
 
 _DESCRIPTION = """\
@@ -25,6 +28,7 @@ examples:
   flmm score run_samples_flmm_gcg_val.jsonl --encoder words      mask recall by another comparison of phrases
   flmm score samples.jsonl --task flmm_refcoco_val --json        a file under another name; one JSON object
   flmm score results/ --resamples 0                              no intervals: quick
+  flmm score results/ --controls                                 beside what replies that saw nothing would get
 """
 
 
@@ -57,11 +61,16 @@ def add_subcommand(commands: Any) -> None:
         "--level", type=_share, default=0.95, help="share of the draws within an interval (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--controls", action="store_true", help="also score controls made of the same replies: whole picture, centre "
+        "box, another phrase's masks, another picture's reply, always the same answer, the truth"
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.set_defaults(run=_score)
 
 
 def _score(args: argparse.Namespace) -> int:
+    from flmm_plugin.tasks.controls import CONTROLS
     from flmm_plugin.tasks.rescoring import find_samples, rescore, task_of
     from flmm_plugin.tasks.task_files import aggregations, task_files
 
@@ -74,20 +83,42 @@ def _score(args: argparse.Namespace) -> int:
             raise UnknownArgument(
                 f"no samples of this package's tasks in {', '.join(map(str, args.samples))}; `flmm list` names them all"
             )
-    results = []
+    results, tables = [], []
     for path in found:
         has = aggregations(args.task or task_of(path))
         metrics = tuple(metric for metric in options.metrics if metric in has)
         # Of several tasks, those that have none of the metrics that were asked for are left out.
         if metrics or not options.metrics or len(found) == 1:
-            results.append(rescore(path, args.task, replace(options, metrics=metrics or options.metrics)))
+            chosen = replace(options, metrics=metrics or options.metrics)
+            results.append(rescore(path, args.task, chosen))
+            tables.append(_controls(path, args.task, chosen.metrics) if args.controls else None)
     if not results:
         raise UnknownArgument(f"none of the {len(found)} tasks has a metric {' or '.join(options.metrics)}")
     if args.json:
-        print(json.dumps({"options": asdict(options), "results": [as_json(one) for one in results]}, indent=1))
-    else:
-        print("\n\n".join(as_text(one, options) for one in results))
+        listed = [
+            {**as_json(one), **({"controls": table.values} if table is not None else {})}
+            for one, table in zip(results, tables, strict=True)
+        ]
+        print(json.dumps({"options": asdict(options), "results": listed}, indent=1))
+        return 0
+    texts = []
+    for one, table in zip(results, tables, strict=True):
+        texts += [as_text(one, options), *([controls_as_text(table)] if table is not None else [])]
+    if args.controls:
+        texts.append("\n".join(f"{name}: {what}" for name, what in CONTROLS.items()))
+    print("\n\n".join(texts))
     return 0
+
+
+def _controls(path: Path, task: str | None, metrics: tuple[str, ...]) -> Controlled | None:
+    """The controls of a log; None, with a word, for one that was written without its references."""
+    from flmm_plugin.tasks.controls import controlled
+
+    try:
+        return controlled(path, task, metrics)
+    except UnknownArgument as exc:
+        print(f"no controls: {exc}", file=sys.stderr)
+        return None
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -118,13 +149,30 @@ def as_text(result: Rescored, options: Options) -> str:
         (one.metric, _number(one.value), _interval(one), "" if one.printed is None else _number(one.printed))
         for one in result.scores
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines += [
-        "  " + row[0].ljust(widths[0]) + "".join(f"  {row[c].rjust(widths[c])}" for c in (1, 2, 3)).rstrip()
-        for row in rows
-    ]
+    lines += _table(rows)
     lines += [f"  {one.metric}: {one.problem}" for one in result.scores if one.problem]
     return "\n".join(lines)
+
+
+def controls_as_text(table: Controlled) -> str:
+    """A run beside its controls as a table for a terminal; a dash where a control leaves a metric as it is."""
+    names = list(table.values)
+    rows = [("metric", *names)]
+    for metric in table.values[names[0]]:
+        cells = (_number(table.values[name][metric]) if metric in table.values[name] else "-" for name in names)
+        rows.append((metric, *cells))
+    return "\n".join([f"{table.task}: controls", *_table(rows)])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows under each other: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + row[0].ljust(widths[0])
+        + "".join(f"  {cell.rjust(wide)}" for cell, wide in zip(row[1:], widths[1:], strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _number(value: float | None) -> str:

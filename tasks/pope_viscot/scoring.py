@@ -13,6 +13,7 @@ from typing import Any
 from lmms_eval.tasks.pope.utils import pope_process_results
 
 from flmm_plugin.tasks.metrics.viscot import yes_or_no
+from flmm_plugin.tasks.sample_scores import SampleScores
 
 Sample = Mapping[str, Any]
 
@@ -21,10 +22,24 @@ METRICS = ("accuracy_first_sentence", "f1_first_sentence", "yes_ratio_first_sent
 
 
 def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
-    """The stock scores of one document, and what its answer says by its first sentence."""
+    """The scores of one document; `results` holds the model's one reply."""
+    return SampleScores(score_reply(doc, results[0]))
+
+
+def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
+    """The stock scores, what the answer says by its first sentence, and what it was compared with."""
     truth = str(doc["answer"]).lower().strip()
-    reading = {"said": yes_or_no(results[0].strip()), "truth": truth}
-    return {**pope_process_results(doc, results), **dict.fromkeys(METRICS, reading)}
+    reading = {"said": yes_or_no(reply.strip()), "truth": truth}
+    return {
+        **pope_process_results(doc, [reply]),
+        **dict.fromkeys(METRICS, reading),
+        "reference": {key: doc[key] for key in ("question_id", "question", "answer") if key in doc},
+    }
+
+
+def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    return dict(sample["reference"])
 
 
 def accuracy(samples: Iterable[Sample]) -> float:

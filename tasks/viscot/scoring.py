@@ -28,6 +28,9 @@ ANSWER_METRICS = ("exact", "anls", "items", "errors", "complete")
 BOX_METRICS = ("box_acc@0.5", "boxes", "reversed_boxes", "both_views")
 JUDGE_METRICS = ("judged", "judge_items")
 
+#: What a log has that no scoring without a judge can make again.
+KEPT = JUDGE_METRICS
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -104,6 +107,18 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         if said.views is not None:
             sample["both_views"] = {"score": float(said.views == "both")}
     return sample
+
+
+def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    reference = sample["reference"]
+    return {
+        **{key: reference[key] for key in ("question", "answer", "box", "image_path", "question_id")},
+        "height": reference["size"][0],
+        "width": reference["size"][1],
+        "with_boxes": "boxes" in sample,
+        "expected_items": sample["complete"]["expected"],
+    }
 
 
 def _pixels(said: Reply, doc: Mapping[str, Any]) -> list[float] | None:
