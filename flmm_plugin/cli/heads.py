@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin.cli import localize
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def add_subcommand(commands: Any) -> None:
     _add_list(actions)
     _add_push(actions)
     _add_pull(actions)
+    localize.add_action(actions)
 
 
 def _add_convert(actions: Any) -> None:

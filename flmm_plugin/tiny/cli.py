@@ -35,6 +35,17 @@ def add_subcommands(subparsers: Any) -> None:
     measure.add_argument("--heads", type=Path, help="other heads, with their controls beside them")
     measure.set_defaults(run=_evaluate)
 
+    baselines = subparsers.add_parser(
+        "baselines",
+        help="the shipped heads beside methods that need no training",
+        description="Do I need trained heads? Measures the shipped ones and heads=attention-argmax, "
+        "attend-and-segment and localization-heads on the same fresh scenes.",
+    )
+    baselines.add_argument("--seed", type=int, default=1, help="of the scenes (default: %(default)s)")
+    baselines.add_argument("--scenes", type=int, default=100, help="how many (default: %(default)s, some minutes)")
+    baselines.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table, with where it is from")
+    baselines.set_defaults(run=_baselines)
+
     train = subparsers.add_parser(
         "train",
         help="remake the embedded LMM, its SAM, heads and controls from nothing",
@@ -79,6 +90,19 @@ def _evaluate(args: argparse.Namespace) -> int:
         seed=args.seed, scenes=args.scenes, controls=not args.no_controls, lmm_path=args.lmm, heads_file=args.heads
     )
     print(json.dumps(result) if args.json else as_text(result))
+    return 0
+
+
+def _baselines(args: argparse.Namespace) -> int:
+    from flmm_plugin.errors import DataNotFound
+    from flmm_plugin.tiny import baselines
+
+    if args.out is not None and not args.out.parent.is_dir():
+        raise DataNotFound(f"there is no folder {args.out.parent} to write into; make it, or give another --out")
+    measured = baselines.measure_training_free(seed=args.seed, scenes=args.scenes)
+    print(baselines.as_text(measured["rows"]))
+    if args.out is not None:
+        args.out.write_text(baselines.as_csv(measured), encoding="utf-8")
     return 0
 
 

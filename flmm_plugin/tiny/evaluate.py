@@ -112,7 +112,7 @@ def evaluate(
     world = [(scene, rng, render(scene, SIZE)) for scene, rng in held_out(seed, scenes)]
     chat = measure_chat(lmm, world)
     captions, keywords = measure_captions(lmm, world)
-    asked = [_asked(scene, np.random.default_rng([seed, 31, i])) for i, (scene, *_) in enumerate(world)]
+    asked = [asked_about(scene, np.random.default_rng([seed, 31, i])) for i, (scene, *_) in enumerate(world)]
     rows = [*measure_right_and_wrong(lmm, world, asked), *untrained_rows(world, asked)]
     if controls:
         rows.insert(1, _random_row(lmm, heads.parent / "control_random.safetensors", world, asked))
@@ -138,7 +138,8 @@ def _progress(items: list[Any], text: str) -> Any:
     return tqdm(items, desc=text)
 
 
-def _asked(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+def asked_about(scene: Scene, rng: np.random.Generator) -> list[Asked]:
+    """All ways in which the objects of a scene are named: caption, list of expressions, questions."""
     turns = [language.question(scene, kind, rng) for kind in ("color", "size", "shape", "where")]
     return [
         Asked("caption", language.caption(scene)),

@@ -1,0 +1,71 @@
+"""``flmm heads localize``: the few attention heads of a model that say where, for ``heads=localization-heads:...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+_DESCRIPTION = """\
+Count over many phrases which attention heads look at the picture and at one place in it, and print the most frequent
+as what --heads and --model_args heads= take. Nothing is trained and no mask is looked at. Without this, each phrase
+chooses its own heads.
+"""
+_EXAMPLE = """\
+example:
+  flmm heads localize --model llava-hf/llava-1.5-7b-hf --data data --dataset refcoco --limit 300
+  flmm ground street.jpg "his dog" --model llava-hf/llava-1.5-7b-hf --heads localization-heads:463+521+530 \\
+      --sam sam_vit_l_0b3195.pth
+"""
+
+
+def add_action(actions: Any) -> None:
+    """Add ``localize`` to the actions of ``flmm heads``."""
+    parser = actions.add_parser(
+        "localize",
+        help="choose the attention heads of heads=localization-heads",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default="flmm_tiny", help="flmm_tiny, a folder or a hub name (default: %(default)s)")
+    parser.add_argument("--revision", help="of the model on the hub")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as stored)")
+    parser.add_argument(
+        "--data", metavar="ROOT", help="folder of the data sets; flmm_tiny_train: the embedded world (default: "
+        "FLMM_DATA, or data)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", default="refcoco", choices=("refcoco", "refcoco+", "refcocog", "png"), help="default: %(default)s"
+    )
+    parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument("--limit", type=int, default=300, help="pictures (default: %(default)s)")
+    parser.add_argument("--heads", type=int, default=3, metavar="N", help="how many to choose (default: %(default)s)")
+    parser.set_defaults(run=_localize)
+
+
+def _localize(args: argparse.Namespace) -> int:
+    from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.localizing import localization_heads
+    from flmm_plugin.training.recipe import DataPart, DataRecipe, HeadsRecipe, TrainRecipe
+    from flmm_plugin.training.samples import TrainingSet
+
+    part = DataPart(args.dataset, args.split, limit=args.limit)
+    data = DataRecipe(root=args.data, parts=(part,), scenes=max(1, args.limit))
+    # Read before the model: missing data should not cost minutes.
+    recipe = TrainRecipe(data=data, heads=HeadsRecipe(separator="."))
+    samples = TrainingSet(recipe)
+    lmm = GroundedLMM.from_pretrained(
+        args.model, heads="attention-argmax", revision=args.revision, dtype=args.dtype, device=args.device
+    )
+    problems: list[str] = []
+    method = localization_heads(lmm, samples, kept=args.heads, problems=problems)
+    facts = lmm.backbone.facts
+    if facts.maps_per_image == 1:
+        named = [f"layer {index // facts.heads + 1}, head {index % facts.heads + 1}" for index in method.maps]
+        print("; ".join(named), file=sys.stderr)
+    for one in problems:
+        print(f"left out: {one}", file=sys.stderr)
+    print(method)
+    return 0
