@@ -9,10 +9,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from flmm_plugin.errors import BadCache, EmptyPhrase, FlmmError
+from flmm_plugin.errors import BadCache, BadImage, EmptyPhrase, FlmmError
 from flmm_plugin.training.cache import CachedReader, FeatureCache
 from flmm_plugin.training.features import FrozenReader
 from flmm_plugin.training.samples import TrainingSample
@@ -22,8 +22,6 @@ PROBES = 8
 
 # A disk that is filled to the last byte takes the checkpoints of the run down with it.
 _SPARE = 0.95
-
-OnProblem = Callable[[TrainingSample, FlmmError], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class CacheEstimate:
                 f"  {size_text(self.phrase_bytes)} a phrase, {size_text(self.picture_bytes)} a picture: "
                 f"{size_text(self.total_bytes)} in all, {size_text(self.present_bytes)} there already",
                 f"  {cap}; {size_text(self.free_bytes)} free on its disk",
-                f"  a sample takes {self.read_seconds:.3g} s from the models and {self.load_seconds:.3g} s to unpack: {pays}",
+                f"  a sample: {self.read_seconds:.3g} s by the models, {self.load_seconds:.3g} s to unpack; {pays}",
             ]
         )
 
@@ -127,7 +125,6 @@ class BuildReport:
         found: Samples that were there already.
         read: Samples that were read from the models.
         seconds: It took.
-        problems: Keys of samples that could not be used, and why.
         full: It stopped because nothing more is kept.
     """
 
@@ -135,7 +132,6 @@ class BuildReport:
     found: int = 0
     read: int = 0
     seconds: float = 0.0
-    problems: dict[str, str] = field(default_factory=dict)
     full: bool = False
 
 
@@ -200,7 +196,7 @@ def build(
     *,
     rank: int = 0,
     world: int = 1,
-    on_problem: OnProblem | None = None,
+    use: Callable[[TrainingSample], object] | None = None,
     progress: bool = True,
 ) -> BuildReport:
     """Fill a cache; every process takes every ``world``-th sample.
@@ -210,7 +206,8 @@ def build(
         samples: All samples, the same in every process.
         rank: Which process this is.
         world: How many there are.
-        on_problem: Told of a sample that cannot be used; None: the first one ends the build.
+        use: What is done with a sample that is not there, `CachedReader.read` or something that calls it:
+            `Preparer.prepare` deals with samples that cannot be used. None: the first such sample ends the build.
         progress: Show a bar (the first process does).
 
     Returns:
@@ -226,17 +223,10 @@ def build(
     try:
         for index in bar:
             sample = samples[index]
-            try:
-                if cache.address(sample) in cache:
-                    report.found += 1
-                    continue
-                reader.read(sample)
-            except FlmmError as problem:
-                report.problems[sample.key] = str(problem)
-                if on_problem is None:
-                    raise
-                on_problem(sample, problem)
+            if _is_there(cache, sample):
+                report.found += 1
                 continue
+            (use or reader.read)(sample)
             if cache.full:
                 report.full = True
                 break
@@ -246,6 +236,13 @@ def build(
         cache.flush()
         report.seconds = time.perf_counter() - began
     return report
+
+
+def _is_there(cache: FeatureCache, sample: TrainingSample) -> bool:
+    try:
+        return cache.address(sample) in cache
+    except BadImage:  # whoever reads the sample says so
+        return False
 
 
 def _spread(samples: Sequence[TrainingSample], count: int) -> Iterator[TrainingSample]:

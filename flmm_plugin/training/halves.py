@@ -13,6 +13,7 @@ compressed apart (Zstandard, lowest level), which is faster than a disk in both 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ _TOP = 15
 # Of groups that are smaller than this power of two nothing need be left.
 _LOWEST = -100
 _LEVEL = 1
+_CHECKSUM = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ def _power_of_two(exponents: Tensor) -> Tensor:
 
 
 def pack(tensors: Mapping[str, Halves | Tensor], facts: Mapping[str, Any]) -> bytes:
-    """One record: tensors and what is to be known about them, compressed and with checksums.
+    """One record: tensors and what is to be known about them, compressed, behind a checksum of it all.
 
     Args:
         tensors: By name; `Halves`, or tensors of any type that numpy knows.
@@ -89,7 +91,7 @@ def pack(tensors: Mapping[str, Halves | Tensor], facts: Mapping[str, Any]) -> by
             arrays[name], arrays[f"{name}.exponents"] = tensor.values, tensor.exponents
         else:
             arrays[name] = tensor.detach().cpu()
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
     frames: dict[str, Any] = {}
     shapes: dict[str, Any] = {}
     for name, tensor in arrays.items():
@@ -99,7 +101,8 @@ def pack(tensors: Mapping[str, Halves | Tensor], facts: Mapping[str, Any]) -> by
         for number, plane in enumerate(planes):
             frames[f"{name}/{number}"] = np.frombuffer(compressor.compress(plane.data), dtype=np.uint8)
     header = json.dumps({"facts": dict(facts), "tensors": shapes}, sort_keys=True)
-    return bytes(save_arrays(frames, metadata={"record": header}))
+    body = bytes(save_arrays(frames, metadata={"record": header}))
+    return zlib.crc32(body).to_bytes(_CHECKSUM, "little") + body
 
 
 def unpack(record: bytes) -> tuple[dict[str, Halves | Tensor], dict[str, Any]]:
@@ -108,9 +111,12 @@ def unpack(record: bytes) -> tuple[dict[str, Halves | Tensor], dict[str, Any]]:
     Raises:
         BadCache: The bytes are not what was packed.
     """
+    body = record[_CHECKSUM:]
+    if zlib.crc32(body).to_bytes(_CHECKSUM, "little") != record[:_CHECKSUM]:
+        raise BadCache("a record of the feature cache is damaged (its checksum is wrong); it must be made anew")
     try:
-        header = json.loads(_metadata(record)["record"])
-        frames = load_arrays(record)
+        header = json.loads(_metadata(body)["record"])
+        frames = load_arrays(body)
         decompressor = zstandard.ZstdDecompressor()
         arrays = {}
         for name, (dtype, shape) in header["tensors"].items():
@@ -120,7 +126,7 @@ def unpack(record: bytes) -> tuple[dict[str, Halves | Tensor], dict[str, Any]]:
             joined = np.stack([np.frombuffer(plane, dtype=np.uint8) for plane in planes], axis=1)
             arrays[name] = torch.from_numpy(joined.reshape(-1).view(array.dtype).reshape(shape))
     except (SafetensorError, zstandard.ZstdError, ValueError, KeyError, TypeError, UnicodeDecodeError) as exc:
-        raise BadCache(f"a record of the feature cache is damaged ({exc}); its features must be read again") from exc
+        raise BadCache(f"a record of the feature cache is damaged ({exc}); it must be made anew") from exc
     tensors: dict[str, Halves | Tensor] = {
         name: Halves(array, arrays[f"{name}.exponents"]) if f"{name}.exponents" in arrays else array
         for name, array in arrays.items()

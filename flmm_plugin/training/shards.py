@@ -16,9 +16,11 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,7 @@ class ShardStore:
         self._pending_bytes, self._pending_since = 0, 0.0
         self._seen_at = -1
         self._process = os.getpid()
+        self._lock = threading.RLock()  # a trainer reads ahead in a thread of its own
         with FileLock(self._lock_path):
             self._write_identity(text)
             for left in self.folder.glob("*.part"):  # shards are written under the lock: nobody is at these
@@ -123,8 +126,9 @@ class ShardStore:
 
     def get(self, address: str) -> bytes | None:
         """The record, or None if there is none (any more)."""
-        if address in self._pending:
-            return self._pending[address]
+        pending = self._pending.get(address)
+        if pending is not None:
+            return pending
         shard = self._where.get(address)
         if shard is None:
             return None
@@ -132,13 +136,25 @@ class ShardStore:
             with safe_open(self.folder / shard, framework="numpy") as file:
                 return bytes(file.get_tensor(address).tobytes())
         except FileNotFoundError:
-            self._forget(shard)  # another process put it aside
+            with self._alone():
+                self._forget(shard)  # another process put it aside
         except (SafetensorError, OSError, ValueError) as exc:
-            self._put_aside(shard, str(exc))
+            with self._alone():
+                self._put_aside(shard, str(exc))
         return None
 
     def refresh(self) -> None:
         """Take notice of the shards that other processes have written since; costs a look at the folder's date."""
+        with self._alone():
+            self._refresh()
+
+    def damaged(self, address: str, reason: str) -> None:
+        """Put aside the shard of a record whose bytes turned out to be wrong."""
+        with self._alone():
+            if address in self._where:
+                self._put_aside(self._where[address], reason)
+
+    def _refresh(self) -> None:
         try:
             changed = os.stat(self.folder).st_mtime_ns
             if changed == self._seen_at:
@@ -153,11 +169,6 @@ class ShardStore:
             self._shards.add(name)
             for address in self._addresses(name):
                 self._where.setdefault(address, name)
-
-    def damaged(self, address: str, reason: str) -> None:
-        """Put aside the shard of a record whose bytes turned out to be wrong."""
-        if address in self._where:
-            self._put_aside(self._where[address], reason)
 
     def _addresses(self, name: str) -> Iterable[str]:
         try:
@@ -204,32 +215,32 @@ class ShardStore:
         Returns:
             False where the cap is reached, or the disk is full: nothing was kept.
         """
-        self._drop_parents_records()
-        if address in self:
-            return True
-        if self.cap.full:
-            return False
-        if not self._pending:
-            self._pending_since = time.monotonic()
-        self._pending[address] = record
-        self._pending_bytes += len(record)
-        waited = time.monotonic() - self._pending_since
-        if self._pending_bytes >= self.shard_bytes or waited >= self.shard_seconds:
-            self.flush()
-        return address in self
+        with self._alone():
+            if address in self:
+                return True
+            if self.cap.full:
+                return False
+            if not self._pending:
+                self._pending_since = time.monotonic()
+            self._pending[address] = record
+            self._pending_bytes += len(record)
+            waited = time.monotonic() - self._pending_since
+            if self._pending_bytes >= self.shard_bytes or waited >= self.shard_seconds:
+                self.flush()
+            return address in self
 
     def flush(self) -> None:
         """Write what is pending as one shard; as much of it as the cap allows."""
-        self._drop_parents_records()
-        if not self._pending:
-            return
-        with FileLock(self._lock_path):
-            kept = self._within_cap()
-            name = f"{uuid.uuid4().hex}.safetensors"
-            if kept and self._write(name, kept):
-                self._shards.add(name)
-                self._where.update(dict.fromkeys(kept, name))
-        self._pending, self._pending_bytes = {}, 0
+        with self._alone():
+            if not self._pending:
+                return
+            with FileLock(self._lock_path):
+                kept = self._within_cap()
+                name = f"{uuid.uuid4().hex}.safetensors"
+                if kept and self._write(name, kept):
+                    self._shards.add(name)
+                    self._where.update(dict.fromkeys(kept, name))
+            self._pending, self._pending_bytes = {}, 0
 
     def bytes_on_disk(self) -> int:
         """Of the shards that are known, see `refresh`."""
@@ -276,10 +287,14 @@ class ShardStore:
             _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
         self.cap.full = True
 
-    def _drop_parents_records(self) -> None:
-        """A forked process (a data loader's worker) must not write what its parent is about to write."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time. A forked process (a data loader's worker) forgets its parent's unwritten records."""
         if os.getpid() != self._process:
-            self._process, self._pending, self._pending_bytes = os.getpid(), {}, 0
+            self._process, self._lock = os.getpid(), threading.RLock()
+            self._pending, self._pending_bytes = {}, 0
+        with self._lock:
+            yield
 
     def _write_identity(self, text: str) -> None:
         """What the folder is for, in words; shards say for themselves, this file is for people."""
