@@ -90,10 +90,11 @@ def run_demo(out: Path, *, pictures: int, scenes: int, seed: int) -> int:
     say(5, "one page to look at")
     from flmm_plugin.adapters.lmms_eval import demo_page
 
-    table = comparison(ours, stock, agreement)
-    page = demo_page.write(out, table=table, agreement=agreement, controls=controls, seconds=time.monotonic() - began)
+    table, masks = comparison(ours, stock, agreement), mask_table(ours)
+    seconds = time.monotonic() - began
+    page = demo_page.write(out, table=table, masks=masks, agreement=agreement, controls=controls, seconds=seconds)
 
-    print(f"\n{as_text(table)}\n")
+    print(f"\n{as_text(masks)}\n\n{as_text(table)}\n")
     for first, second in agreement.differing[:5]:
         print(f"  differs: {first.question!r}\n    {OURS}: {first.answer!r}\n    {STOCK}: {second.answer!r}")
     print(f"page: {page}\n{time.monotonic() - began:.0f} s in all")
@@ -155,14 +156,22 @@ def script(name: str) -> str:
 
 
 def comparison(ours: Run, stock: Run, agreement: Agreement) -> list[list[str]]:
-    """The table of both arms: a header, then one row per task and metric; empty where an arm has nothing to say."""
+    """The table of both arms: a header, then one row per metric of the tasks that both did."""
     rows = [["task", "metric", f"{OURS} (with the plugin)", f"{STOCK} (lmms-eval's own)"]]
     for task, metrics in ours.scores.items():
-        for metric, value in metrics.items():
-            other = stock.scores.get(task, {}).get(metric)
-            rows.append([task, metric, f"{value:.4g}", "" if other is None else f"{other:.4g}"])
+        others = stock.scores.get(task, {})
+        rows += [[task, name, f"{metrics[name]:.4g}", f"{others[name]:.4g}"] for name in metrics if name in others]
     rows.append([CHAT_TASK, "answers that are the same string", f"{agreement.equal} of {agreement.total}", ""])
     return rows
+
+
+def mask_table(ours: Run) -> list[list[str]]:
+    """The table of masks: a header, then one row per split, a metric in each column; empty where a split lacks it."""
+    splits = {task: metrics for task, metrics in ours.scores.items() if "cIoU" in metrics}
+    names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
+    cells = [[task, *(f"{metrics[name]:.4g}" if name in metrics else "" for name in names)]
+             for task, metrics in splits.items()]  # fmt: skip
+    return [["split", *names], *cells]
 
 
 def as_text(table: list[list[str]]) -> str:

@@ -20,13 +20,20 @@ SHEETS = 3
 
 
 def write(
-    out: Path, *, table: Sequence[Sequence[str]], agreement: Agreement, controls: Mapping[str, Any], seconds: float
+    out: Path,
+    *,
+    table: Sequence[Sequence[str]],
+    masks: Sequence[Sequence[str]],
+    agreement: Agreement,
+    controls: Mapping[str, Any],
+    seconds: float,
 ) -> Path:
     """Ground a few of the pictures that the harness has just seen, and write ``index.html`` into ``out``.
 
     Args:
         out: The demo's work folder, its data already written.
         table: Both arms, header first.
+        masks: Metrics of each split of masks, header first.
         agreement: Of the two arms' answers.
         controls: What ``flmm tiny evaluate --json`` printed.
         seconds: The demo took so far.
@@ -44,7 +51,14 @@ def write(
             table[0],
             table[1:],
             note=f"The same weights, asked the same questions. {agreement.equal} of {agreement.total} answers are the "
-            "same string. Empty cells: lmms-eval's own adapter gives no masks.",
+            "same string.",
+        ),
+        Table(
+            "Masks, split by split",
+            masks[0],
+            masks[1:],
+            note="What lmms-eval's own adapter cannot do: masks of the expressions of held-out pictures, by the frozen "
+            "LMM's attention. Percent, but for the numbers of items and errors; complete is 0 for made-up pictures.",
         ),
         Cards(
             "Masks",

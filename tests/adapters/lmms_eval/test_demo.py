@@ -57,7 +57,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def write(out: Path, **content: Any) -> Path:
         written.update(content)
-        (out / "page.json").write_text(json.dumps({"table": content["table"], "controls": content["controls"]}))
+        (out / "page.json").write_text(json.dumps({name: content[name] for name in ("table", "masks", "controls")}))
         return out / "index.html"
 
     page.write = write  # type: ignore[attr-defined]
@@ -89,7 +89,10 @@ def test_the_advertised_line_is_what_runs(stage: Path, tmp_path: Path, capsys: p
     assert "$ lmms_eval --model flmm_tiny --tasks mme,refcoco_seg" in said.err
     assert "2 of 2" in said.out
     assert "51.25" in said.out
-    assert json.loads((out / "page.json").read_text())["controls"] == {"controls": {"right phrase": 0.8}}
+    page = json.loads((out / "page.json").read_text())
+    assert page["controls"] == {"controls": {"right phrase": 0.8}}
+    assert page["masks"] == [["split", "cIoU"], ["flmm_refcoco_val", "51.25"]]
+    assert [row[0] for row in page["table"]] == ["task", "mme", "mme"]
 
 
 def test_the_world_is_there_in_the_official_layouts(stage: Path, tmp_path: Path) -> None:
@@ -143,14 +146,19 @@ def test_missing_weights_end_it_before_anything_is_written(
     assert not (tmp_path / "demo").exists()
 
 
-def test_the_table_holds_both_arms() -> None:
+def test_one_table_of_both_arms_and_one_of_splits() -> None:
     sample = Sample(0, "q", "Yes", "Yes")
-    ours = Run("flmm_tiny", "", {"mme": {"p": 1234.56}, "flmm_refcoco_val": {"cIoU": 60.0}}, {}, 1.0)
+    scores = {
+        "mme": {"p": 1234.56}, "refcoco_seg": {},
+        "flmm_refcoco_val": {"cIoU": 60.0, "P@0.5": 70.0}, "flmm_refcoco_testA": {"cIoU": 61.25, "items": 4.0},
+    }  # fmt: skip
+    ours = Run("flmm_tiny", "", scores, {}, 1.0)
     stock = Run("llava_hf", "", {"mme": {"p": 1234.56}}, {}, 1.0)
     table = demo.comparison(ours, stock, Agreement(1, 2, ((sample, sample),)))
-    assert table[1:] == [
-        ["mme", "p", "1235", "1235"],
-        ["flmm_refcoco_val", "cIoU", "60", ""],
-        ["mme", "answers that are the same string", "1 of 2", ""],
+    assert table[1:] == [["mme", "p", "1235", "1235"], ["mme", "answers that are the same string", "1 of 2", ""]]
+    assert demo.mask_table(ours) == [
+        ["split", "cIoU", "P@0.5", "items"],
+        ["flmm_refcoco_val", "60", "70", ""],
+        ["flmm_refcoco_testA", "61.25", "", "4"],
     ]
     assert demo.as_text([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc  d "

@@ -28,6 +28,7 @@ MEASURED = {
     ],
     "provenance": {"torch": "2.15.0"},
 }
+MASKS = [["split", "cIoU", "items"], ["flmm_refcoco_val", "51.25", "4"]]
 TABLE = [["task", "metric", "ours", "stock"], ["mme", "mme_perception_score", "150", "150"]]
 
 
@@ -43,13 +44,22 @@ def random_lmm(load_llava: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.filterwarnings("ignore:heads were trained on")
 def test_page_shows_tables_masks_attention_and_controls(random_lmm: GroundedLMM, tmp_path: Path) -> None:
     write_refer(tmp_path / "data", scenes=2, names=("refcoco",))
-    page = demo_page.write(tmp_path, table=TABLE, agreement=Agreement(60, 60, ()), controls=MEASURED, seconds=12.0)
+    agreement = Agreement(60, 60, ())
+    page = demo_page.write(tmp_path, table=TABLE, masks=MASKS, agreement=agreement, controls=MEASURED, seconds=12.0)
     text = page.read_text(encoding="utf-8")
     assert page.name == "index.html"
     assert "60 of 60" in text
-    for heading in ("With and without the plugin", "Masks", "Attention", "Grounding and controls", "Chat"):
+    for heading in (
+        "With and without the plugin",
+        "Masks, split by split",
+        "Masks",
+        "Attention",
+        "Grounding and controls",
+        "Chat",
+    ):
         assert f"<h2>{heading}</h2>" in text
     assert "0.722" in text
+    assert "51.25" in text
     assert "&lt;whole&gt; image" in text, "escaped"
     assert text.count("data:image/") >= 2 * 2 + 2, "pictures, their masks, and attention sheets"
     assert "IoU 0." in text
