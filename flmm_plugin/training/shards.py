@@ -6,11 +6,12 @@ of work) is all that is lost. Nothing is ever changed in place: processes write 
 nobody else has, and the same record written by two of them is there twice and harms nothing. The lock of the folder is
 held while a shard is written, which makes its size count exactly against the cap.
 
-What is damaged is named, put aside and written anew: a record that is not there costs time, never a result.
+A damaged shard is named and removed, and its records are made anew: one that is not there costs time, never a result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -20,7 +21,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,12 @@ class ShardStore:
                 return bytes(file.get_tensor(address).tobytes())
         except FileNotFoundError:
             with self._alone():
-                self._forget(shard)  # another process put it aside
-        except (SafetensorError, OSError, ValueError) as exc:
+                self._forget(shard)  # another process found it damaged
+        except SafetensorError as exc:
             with self._alone():
-                self._put_aside(shard, str(exc))
+                self._remove(shard, str(exc))
+        except OSError as exc:
+            raise self._unreadable(shard, exc) from exc
         return None
 
     def refresh(self) -> None:
@@ -149,10 +151,21 @@ class ShardStore:
             self._refresh()
 
     def damaged(self, address: str, reason: str) -> None:
-        """Put aside the shard of a record whose bytes turned out to be wrong."""
+        """Remove a record whose bytes turned out to be wrong; the others of its shard go into another one."""
         with self._alone():
-            if address in self._where:
-                self._put_aside(self._where[address], reason)
+            shard = self._where.get(address)
+            if shard is None:
+                return
+            rescued: dict[str, bytes] = {}
+            with (
+                contextlib.suppress(SafetensorError, OSError),
+                safe_open(self.folder / shard, framework="numpy") as file,
+            ):
+                for other in set(file.keys()) - {address}:
+                    rescued[other] = bytes(file.get_tensor(other).tobytes())
+            self._remove(shard, reason, kept=len(rescued))
+            self._pending.update(rescued)
+            self.flush()
 
     def _refresh(self) -> None:
         try:
@@ -176,9 +189,11 @@ class ShardStore:
                 metadata, keys = file.metadata() or {}, list(file.keys())
         except FileNotFoundError:
             return []
-        except (SafetensorError, OSError, ValueError) as exc:
-            self._put_aside(name, str(exc))
+        except SafetensorError as exc:
+            self._remove(name, str(exc))
             return []
+        except OSError as exc:
+            raise self._unreadable(name, exc) from exc
         if metadata.get("format") != FORMAT or metadata.get("identity") != self.identity:
             _log.warning(
                 "%s was made for another model, other preprocessing or another version and is not used; delete it",
@@ -187,21 +202,16 @@ class ShardStore:
             return []
         return keys
 
-    def _put_aside(self, name: str, reason: str) -> None:
+    def _remove(self, name: str, reason: str, kept: int = 0) -> None:
         path = self.folder / name
-        lost = sum(shard == name for shard in self._where.values())
         self._forget(name)
-        try:
-            path.rename(path.with_suffix(".damaged"))
-        except FileNotFoundError:
-            return
-        _log.warning(
-            "%s is damaged (%s): its %d records are made anew; it is now called %s, delete it",
-            path,
-            reason,
-            lost,
-            path.with_suffix(".damaged").name,
-        )
+        path.unlink(missing_ok=True)
+        also = f"; its {kept} other records are kept" if kept else ""
+        _log.warning("%s was damaged (%s) and is removed: what it held is made anew%s", path, reason, also)
+
+    def _unreadable(self, name: str, exc: OSError) -> BadCache:
+        """Not damage: too many open files, no permission, a disk that fails. Nothing may be removed for it."""
+        return BadCache(f"{self.folder / name} cannot be read ({exc}); mend that, or give another cache.folder")
 
     def _forget(self, name: str) -> None:
         self._shards.discard(name)
@@ -287,7 +297,7 @@ class ShardStore:
             _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
         self.cap.full = True
 
-    @contextmanager
+    @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One thread at a time. A forked process (a data loader's worker) forgets its parent's unwritten records."""
         if os.getpid() != self._process:

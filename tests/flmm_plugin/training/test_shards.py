@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flmm_plugin.errors import BadCache
 from flmm_plugin.training import shards
 from flmm_plugin.training.shards import DiskCap, ShardStore, size_text
 
@@ -78,7 +79,7 @@ def test_a_damaged_identity_file_is_written_anew(tmp_path: Path) -> None:
     assert (first.folder / "identity.json").read_text() == good
 
 
-def test_a_truncated_shard_is_named_put_aside_and_its_records_can_be_written_again(
+def test_a_truncated_shard_is_named_and_removed_and_its_records_can_be_written_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = store(tmp_path)
@@ -90,14 +91,14 @@ def test_a_truncated_shard_is_named_put_aside_and_its_records_can_be_written_aga
     again = store(tmp_path)
     assert len(again) == 4
     assert broken.name in caplog.text
-    assert files(tmp_path, "*.damaged")
+    assert not broken.exists()
     for number in range(8):
         again.put(f"a{number}", record(number))
     again.flush()
     assert [store(tmp_path).get(f"a{number}") for number in range(8)] == [record(number) for number in range(8)]
 
 
-def test_a_shard_that_breaks_while_it_is_in_use_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_breaks_while_it_is_in_use_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = store(tmp_path)
     one.put("a", record(1))
     one.flush()
@@ -105,7 +106,36 @@ def test_a_shard_that_breaks_while_it_is_in_use_is_put_aside(tmp_path: Path, cap
     shard.write_bytes(b"nothing")
     assert one.get("a") is None
     assert "a" not in one
-    assert "1 records are made anew" in caplog.text
+    assert f"{shard.name} was damaged" in caplog.text
+
+
+def test_the_good_records_of_a_shard_with_a_bad_one_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = store(tmp_path)
+    for number in range(3):
+        one.put(f"a{number}", record(number))
+    one.flush()
+    [shard] = files(tmp_path)
+    one.damaged("a1", "a wrong checksum")
+    assert shard.name in caplog.text
+    assert "2 other records are kept" in caplog.text
+    for again in (one, store(tmp_path)):
+        assert [again.get(f"a{number}") for number in range(3)] == [record(0), None, record(2)]
+
+
+def test_a_file_that_cannot_be_opened_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = store(tmp_path)
+    one.put("a", record(1))
+    one.flush()
+
+    def crowded(*args: Any, **options: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(shards, "safe_open", crowded)
+    with pytest.raises(BadCache, match="Too many open files"):
+        one.get("a")
+    with pytest.raises(BadCache, match="Too many open files"):
+        store(tmp_path)
+    assert len(files(tmp_path)) == 1
 
 
 def test_a_shard_of_another_model_is_named_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -207,7 +237,6 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     found = store(tmp_path)
     assert len(found) == 180
     assert all(found.get(f"a{number}") == record(number) for number in range(180))
-    assert not files(tmp_path, "*.damaged")
 
 
 def test_a_killed_writer_leaves_whole_shards_and_the_next_one_goes_on(tmp_path: Path) -> None:
