@@ -4,7 +4,7 @@
    small pooling probe that is thrown away afterwards. It stands in for the contrastive pre-training of real towers.
 2. **Chat.** Next-token loss on captions, referring expressions, questions and answers. Many turns share one picture
    through a block mask: the picture's tokens are computed once, every turn sees the picture and itself. The tower goes
-   on learning at half the rate, and the facts of stage 1 go on teaching it, token by token.
+   on learning at half the rate, and the facts of stage 1 go on teaching it on pictures of their own, token by token.
 
 Nothing here sees a mask. The curriculum advances on accuracy, not on the clock. Everything is resumable: state is
 written atomically, and the data of step ``s`` is a function of the seed and ``s``, on whichever device it runs.
@@ -62,13 +62,14 @@ class TrainConfig:
     tower_steps: int = 520
     tower_batch: int = 64
     tower_lr: float = 2e-3
-    steps: int = 8000
+    steps: int = 7700
     batch: int = 8
     lr: float = 1.2e-3
     weight_decay: float = 0.05
     tower_share: float = 0.5
-    facts_weight: float = 0.5
-    decay_share: float = 0.2
+    facts_weight: float = 1.0
+    facts_batch: int = 24
+    decay_share: float = 0.17
     turns_per_scene: int = 7
     stages: tuple[Stage, ...] = field(
         default_factory=lambda: (
@@ -133,13 +134,8 @@ def drill_turns(scene: Scene, rng: np.random.Generator) -> list[language.Turn]:
     return list(turns.values())
 
 
-def chat_loss(
-    model: Any, pixels: Tensor, packed: Packed, beside: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, dict[str, tuple[int, int]]]:
-    """Weighted next-token loss, and per kind the count of answer tokens predicted right and in all.
-
-    ``beside``: a loss of the image features ``[b, h*w, d]`` as the decoder gets them, added as it is.
-    """
+def chat_loss(model: Any, pixels: Tensor, packed: Packed) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Weighted next-token loss, and per kind the count of answer tokens predicted right and in all."""
     features = lmm.see(model, pixels)
     embeds = model.get_input_embeddings()(packed.ids)
     start = int((packed.ids[0] == model.config.image_token_id).nonzero()[0])
@@ -157,7 +153,7 @@ def chat_loss(
         for i, name in enumerate(KINDS)
         if (kinds == i).any()
     }
-    return loss if beside is None else loss + beside(features), counts
+    return loss, counts
 
 
 def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: Log) -> None:
@@ -207,8 +203,10 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
         for opt, share in zip(opts, shares, strict=True):
             for group in opt.param_groups:
                 group["lr"] = config.lr * rate * share
-        facts = scene_facts(scenes).to(device)
-        loss, counts = chat_loss(model, pixels, packed, lambda seen, f=facts: config.facts_weight * probe(seen, f))
+        loss, counts = chat_loss(model, pixels, packed)
+        shown = [sample_scene(rng, max_things=stage.max_things) for _ in range(config.facts_batch)]
+        seen = lmm.see(model, torch.stack([picture(s, rng) for s in shown]).to(device))
+        loss = loss + config.facts_weight * probe(seen, scene_facts(shown).to(device))
         loss.backward()
         nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
         for opt in opts:
