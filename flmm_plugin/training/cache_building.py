@@ -9,14 +9,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from flmm_plugin.errors import BadCache, BadImage, EmptyPhrase, FlmmError
+from flmm_plugin.errors import BadCache, EmptyPhrase, FlmmError
 from flmm_plugin.training.cache import CachedReader, FeatureCache
 from flmm_plugin.training.features import FrozenReader
 from flmm_plugin.training.samples import TrainingSample
 from flmm_plugin.training.shards import size_text
+
+OnProblem = Callable[[TrainingSample, FlmmError], None]
 
 PROBES = 8
 
@@ -125,6 +127,7 @@ class BuildReport:
         found: Samples that were there already.
         read: Samples that were read from the models.
         seconds: It took.
+        problems: Keys of samples that could not be used, and why.
         full: It stopped because nothing more is kept.
     """
 
@@ -132,6 +135,7 @@ class BuildReport:
     found: int = 0
     read: int = 0
     seconds: float = 0.0
+    problems: dict[str, str] = field(default_factory=dict)
     full: bool = False
 
 
@@ -196,7 +200,7 @@ def build(
     *,
     rank: int = 0,
     world: int = 1,
-    use: Callable[[TrainingSample], object] | None = None,
+    on_problem: OnProblem | None = None,
     progress: bool = True,
 ) -> BuildReport:
     """Fill a cache; every process takes every ``world``-th sample.
@@ -206,8 +210,7 @@ def build(
         samples: All samples, the same in every process.
         rank: Which process this is.
         world: How many there are.
-        use: What is done with a sample that is not there, `CachedReader.read` or something that calls it:
-            `Preparer.prepare` deals with samples that cannot be used. None: the first such sample ends the build.
+        on_problem: Told of a sample that cannot be used; None: the first one ends the build.
         progress: Show a bar (the first process does).
 
     Returns:
@@ -223,10 +226,19 @@ def build(
     try:
         for index in bar:
             sample = samples[index]
-            if _is_there(cache, sample):
-                report.found += 1
+            try:
+                if cache.address(sample) in cache:
+                    report.found += 1
+                    continue
+                reader.read(sample)
+            except BadCache:
+                raise
+            except FlmmError as problem:
+                report.problems[sample.key] = str(problem)
+                if on_problem is None:
+                    raise
+                on_problem(sample, problem)
                 continue
-            (use or reader.read)(sample)
             if cache.full:
                 report.full = True
                 break
@@ -236,13 +248,6 @@ def build(
         cache.flush()
         report.seconds = time.perf_counter() - began
     return report
-
-
-def _is_there(cache: FeatureCache, sample: TrainingSample) -> bool:
-    try:
-        return cache.address(sample) in cache
-    except BadImage:  # whoever reads the sample says so
-        return False
 
 
 def _spread(samples: Sequence[TrainingSample], count: int) -> Iterator[TrainingSample]:

@@ -269,7 +269,7 @@ def test_building_stops_at_the_cap(reader: FrozenReader, some: list[TrainingSamp
     assert 0 < report.read < 6
 
 
-def test_building_hands_samples_that_cannot_be_used_to_whoever_deals_with_them(
+def test_building_names_samples_that_cannot_be_used_and_goes_on(
     reader: FrozenReader, samples: Samples, tmp_path: Path
 ) -> None:
     bad = samples.expressions(pieces=(" ", "; ", " ", ";"))
@@ -277,29 +277,26 @@ def test_building_hands_samples_that_cannot_be_used_to_whoever_deals_with_them(
     good = samples.narrative(2)
     one = opened(tmp_path / "cache", reader)
     named: list[str] = []
-
-    def use(sample: TrainingSample) -> None:
-        try:
-            one.read(sample)
-        except (EmptyPhrase, BadImage):
-            named.append(sample.key)
-
-    build(one, [bad, gone, good], use=use, progress=False)
+    report = build(one, [bad, gone, good], on_problem=lambda sample, _: named.append(sample.key), progress=False)
     assert named == [bad.key, gone.key]
+    assert "none.png" in report.problems[gone.key]
+    assert report.read == 1
     assert one.cache.address(good) in one.cache
     with pytest.raises(EmptyPhrase):
         build(one, [bad, good], progress=False)
 
 
+class Slow(FrozenReader):
+    """Gives the test time to kill it."""
+
+    def words(self, *args: Any) -> FrozenFeatures:
+        time.sleep(0.2)
+        return super().words(*args)
+
+
 def test_a_build_that_is_killed_goes_on(reader: FrozenReader, some: list[TrainingSample], tmp_path: Path) -> None:
     def slowly() -> None:
-        one = opened(tmp_path, reader, shard_bytes=1)
-
-        def use(sample: TrainingSample) -> None:
-            time.sleep(0.2)
-            one.read(sample)
-
-        build(one, some, use=use, progress=False)
+        build(opened(tmp_path, Slow(reader.lmm), shard_bytes=1), some, progress=False)
 
     process = multiprocessing.get_context("fork").Process(target=slowly)
     process.start()
