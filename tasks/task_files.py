@@ -54,7 +54,7 @@ def task_config(name: str) -> dict[str, Any]:
 
 def aggregations(name: str) -> dict[str, Callable[[Any], Any]]:
     """Metric -> the function that turns the documents' records into the printed number, in the task's order."""
-    return {entry["metric"]: _imported(entry["aggregation"]) for entry in task_config(name).get("metric_list", ())}
+    return {entry["metric"]: dotted(entry["aggregation"]) for entry in task_config(name).get("metric_list", ())}
 
 
 def _merged(path: Path) -> dict[str, Any]:
@@ -72,7 +72,8 @@ def _load(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _imported(dotted: str) -> Callable[[Any], Any]:
-    module, _, name = dotted.rpartition(".")
-    found: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+def dotted(path: str) -> Callable[..., Any]:
+    """The function of a dotted name, as `task_config` has it."""
+    module, _, name = path.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

@@ -71,3 +71,32 @@ def as_switch(name: str, value: Any) -> bool:
     if said in ("false", "0", "no", "none", ""):
         return False
     raise UnknownArgument(f"{name} is {value!r}; give true or false")
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """``name=value,...`` as lmms-eval reads it: true, false and numbers are those, everything else is text.
+
+    >>> arguments_of("pretrained=a/b,limit=3,fast=True")
+    {'pretrained': 'a/b', 'limit': 3, 'fast': True}
+
+    Raises:
+        UnknownArgument: A part without ``=``.
+    """
+    parsed: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UnknownArgument(f"{part!r} is no argument: write name=value,name=value")
+        parsed[name.strip()] = _value(value.strip())
+    return parsed
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

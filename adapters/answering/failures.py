@@ -43,6 +43,12 @@ class FailureLog:
         if len(self) == _SHOWN:
             logger.error("flmm: further failures are counted and summed up at the end")
 
+    @property
+    def last(self) -> str:
+        """The latest one: its kind and message, on one line."""
+        failure = self._failures[-1]
+        return " ".join(f"{failure.kind}: {failure.message}".split())
+
     def report(self, requests: int) -> None:
         """Sum up after `requests` requests; silent if none failed."""
         if not self._failures:

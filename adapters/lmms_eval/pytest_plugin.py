@@ -124,8 +124,8 @@ class ChatChanged(AssertionError):
 
 
 def _verdict(model: str, tasks: str, model_args: str, out: Path, **plan: Any) -> Verdict:
+    from flmm_plugin.adapters.answering.arguments import arguments_of
     from flmm_plugin.adapters.lmms_eval.preserve import Plan, preserve
-    from flmm_plugin.cli.preserve import arguments_of
 
     names = tuple(name for name in tasks.split(",") if name)
     return preserve(Plan(model=model, tasks=names, out=out, model_args=arguments_of(model_args), **plan))

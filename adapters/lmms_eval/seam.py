@@ -12,16 +12,15 @@ this plugin's mask tasks if, and only if, the model is one of its own.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from loguru import logger
+
+from flmm_plugin.adapters.after_import import AfterImport
 
 TASKS_FOLDER = Path(__file__).resolve().parents[2] / "tasks"
 
@@ -39,7 +38,7 @@ def install() -> None:
     try:
         module = sys.modules.get(_HARNESS_TASKS)
         if module is None:
-            _WrapAfterImport.place()
+            AfterImport.place(_HARNESS_TASKS, _wrap_or_warn, _warn)
         elif getattr(module.__spec__, "_initializing", False):
             _warn(f"{_HARNESS_TASKS} was half imported when the plugin was loaded")
         else:
@@ -104,44 +103,8 @@ def _warn(reason: str) -> None:
     )
 
 
-class _WrapAfterImport(importlib.abc.MetaPathFinder):
-    """Waits on the import path for one module, finds it as usual, and wraps it once it is executed. Then it is gone."""
-
-    @classmethod
-    def place(cls) -> None:
-        if not any(isinstance(finder, cls) for finder in sys.meta_path):
-            sys.meta_path.insert(0, cls())
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _HARNESS_TASKS:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
-            _warn(f"{_HARNESS_TASKS} has no loader to wait for")
-            return spec
-        spec.loader = _WrappingLoader(spec.loader)
-        return spec
-
-
-class _WrappingLoader(importlib.abc.Loader):
-    """The module's own loader, followed by `wrap`."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        try:
-            wrap(module)
-        except Exception as exc:  # lmms-eval itself must go on working
-            _warn(f"{type(exc).__name__}: {exc}")
+def _wrap_or_warn(module: ModuleType) -> None:
+    try:
+        wrap(module)
+    except Exception as exc:  # lmms-eval itself must go on working
+        _warn(f"{type(exc).__name__}: {exc}")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.adapters.answering.arguments import arguments_of
+from flmm_plugin.errors import FlmmError
 
 _EPILOG = """\
 examples:
@@ -69,35 +70,6 @@ def add_subcommand(commands: Any) -> None:
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML there too")
     parser.add_argument("--plant", choices=FAULTS, default="", help="plant a fault in the F-LMM arm, to see it caught")
     parser.set_defaults(run=_preserve)
-
-
-def arguments_of(text: str) -> dict[str, Any]:
-    """``name=value,...`` as lmms-eval reads it: true, false and numbers are those, everything else is text.
-
-    >>> arguments_of("pretrained=a/b,limit=3,fast=True")
-    {'pretrained': 'a/b', 'limit': 3, 'fast': True}
-
-    Raises:
-        UnknownArgument: A part without ``=``.
-    """
-    parsed: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UnknownArgument(f"{part!r} is no argument: write name=value,name=value")
-        parsed[name.strip()] = _value(value.strip())
-    return parsed
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _preserve(args: argparse.Namespace) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flmm_plugin.datasets.grandf import GranDfDataset, GranDfItem
+from flmm_plugin.tasks.gcg import encoders
 from flmm_plugin.tasks.picture_docs import PictureDocs
 
 #: Fields of every document.
@@ -50,3 +52,17 @@ def gcg_docs(dataset: GranDfDataset, sentence_encoder: str) -> PictureDocs:
         source=str(dataset.caption_path),
         digest=dataset.digest,
     )
+
+
+def read_docs(split: str, settings: Mapping[str, Any]) -> PictureDocs:
+    """The documents of a split; `settings` are a task's ``dataset_kwargs``: ``root``, ``sentence_encoder``.
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader.
+    """
+    return gcg_docs(GranDfDataset(settings.get("root"), split), encoders.chosen(settings.get("sentence_encoder")))
+
+
+def prompt_of(doc: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What is asked, the same of every picture."""
+    return str(settings["prompt"])

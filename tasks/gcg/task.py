@@ -51,11 +51,6 @@ def image_of(doc: PictureDoc) -> list[Any]:
     return [doc["image"]]
 
 
-def prompt_of(doc: PictureDoc, settings: Mapping[str, Any]) -> str:
-    """What is asked, the same of every picture."""
-    return str(settings["prompt"])
-
-
 def caption_of(doc: PictureDoc) -> str:
     """The reference caption, which stands as the target in sample logs."""
     return str(doc["caption"])

@@ -88,6 +88,29 @@ class PngDocs(Sequence[PngDoc]):
         return self._docs[index]
 
 
+def read_docs(split: str, settings: Mapping[str, Any]) -> PngDocs:
+    """The documents of a split; `settings` are a task's ``dataset_kwargs``: ``root``, ``kinds``, ``question``.
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader.
+    """
+    return docs_of(PngDataset(settings.get("root"), split), settings)
+
+
+def docs_of(dataset: PngDataset, settings: Mapping[str, Any]) -> PngDocs:
+    """The documents of narratives that were read."""
+    return PngDocs(dataset, settings.get("question") or QUESTION, settings.get("kinds", "flmm"))
+
+
+def prompt_of(doc: Mapping[str, Any]) -> str:
+    """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
+    listed = "\n".join(f"{number}. {phrase}" for number, phrase in enumerate(doc["expressions"], start=1))
+    return (
+        f"This is said about the image: {doc['text'].strip()}\nSegment what each of these phrases of it means and "
+        f"answer with one mask per line, in this order:\n{listed}"
+    )
+
+
 def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
     """The target mask of each item, ``bool[H, W]`` in the image frame.
 

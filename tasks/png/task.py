@@ -17,7 +17,7 @@ from flmm_plugin.datasets.problems import summed_up
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.png import curve, scoring
-from flmm_plugin.tasks.png.docs import QUESTION, PngDoc, PngDocs
+from flmm_plugin.tasks.png.docs import PngDoc, PngDocs, docs_of
 from flmm_plugin.tasks.sample_scores import SampleScores
 
 _DATA_KEYS = ("root", "kinds", "question")
@@ -58,7 +58,7 @@ class NarrativeTask(ConfigurableTask):
             )
         split = str(self.config.test_split)
         self.narratives = PngDataset(settings.get("root"), split)
-        self.docs = PngDocs(self.narratives, settings.get("question") or QUESTION, settings.get("kinds", "flmm"))
+        self.docs = docs_of(self.narratives, settings)
         # No picture is part of a document, so the view without media is the same one.
         self.dataset = self.dataset_no_image = {split: self.docs}
 
@@ -126,15 +126,6 @@ def reply_of(results: list[Any]) -> str:
 def image_of(doc: PngDoc) -> list[Any]:
     """The picture of a document as PIL RGB, for models that ask the task for it."""
     return [doc["image"]]
-
-
-def prompt_of(doc: PngDoc) -> str:
-    """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
-    listed = "\n".join(f"{number}. {phrase}" for number, phrase in enumerate(doc["expressions"], start=1))
-    return (
-        f"This is said about the image: {doc['text'].strip()}\nSegment what each of these phrases of it means and "
-        f"answer with one mask per line, in this order:\n{listed}"
-    )
 
 
 def phrases_of(doc: PngDoc) -> str:

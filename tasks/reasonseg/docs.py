@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flmm_plugin.datasets.reasonseg import ReasonSegDataset, ReasonSegItem
 from flmm_plugin.records import encode_rle
 from flmm_plugin.tasks.picture_docs import PictureDocs
+
+_PLACE = "{query}"
 
 #: Fields of every document.
 BLANK: dict[str, Any] = {
@@ -56,3 +59,18 @@ def reasonseg_docs(dataset: ReasonSegDataset) -> PictureDocs:
         source=str(dataset.folder),
         digest=dataset.digest,
     )
+
+
+def read_docs(split: str, settings: Mapping[str, Any]) -> PictureDocs:
+    """The documents of a split; `settings` are a task's ``dataset_kwargs``: ``root``.
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader.
+    """
+    return reasonseg_docs(ReasonSegDataset(settings.get("root"), split))
+
+
+def prompt_of(doc: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The query in the words of its kind."""
+    # Not `format`: a query may have braces of its own.
+    return str(settings["long" if doc["is_sentence"] else "short"]).replace(_PLACE, doc["query"])

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flmm_plugin.datasets.reasonseg import ReasonSegDataset
 from flmm_plugin.tasks.file_task import FileTask
 from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
 from flmm_plugin.tasks.reasonseg import scoring
-from flmm_plugin.tasks.reasonseg.docs import reasonseg_docs
+from flmm_plugin.tasks.reasonseg.docs import read_docs
 from flmm_plugin.tasks.sample_scores import SampleScores
-
-_PLACE = "{query}"
 
 
 class ReasoningSegmentation(FileTask):
@@ -25,7 +22,7 @@ class ReasoningSegmentation(FileTask):
 
     def read(self, split: str, settings: Mapping[str, Any]) -> PictureDocs:
         """Documents of a split."""
-        return reasonseg_docs(ReasonSegDataset(settings.get("root"), split))
+        return read_docs(split, settings)
 
 
 def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
@@ -36,12 +33,6 @@ def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
 def image_of(doc: PictureDoc) -> list[Any]:
     """The picture of a document as PIL RGB."""
     return [doc["image"]]
-
-
-def prompt_of(doc: PictureDoc, settings: Mapping[str, Any]) -> str:
-    """The query in the words of its kind."""
-    # Not `format`: a query may have braces of its own.
-    return str(settings["long" if doc["is_sentence"] else "short"]).replace(_PLACE, doc["query"])
 
 
 def query_of(doc: PictureDoc) -> str:

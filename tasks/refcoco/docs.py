@@ -10,7 +10,7 @@ In both, one *item* (one number in a mean) is one expression.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
@@ -78,6 +78,26 @@ class ReferDocs(Sequence[ReferDoc]):
         if not self._docs and index == 0:
             return ReferDoc(dict.fromkeys(self.features), expressions=[], masks=[], expression="")
         return self._docs[index]
+
+
+def read_docs(split: str, settings: Mapping[str, Any]) -> ReferDocs:
+    """The documents of a split.
+
+    Args:
+        split: As the annotation file names it.
+        settings: A task's ``dataset_kwargs``: ``name``, and optionally ``unit``, ``by`` and ``root``.
+
+    Raises:
+        DataNotFound, UnsafePickle, BadAnnotation: From the reader.
+    """
+    dataset = ReferDataset(settings.get("root"), settings["name"], split, settings.get("by"))
+    return ReferDocs(dataset, settings.get("unit", "picture"))
+
+
+def prompt_of(doc: Mapping[str, Any]) -> str:
+    """What is asked, in words, for models that read a prompt; ``flmm_*`` models read the expressions themselves."""
+    listed = "\n".join(f"{number}. {expression}" for number, expression in enumerate(doc["expressions"], start=1))
+    return f"Segment each of these in the image and answer with one mask per line, in this order:\n{listed}"
 
 
 def _picture_docs(dataset: ReferDataset) -> Iterator[dict[str, Any]]:

@@ -13,10 +13,9 @@ from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
 from flmm_plugin.datasets.problems import summed_up
-from flmm_plugin.datasets.refer import ReferDataset
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.refcoco import scoring
-from flmm_plugin.tasks.refcoco.docs import ReferDoc, ReferDocs
+from flmm_plugin.tasks.refcoco.docs import ReferDoc, ReferDocs, read_docs
 from flmm_plugin.tasks.sample_scores import SampleScores
 
 _DATA_KEYS = ("name", "by", "unit", "root")
@@ -57,8 +56,7 @@ class ReferSegmentation(ConfigurableTask):
                 f"got {unknown or settings}"
             )
         split = str(self.config.test_split)
-        dataset = ReferDataset(settings.get("root"), settings["name"], split, settings.get("by"))
-        self.docs = ReferDocs(dataset, settings.get("unit", "picture"))
+        self.docs = read_docs(split, settings)
         # No picture is part of a document, so the view without media is the same one.
         self.dataset = self.dataset_no_image = {split: self.docs}
 
@@ -103,12 +101,6 @@ def score(doc: ReferDoc, results: list[str]) -> dict[str, Any]:
 def image_of(doc: ReferDoc) -> list[Any]:
     """The picture of a document as PIL RGB, for models that ask the task for it."""
     return [doc["image"]]
-
-
-def prompt_of(doc: ReferDoc) -> str:
-    """What is asked, in words, for models that read a prompt; ``flmm_*`` models read the expressions themselves."""
-    listed = "\n".join(f"{number}. {expression}" for number, expression in enumerate(doc["expressions"], start=1))
-    return f"Segment each of these in the image and answer with one mask per line, in this order:\n{listed}"
 
 
 def expressions_of(doc: ReferDoc) -> str:

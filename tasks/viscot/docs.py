@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flmm_plugin.datasets.viscot import VisCotDataset, VisCotItem
@@ -77,3 +77,22 @@ class VisCotDocs(Sequence[VisCotDoc]):
             expected_items=self.expected_items,
             with_boxes=with_boxes,
         )
+
+
+def read_docs(split: str, settings: Mapping[str, Any]) -> VisCotDocs:
+    """The documents of a set.
+
+    Args:
+        split: Plays no role: a set has one file.
+        settings: A task's ``dataset_kwargs``: ``name``, and optionally ``root`` and ``boxes``.
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader.
+    """
+    dataset = VisCotDataset(settings.get("root"), settings["name"])
+    return VisCotDocs(dataset, with_boxes=bool(settings.get("boxes", True)))
+
+
+def prompt_of(doc: Mapping[str, Any]) -> str:
+    """What is asked in one go; where a second look is asked for, ``flmm_*`` models read question and instruction."""
+    return f"{doc['question']}{doc['instruction']}"

@@ -8,11 +8,10 @@ from typing import Any
 from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
-from flmm_plugin.datasets.viscot import VisCotDataset
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.sample_scores import SampleScores
 from flmm_plugin.tasks.viscot import scoring
-from flmm_plugin.tasks.viscot.docs import VisCotDoc, VisCotDocs
+from flmm_plugin.tasks.viscot.docs import VisCotDoc, VisCotDocs, read_docs
 from flmm_plugin.tasks.viscot.judge import PROMPT_VERSION, Judge, judge_from_environment
 
 _DATA_KEYS = ("name", "root", "boxes")
@@ -53,8 +52,7 @@ class VisCot(ConfigurableTask):
                 f"dataset_kwargs of {self.config.task} need `name` and may have {', '.join(_DATA_KEYS[1:])}; "
                 f"got {unknown or settings}"
             )
-        dataset = VisCotDataset(settings.get("root"), settings["name"])
-        self.docs = VisCotDocs(dataset, with_boxes=bool(settings.get("boxes", True)))
+        self.docs = read_docs(str(self.config.test_split), settings)
         if self.docs.reversed_boxes and settings.get("boxes", True):
             listed = ", ".join(map(str, self.docs.reversed_boxes))
             logger.info(
@@ -110,11 +108,6 @@ def score(doc: VisCotDoc, results: list[str]) -> dict[str, Any]:
 def image_of(doc: VisCotDoc) -> list[Any]:
     """The picture of a document as PIL RGB."""
     return [doc["image"]]
-
-
-def prompt_of(doc: VisCotDoc) -> str:
-    """What is asked in one go; where a second look is asked for, ``flmm_*`` models read question and instruction."""
-    return f"{doc['question']}{doc['instruction']}"
 
 
 def answer_of(doc: VisCotDoc) -> str:

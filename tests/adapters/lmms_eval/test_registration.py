@@ -21,7 +21,7 @@ heavy = ("torch", "transformers", "lmms_eval.tasks", "flmm_plugin.grounded_lmm")
 print(json.dumps({
     "paths": {name: [one.chat_class_path, one.simple_class_path] for name, one in manifests.items()},
     "heavy": [name for name in heavy if name in sys.modules],
-    "waiting": [type(finder).__name__ for finder in sys.meta_path].count("_WrapAfterImport"),
+    "waiting": [type(finder).__name__ for finder in sys.meta_path].count("AfterImport"),
 }))
 """
 

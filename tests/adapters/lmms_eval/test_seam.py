@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
+from flmm_plugin.adapters import after_import
 from flmm_plugin.adapters.lmms_eval import seam
 
 OURS = {"refcoco_seg": {"ours": True}, "flmm_refcoco_val": {"ours": True}, "mme": {"ours": True}}
@@ -121,15 +122,15 @@ def test_a_module_that_is_imported_later_is_wrapped_once_it_ran(
     )
     for name in [name for name in sys.modules if name.split(".")[0] == "lmms_eval"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if type(one).__module__ != seam.__name__])
+    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if type(one).__module__ != after_import.__name__])
     monkeypatch.syspath_prepend(str(tmp_path))
     seam.install()
     seam.install()
-    assert [type(one).__module__ for one in sys.meta_path].count(seam.__name__) == 1
+    assert [type(one).__module__ for one in sys.meta_path].count(after_import.__name__) == 1
     try:
         module = importlib.import_module("lmms_eval.tasks")
         assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(seam.TASKS_FOLDER)}
-        assert [type(one).__module__ for one in sys.meta_path].count(seam.__name__) == 0
+        assert [type(one).__module__ for one in sys.meta_path].count(after_import.__name__) == 0
         assert type(module.__spec__.loader).__name__ == "SourceFileLoader"
         seam.install()  # imported by now: wraps directly, which changes nothing
         assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(seam.TASKS_FOLDER)}

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from flmm_plugin import cli
+from flmm_plugin.adapters.answering.arguments import arguments_of
 from flmm_plugin.adapters.lmms_eval import preserve as runner
-from flmm_plugin.cli.preserve import arguments_of
 from flmm_plugin.errors import DataNotFound, UnknownArgument
 from flmm_plugin.reports.preservation import Answer, Arm, LogitsCheck, Verdict, compare, decide
 

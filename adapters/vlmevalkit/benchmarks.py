@@ -1,0 +1,83 @@
+"""This package's benchmarks by the names that VLMEvalKit's users type, and the tasks that each is made of.
+
+A name stands for one task, or for several whose documents follow each other: ``RefCOCO_SEG`` is all splits of
+RefCOCO, ``RefCOCO_SEG_val`` is one. ``..._TINY`` are the same benchmarks on the embedded model's world, written when
+first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """One task of a benchmark; its metrics are printed as ``label.metric``, or bare where there is only one task."""
+
+    label: str
+    task: str
+
+
+_REFER = {
+    "RefCOCO_SEG": ("refcoco", ("val", "testA", "testB")),
+    "RefCOCO+_SEG": ("refcoco+", ("val", "testA", "testB")),
+    "RefCOCOg_SEG": ("refcocog", ("val", "test")),
+}
+_VISCOT = ("docvqa", "textcap", "textvqa", "dude", "sroie", "infographicsvqa")
+#: How a question is answered: after a second look, after the second version of one, at once.
+_COT = ("", "_v2", "_direct")
+_TINY = {
+    "RefCOCO_SEG": "flmm_tiny_refcoco",
+    "PNG": "flmm_tiny_png",
+    "GCG": "flmm_tiny_gcg",
+    "ReasonSeg": "flmm_tiny_reasonseg",
+    "VisCoT": "flmm_tiny_viscot_v1",
+    "VisCoT_v2": "flmm_tiny_viscot_v2",
+    "VisCoT_direct": "flmm_tiny_viscot_direct",
+}
+
+
+def _listed() -> dict[str, tuple[Part, ...]]:
+    found: dict[str, tuple[Part, ...]] = {}
+
+    def add(name: str, tasks: Mapping[str, str]) -> None:
+        found[name] = tuple(Part(label, task) for label, task in tasks.items())
+        if len(tasks) > 1:
+            found.update({f"{name}_{label}": (Part("", task),) for label, task in tasks.items()})
+
+    for name, (dataset, splits) in _REFER.items():
+        add(name, {split: f"flmm_{dataset}_{split}" for split in splits})
+        add(f"{name}_PER_SENTENCE", {split: f"flmm_{dataset}_{split}_per_sentence" for split in splits})
+    add("PNG", {"": "flmm_png"})
+    add("PNG_BCV", {"": "flmm_png_bcv"})
+    add("GCG", {split: f"flmm_gcg_{split}" for split in ("val", "test")})
+    add("ReasonSeg", {split: f"flmm_reasonseg_{split}" for split in ("val", "test")})
+    for ending in _COT:
+        add(f"VisCoT{ending}", {name: f"flmm_viscot_{name}{ending}" for name in _VISCOT})
+    for name, task in _TINY.items():
+        add(f"{name}_TINY", {"": task})
+    return found
+
+
+#: Name for ``--data`` -> its tasks.
+BENCHMARKS: Mapping[str, tuple[Part, ...]] = _listed()
+
+#: What the summary of a run shows of each benchmark; the first that it has.
+PRIMARY = ("cIoU", "AR", "gIoU", "mIoU", "anls", "exact")
+
+
+def primary(metrics: Mapping[str, object]) -> dict[str, float | int]:
+    """The numbers that stand for a benchmark: one per task of it.
+
+    >>> primary({"val.cIoU": 80.0, "val.items": 3, "testA.cIoU": 70.0, "testA.mIoU": 71.0})
+    {'val.cIoU': 80.0, 'testA.cIoU': 70.0}
+    """
+    for name in PRIMARY:
+        chosen = {
+            key: value
+            for key, value in metrics.items()
+            if key.rpartition(".")[2] == name and isinstance(value, int | float)
+        }
+        if chosen:
+            return chosen
+    return {}

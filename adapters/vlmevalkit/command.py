@@ -1,0 +1,215 @@
+"""``flmm-vlmeval``: VLMEvalKit's own ``run.py`` with this package's models and data sets in it.
+
+Works with ``ms-vlmeval`` and with a clone of the kit on the path. What differs from running the kit itself: results are
+written as ``.tsv`` (masks are longer than a cell of a spreadsheet), no judge is asked where no key is set, and the exit
+status is 1 if a combination of a model and a data set has no result.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from flmm_plugin.adapters.vlmevalkit import outcomes
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
+from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
+from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
+
+RUN_VARIABLE = "VLMEVALKIT_RUN"
+ARGUMENTS_VARIABLE = "FLMM_MODEL_ARGS"
+#: Any of these set: a judge can be asked.
+_JUDGE_KEYS = ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY")
+
+_HELP = """\
+usage: flmm-vlmeval --data NAME ... --model flmm_NAME ... [--model-args ARGS] [flags of VLMEvalKit's run.py]
+       flmm-vlmeval list                         models and data sets of this package
+       flmm-vlmeval exec COMMAND ...             any command of the kit's, with them
+       flmm-vlmeval hook                         a folder for PYTHONPATH that does the same
+       flmm-vlmeval help                         this, and the help of the kit's own run.py
+
+Run VLMEvalKit's own run.py with the models and data sets of flmm-plugin registered; all of its flags keep working.
+
+examples:
+  flmm-vlmeval --model flmm_tiny --data MME_TINY POPE_TINY MMBench_TINY RefCOCO_SEG_TINY    offline, no data, minutes
+  flmm-vlmeval --model flmm_deepseekvl --model-args heads=heads.safetensors --data MME RefCOCO_SEG
+  torchrun --nproc-per-node=8 -m flmm_plugin.adapters.vlmevalkit --model flmm_llava --data MMBench_DEV_EN PNG
+  flmm-vlmeval exec python run.py --data MME --model flmm_llava
+  flmm-vlmeval --config runs.json                {"model": {"mine": {"class": "FLMM", "name": "flmm_llava",
+                                                  "heads": "heads.safetensors"}}, "data": {"PNG": {"class":
+                                                  "FlmmBenchmark", "dataset": "PNG"}}}
+
+  --model-args ARGS   name=value,name=value as lmms_eval --model_args takes them: pretrained, heads, visual_cot, ...
+  --judge NAME        of the kit; without it and without a key (OPENAI_API_KEY or LOCAL_LLM), exact_matching
+
+Data: FLMM_DATA (default data/) for the benchmarks of this package (flmm data check), LMUData for the kit's own.
+Killed? The same line goes on where it was, sample by sample (a clone also needs --reuse for what was finished).
+Failed samples are counted in the summary and asked again by the same line.
+
+exit status: 0 every combination of model and data set has a result, 1 one has none, 2 it could not start
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the process's arguments by default. Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(_HELP)
+            return _kit_help() if words[:1] == ["help"] else 0
+        if words == ["list"]:
+            print(listing())
+            return 0
+        if words == ["hook"]:
+            print(hook_folder())
+            return 0
+        if words[0] == "exec":
+            return execute(words[1:])
+        return run(words)
+    except FlmmError as exc:
+        print(f"flmm-vlmeval: {type(exc).__name__}: {' '.join(str(exc).split())}", file=sys.stderr)
+        return 2
+
+
+def run(words: Sequence[str]) -> int:
+    """The kit's run.py with these arguments, in this process.
+
+    Raises:
+        ToolNotFound: There is no kit.
+        UnknownArgument: ``--model-args`` without arguments.
+    """
+    words = _take_model_arguments(list(words))
+    _defaults()
+    script = find_run()
+    wait_for_the_kit()
+    sys.argv = [str(script), *words]
+    kit = _executed(script)
+    if hasattr(kit, "load_env"):
+        kit.load_env()
+    sys.argv += judge_default(words)
+    kit.main()
+    lines, status = outcomes.summary(outcomes.collected())
+    for line in lines:
+        print(line, file=sys.stderr)
+    return status
+
+
+def execute(command: Sequence[str]) -> int:
+    """Any command with the hook on its path; the status is 1 where the command's was 0 but a combination failed.
+
+    Raises:
+        UnknownArgument: There is no command.
+    """
+    if not command:
+        raise UnknownArgument("say what to run: flmm-vlmeval exec python run.py --data MME --model flmm_tiny")
+    _defaults()
+    path = os.pathsep.join([str(hook_folder()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "outcomes.json"
+        env = {**os.environ, "PYTHONPATH": path, outcomes.OUTCOMES_VARIABLE: str(written)}
+        try:
+            done = subprocess.run(list(command), env=env, check=False)
+        except OSError as exc:
+            raise UnknownArgument(f"{command[0]} cannot be started: {exc}") from exc
+        lines, status = outcomes.summary(outcomes.collected(written))
+    for line in lines:
+        print(line, file=sys.stderr)
+    return done.returncode or status
+
+
+def find_run() -> Path:
+    """The kit's run.py: of ``$VLMEVALKIT_RUN``, inside the package (ms-vlmeval), or beside it (a clone).
+
+    Raises:
+        ToolNotFound: There is none.
+    """
+    named = os.environ.get(RUN_VARIABLE)
+    if named:
+        if Path(named).is_file():
+            return Path(named)
+        raise ToolNotFound(f"${RUN_VARIABLE} names {named}, which is no file")
+    # Not `find_spec("vlmeval.run")`: it would import the kit, and its run.py must set up the GPUs before that.
+    spec = importlib.machinery.PathFinder.find_spec("vlmeval", sys.path)
+    spec = spec or importlib.util.find_spec("vlmeval")
+    for package in spec.submodule_search_locations or () if spec is not None else ():
+        for place in (Path(package), Path(package).parent):
+            if (place / "run.py").is_file():
+                return place / "run.py"
+    raise ToolNotFound(
+        "VLMEvalKit is not here: pip install 'flmm-plugin[vlmevalkit]' in an environment of its own, or put a clone of "
+        f"the kit on PYTHONPATH (its wheel has no run.py: then ${RUN_VARIABLE} names the file)"
+    )
+
+
+def hook_folder() -> Path:
+    """What to put on ``PYTHONPATH``."""
+    return Path(__file__).resolve().parent / "hook"
+
+
+def listing() -> str:
+    """Models and data sets of this package."""
+    from flmm_plugin.adapters.answering.defaults import DEFAULTS
+    from flmm_plugin.tiny.layouts_vlmevalkit import TABLES
+
+    lines = ["models (--model):"]
+    for name, model in DEFAULTS.items():
+        lines.append(f"  {name:<24}{model.pretrained or 'pretrained= must be given'}")
+    lines.append("data sets (--data):")
+    for name, parts in BENCHMARKS.items():
+        lines.append(f"  {name:<34}{', '.join(part.task for part in parts)}")
+    lines += [f"  {name:<34}the kit's own, on the embedded model's world" for name in TABLES]
+    return "\n".join(lines)
+
+
+def judge_default(words: Sequence[str]) -> list[str]:
+    """Arguments to add: no judge, where none is named and none could be asked."""
+    flags = {word.partition("=")[0] for word in words}
+    if {"--judge", "--judge-base-url", "--judge-key"} & flags or any(map(os.environ.get, _JUDGE_KEYS)):
+        return []
+    print("flmm: no judge and no key: answers are matched exactly (--judge NAME asks one)", file=sys.stderr)
+    return ["--judge", "exact_matching"]
+
+
+def _defaults() -> None:
+    # A spreadsheet cell ends at 32,767 characters, and JSON results cannot be continued.
+    os.environ.setdefault("PRED_FORMAT", "tsv")
+
+
+def _take_model_arguments(words: list[str]) -> list[str]:
+    """The words without ``--model-args``, whose value goes where every process finds it."""
+    from flmm_plugin.adapters.answering.arguments import arguments_of, refuse_unknown
+
+    rest: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.partition("=")
+        if name not in ("--model-args", "--model_args"):
+            rest.append(word)
+            continue
+        given = value if equals else next(waiting, "")
+        if not given or given.startswith("--"):
+            raise UnknownArgument("--model-args needs arguments: name=value,name=value")
+        fixed = ("pretrained", "heads", "device", "batch_size")
+        refuse_unknown((one for one in arguments_of(given) if one not in fixed), "--model-args")
+        os.environ[ARGUMENTS_VARIABLE] = given
+    return rest
+
+
+def _executed(script: Path) -> ModuleType:
+    spec: Any = importlib.util.spec_from_file_location("flmm_vlmeval_run", script)
+    module = importlib.util.module_from_spec(spec)
+    # Its own relative imports, and processes that it starts, look it up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _kit_help() -> int:
+    return subprocess.run([sys.executable, "-P", str(find_run()), "--help"], check=False).returncode

@@ -1,0 +1,184 @@
+"""This package's benchmarks, and the embedded world's tables, as VLMEvalKit data sets.
+
+Importing this imports the kit: only `register` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from loguru import logger
+from tqdm import tqdm
+from vlmeval.dataset.image_base import ImageBaseDataset
+from vlmeval.dataset.image_mcq import ImageMCQDataset
+from vlmeval.dataset.image_yorn import ImageYORNDataset
+from vlmeval.smp import load
+
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, primary
+from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
+from flmm_plugin.errors import BadAnnotation, DataNotFound
+from flmm_plugin.tasks.plain_task import PlainTask, Record
+
+_SCORE_ENDING = "_score.json"
+_DETAIL_ENDING = "_detail.jsonl"
+
+
+class FlmmBenchmark(ImageBaseDataset):  # type: ignore[misc]
+    """A benchmark of `BENCHMARKS`: read from its official files, answered with masks, scored as in lmms-eval.
+
+    In a ``--config`` file: ``{"class": "FlmmBenchmark", "dataset": "RefCOCO_SEG_val"}``.
+
+    Attributes:
+        data: One row per document: ``index``, ``split``, ``image_path``, ``question``, ``answer`` (what was asked for,
+            in words; the target masks stay in the documents).
+    """
+
+    TYPE = "SEG"
+    DATASET_URL = dict.fromkeys(BENCHMARKS, "")
+    #: A prompt of the model's own would lose what is wanted.
+    force_use_dataset_prompt = True
+
+    def load_data(self, dataset: str) -> pd.DataFrame:
+        """The documents of all its tasks, one after another; a task whose data has none is named and left out.
+
+        Raises:
+            DataNotFound: None of them has any.
+        """
+        self._asked: list[tuple[str, PlainTask, int]] = []
+        rows: list[dict[str, Any]] = []
+        for label, name in BENCHMARKS[dataset]:
+            task = PlainTask(name)
+            if len(task.docs) == 0:
+                logger.warning(f"{dataset}: the data has nothing of {label or name}; it is left out")
+            for number in range(len(task.docs)):
+                doc = task.docs[number]
+                rows.append(
+                    {
+                        "index": len(rows), "split": label or str(name), "image_path": str(doc["image_path"]),
+                        "question": task.prompt(doc), "answer": _in_words(doc),
+                    }
+                )  # fmt: skip
+                self._asked.append((label, task, number))
+        if not rows:
+            raise DataNotFound(f"{dataset} has no documents in this data; flmm data check says what is missing")
+        return pd.DataFrame(rows)
+
+    def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
+        """The message about a row: its picture, the prompt, and what is wanted of a model of this package."""
+        index = int(line if isinstance(line, int) else line["index"])
+        _, task, number = self._asked[index]
+        doc = task.docs[number]
+        return message_of(doc, task.prompt(doc), task.generation_kwargs, index)
+
+    def evaluate(self, eval_file: str, **judge_kwargs: Any) -> dict[str, float | int]:
+        """The printed numbers of a result file, each also in ``..._score.json``; per document in ``..._detail.jsonl``.
+
+        Args:
+            eval_file: Written by the kit, in any of its formats.
+            **judge_kwargs: Of no use: nothing here needs a judge.
+
+        Raises:
+            BadAnnotation: A row is not of this data set.
+        """
+        records: dict[tuple[str, str], list[Record]] = {}
+        tasks: dict[tuple[str, str], PlainTask] = {}
+        target = Path(eval_file)
+        stem = target.with_suffix("")
+        answered = read_predictions(target)
+        with Path(f"{stem}{_DETAIL_ENDING}").open("w", encoding="utf-8") as details:
+            for index, reply in tqdm(answered.items(), desc=f"score {self.dataset_name}", unit="doc"):
+                if index not in range(len(self._asked)):
+                    raise BadAnnotation(
+                        f"{target} has a row {index}, {self.dataset_name} has {len(self._asked)}: it is of other data; "
+                        "give another --work-dir"
+                    )
+                label, task, number = self._asked[index]
+                record = task.score(task.docs[number], as_scored(reply))
+                records.setdefault((label, task.name), []).append(record)
+                tasks[label, task.name] = task
+                details.write(json.dumps({"index": index, "split": label, **_plain(record)}) + "\n")
+        printed: dict[str, float | int] = {}
+        for key, listed in records.items():
+            numbers = tasks[key].numbers(listed)
+            printed.update({f"{key[0]}.{name}" if key[0] else name: value for name, value in numbers.items()})
+        if len(answered) < len(self._asked):
+            logger.warning(
+                f"{self.dataset_name}: PARTIAL RESULT over {len(answered)} of {len(self._asked)} documents; do not set "
+                "it beside published numbers"
+            )
+        _written(Path(f"{stem}{_SCORE_ENDING}"), printed)
+        return printed
+
+    @classmethod
+    def report_primary_metric(cls, metrics: Mapping[str, Any] | None) -> dict[str, float | int]:
+        """What the kit's summary shows."""
+        return primary(metrics or {})
+
+
+class _World:
+    """The tables of the embedded world, in place of a download."""
+
+    dataset_name: str
+
+    def load_data(self, dataset: str) -> pd.DataFrame:
+        """A table, written when it is first asked for, with the pictures' paths made absolute."""
+        from flmm_plugin.tiny.layouts_vlmevalkit import kit_root
+
+        table = pd.read_csv(kit_root() / f"{dataset}.tsv", sep="\t")
+        table["image_path"] = [str(kit_root() / "images" / name) for name in table["image_path"]]
+        return table
+
+
+class WorldYesNo(_World, ImageYORNDataset):  # type: ignore[misc]
+    """The kit's own MME and POPE, prompts and scoring, on the embedded model's world."""
+
+    DATASET_URL = {"MME_TINY": "", "POPE_TINY": ""}  # noqa: RUF012 - the kit reads it as it is
+    DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
+
+
+class WorldChoices(_World, ImageMCQDataset):  # type: ignore[misc]
+    """The kit's own MMBench, prompt and circular scoring, on the embedded model's world."""
+
+    DATASET_URL = {"MMBench_TINY": ""}  # noqa: RUF012
+    DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
+
+
+#: In the order in which the kit looks for a name.
+DATASETS = (FlmmBenchmark, WorldYesNo, WorldChoices)
+
+
+def read_predictions(path: Path) -> dict[int, str]:
+    """Row number -> reply, of a result file of the kit.
+
+    A text such as ``None`` or ``NA`` stays what it is, which the kit's own reader turns into nothing.
+    """
+    if path.suffix == ".tsv":
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    else:
+        content = load(str(path))
+        table = pd.DataFrame(content) if isinstance(content, list) else content
+    return {int(index): str(reply) for index, reply in zip(table["index"], table["prediction"], strict=True)}
+
+
+def _in_words(doc: Mapping[str, Any]) -> str:
+    for name in ("expressions", "labels"):
+        if name in doc:
+            return "; ".join(doc[name])
+    return str(doc.get("answer") or doc.get("query") or "")
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """A document's record without its reference, which is the data set's."""
+    return {name: value for name, value in record.items() if name != "reference"}
+
+
+def _written(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    # Not the kit's `dump`: it writes a pickle under another name where it meets a number of numpy's.
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(part, path)

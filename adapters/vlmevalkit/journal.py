@@ -1,0 +1,60 @@
+"""Answers on disk one by one: the kit itself writes every tenth, and a kill costs what came after.
+
+A journal is one file of JSON lines beside the kit's own results, kept while a model answers a data set and removed when
+the kit has all answers. A line is found again by all that was asked (`messages.digest_of`), not by a row's number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """One process's answers of one data set.
+
+    Args:
+        path: The file that this process writes.
+        identity: What the answers are of: lines of another identity are left out.
+        others: Files that earlier runs, perhaps of another number of processes, left; they are read as well.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], others: Iterable[Path] = ()) -> None:
+        self.path = path
+        whole = json.dumps(identity, sort_keys=True, default=str)
+        self._identity = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        self._known = {digest: answer for file in {path, *others} for digest, answer in _lines(file, self._identity)}
+        # What a kill cut off in the middle of a line must not swallow the next one.
+        self._open_line = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+        #: Answers that were found, and answers that were added.
+        self.found = self.added = 0
+
+    def get(self, digest: str) -> str | None:
+        """The answer to what was asked, None if it is not there."""
+        answer = self._known.get(digest)
+        self.found += answer is not None
+        return answer
+
+    def add(self, digest: str, answer: str) -> None:
+        """Write an answer down; it is on disk when this returns."""
+        self._known[digest] = answer
+        self.added += 1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" * self._open_line + json.dumps([self._identity, digest, answer]) + "\n")
+        self._open_line = False
+
+
+def _lines(path: Path, identity: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                whose, digest, answer = json.loads(line)
+                if whose == identity:
+                    found.append((digest, answer))
+    return found

@@ -1,0 +1,89 @@
+"""How each combination of a model and a data set ended; the kit's own exit status is 0 whatever happened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flmm_plugin.adapters.vlmevalkit.messages import is_failure
+
+#: A file that the outcomes are also written to, for the process that started this one.
+OUTCOMES_VARIABLE = "FLMM_VLMEVAL_OUTCOMES"
+
+#: The kit's reasons for leaving a combination out that are failures.
+_FAILURES = ("invalid_dataset", "No infer result found", "Incomplete infer result", "evaluate_returned_none")
+
+_outcomes: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The kit's own note of a combination's state, also taken here."""
+
+    def upsert(*args: Any, **kwargs: Any) -> Any:
+        note(kwargs)
+        return original(*args, **kwargs)
+
+    return upsert
+
+
+def note(state: Mapping[str, Any]) -> None:
+    """Take down what the kit says of a combination."""
+    if "model_name" not in state or "dataset_name" not in state:
+        return
+    key = (str(state["model_name"]), str(state["dataset_name"]))
+    if state.get("status") == "pending":
+        _outcomes.pop(key, None)
+    one = _outcomes.setdefault(key, {"problem": "it did not come to an end"})
+    if state.get("prediction_file"):
+        one["prediction_file"] = str(state["prediction_file"])
+    if state.get("status") == "done":
+        reason = state.get("skip_reason")
+        one["problem"] = str(state.get("error_message") or (reason if reason in _FAILURES else "") or "")
+        one["note"] = str(reason or "")
+    written = os.environ.get(OUTCOMES_VARIABLE)
+    if written:
+        listed = [[*key, one] for key, one in _outcomes.items()]
+        Path(written).write_text(json.dumps(listed), encoding="utf-8")
+
+
+def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]:
+    """The outcomes of this process, or those that another one wrote."""
+    if path is None:
+        return dict(_outcomes)
+    content = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return {(model, data): one for model, data, one in json.loads(content or "[]")}
+
+
+def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[str], int]:
+    """Lines for a reader, and the exit status: 1 if a combination has no result."""
+    lines, failed = [], 0
+    for (model, data), one in found.items():
+        answers, bad = failed_samples(one.get("prediction_file"))
+        said = f"flmm: {model} x {data}: "
+        if one["problem"]:
+            failed += 1
+            said += f"FAILED: {' '.join(str(one['problem']).split())}"
+        else:
+            said += one.get("note") or "done"
+        if bad:
+            said += f"; {bad} of {answers} samples FAILED, start the same line again to retry them"
+        lines.append(said)
+    if failed:
+        lines.append(f"flmm: {failed} of {len(found)} combinations have no result")
+    return lines, int(failed > 0)
+
+
+def failed_samples(prediction_file: Any) -> tuple[int, int]:
+    """Rows of a result file, and how many of them are marked as failed; 0, 0 without a readable text file."""
+    path = Path(str(prediction_file or ""))
+    if path.suffix != ".tsv" or not path.is_file():
+        return 0, 0
+    import pandas as pd
+
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    if "prediction" not in table:
+        return 0, 0
+    return len(table), sum(map(is_failure, table["prediction"]))

@@ -1,0 +1,123 @@
+"""The world as VLMEvalKit's tables: MME and POPE (yes or no), and MMBench (choices, each question in every rotation).
+
+One ``.tsv`` per benchmark and a folder of pictures; ``image_path`` is relative to that folder. Scenes and questions of
+MME and POPE are those of `flmm_plugin.tiny.layouts` and `layouts_pope` at the same seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flmm_plugin.data import cache_folder
+from flmm_plugin.tiny import language, panel
+from flmm_plugin.tiny.layouts import MME_CATEGORIES, PICTURE_SIZE
+from flmm_plugin.tiny.layouts_pope import CATEGORIES
+from flmm_plugin.tiny.world import Scene, render, sample_scene
+
+#: Tables, by the names that they have with `flmm_plugin.adapters.vlmevalkit`.
+TABLES = ("MME_TINY", "POPE_TINY", "MMBench_TINY")
+
+_YES_NO = ("index", "image_path", "question", "answer", "category")
+_CHOICE = ("index", "image_path", "question", "A", "B", "C", "D", "answer", "category", "l2-category", "split")
+_OPTION = re.compile(r"^([A-D])\. (.+)$", re.MULTILINE)
+#: Of rotated questions' numbers: question i turned r times is ``i + r * _ROTATED``, as in MMBench.
+_ROTATED = 1_000_000
+
+
+@functools.cache
+def kit_root() -> Path:
+    """The folder of the tables, written if it is not there; its name changes with the code that writes it."""
+    here = Path(__file__).parent
+    sources = [
+        Path(__file__),
+        *(here / f"{name}.py" for name in ("language", "layouts", "layouts_pope", "panel", "world")),
+    ]
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    return panel._written_once(
+        cache_folder() / "tiny_world" / f"vlmevalkit-{version}",
+        lambda root: write_tables(root, scenes=panel.SCENES, seed=panel.SEED),
+    )
+
+
+def write_tables(root: Path, *, scenes: int, seed: int) -> Path:
+    """Write all tables of `TABLES`, and their pictures under ``images``.
+
+    Args:
+        root: Folder to write into.
+        scenes: Pictures per table.
+        seed: Scenes are a function of it; training never uses these streams.
+
+    Returns:
+        ``root``.
+    """
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    _write(root / "MME_TINY.tsv", _YES_NO, _yes_no(root, "mme", 20, MME_CATEGORIES, scenes, seed))
+    _write(root / "POPE_TINY.tsv", _YES_NO, _yes_no(root, "pope", 50, CATEGORIES, scenes, seed))
+    _write(root / "MMBench_TINY.tsv", _CHOICE, _choices(root, scenes, seed))
+    return root
+
+
+def _yes_no(
+    root: Path, name: str, stream: int, categories: tuple[str, ...], scenes: int, seed: int
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number in range(scenes):
+        rng = np.random.default_rng([seed, stream, number])
+        scene = sample_scene(rng)
+        category = categories[number % len(categories)]
+        picture = _picture(root, scene, f"{name}_{number:04d}.png")
+        asked = category if name == "mme" else "existence"
+        for truth in (True, False):
+            turn = language.yes_no_question(scene, rng, truth=truth, category=asked, short_share=0.0)
+            question = f"{turn.question} Please answer yes or no." if name == "mme" else turn.question
+            answer = "Yes" if truth else "No"
+            rows.append(dict(zip(_YES_NO, (len(rows), picture, question, answer, category), strict=True)))
+    return rows
+
+
+def _choices(root: Path, scenes: int, seed: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for number in range(scenes):
+        rng = np.random.default_rng([seed, 60, number])
+        scene = sample_scene(rng)
+        turn = language.choice_question(scene, rng)
+        options = dict(_OPTION.findall(turn.question))
+        letters = list(options)
+        stem = turn.question[: _first(turn.question)].strip()
+        picture = _picture(root, scene, f"choice_{number:04d}.png")
+        for turned in range(len(letters)):
+            shown = {letter: options[letters[(at + turned) % len(letters)]] for at, letter in enumerate(letters)}
+            answer = letters[(letters.index(turn.answer) - turned) % len(letters)]
+            rows.append(
+                {
+                    "index": number + turned * _ROTATED, "image_path": picture, "question": stem, **shown,
+                    "answer": answer, "category": "attribute", "l2-category": "perception", "split": "dev",
+                }
+            )  # fmt: skip
+    return sorted(rows, key=lambda row: int(row["index"]))
+
+
+def _first(question: str) -> int:
+    match = _OPTION.search(question)
+    assert match is not None, f"a choice question without options: {question!r}"
+    return match.start()
+
+
+def _picture(root: Path, scene: Scene, name: str) -> str:
+    Image.fromarray(render(scene, PICTURE_SIZE)).save(root / "images" / name)
+    return name
+
+
+def _write(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

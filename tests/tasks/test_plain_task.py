@@ -1,0 +1,81 @@
+"""Tasks without a harness: the same documents, prompts and numbers as lmms-eval's classes have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.records import encode_rle
+from flmm_plugin.tasks.plain_task import PlainTask
+
+LOOKUPS = """
+import sys
+from flmm_plugin.tasks.plain_task import PlainTask
+from flmm_plugin.tasks.task_files import task_config
+assert "lmms_eval" not in sys.modules and "transformers" not in sys.modules
+"""
+
+
+def masks_reply(masks: list[Any]) -> str:
+    import json
+
+    return json.dumps({"masks": [encode_rle(mask) for mask in masks]})
+
+
+def test_refcoco_documents_prompts_and_numbers(refer_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lmms_eval")
+    from flmm_plugin.datasets.refer import ReferDataset
+    from flmm_plugin.tasks.refcoco.docs import ReferDocs, prompt_of
+    from flmm_plugin.tasks.refcoco.task import score
+    from flmm_plugin.tasks.task_files import aggregations
+
+    folder = refer_folder()
+    monkeypatch.setenv("FLMM_DATA", str(folder.root))
+    plain = PlainTask("flmm_refcoco_val")
+    docs = ReferDocs(ReferDataset(folder.root, "refcoco", "val"), "picture")
+    assert [dict(doc) for doc in plain.docs] == [dict(doc) for doc in docs]
+    assert [plain.prompt(doc) for doc in plain.docs] == [prompt_of(doc) for doc in docs]
+    assert plain.generation_kwargs == {"flmm_ground": True, "do_sample": False}
+    replies = []
+    for doc in plain.docs:
+        masks = [folder.mask(ann, doc["image_id"]) for ann in doc["ann_ids"]]
+        masks[0][:, ::2] = False  # half right
+        replies.append(masks_reply(masks))
+    replies[-1] = "nonsense"
+    ours = plain.numbers([plain.score(doc, reply) for doc, reply in zip(plain.docs, replies, strict=True)])
+    logged = [score(doc, [reply]) for doc, reply in zip(docs, replies, strict=True)]
+    theirs = {metric: add([one[metric] for one in logged]) for metric, add in aggregations("flmm_refcoco_val").items()}
+    assert ours == theirs
+    assert 0 < ours["cIoU"] < 100
+    assert (ours["items"], ours["errors"]) == (3, 1)
+
+
+def test_words_that_the_yaml_gives_are_in_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
+
+    write_reasonseg(tmp_path, scenes=2, splits=("val",))
+    write_grandf(tmp_path, scenes=2, splits=("val",))
+    monkeypatch.setenv("FLMM_DATA", str(tmp_path))
+    reason = PlainTask("flmm_reasonseg_val")
+    assert reason.docs[0]["query"] in reason.prompt(reason.docs[0])
+    assert "Briefly answer" in reason.prompt(reason.docs[0])
+    captions = PlainTask("flmm_gcg_val")
+    assert captions.prompt(captions.docs[0]) == "Briefly describe the objects that appear in this image."
+
+
+@pytest.mark.parametrize("name", ["flmm_tiny_mme", "flmm_pope_direct"])
+def test_tasks_of_a_harness_are_refused(name: str) -> None:
+    with pytest.raises(UnknownArgument, match="needs its harness"):
+        PlainTask(name)
+
+
+def test_no_harness_is_imported(refer_folder: Any) -> None:
+    root = refer_folder().root
+    code = f"import os; os.environ['FLMM_DATA'] = {str(root)!r}{LOOKUPS}PlainTask('flmm_refcoco_val')\n{LOOKUPS}"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
