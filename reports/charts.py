@@ -127,7 +127,7 @@ def rank_chart(series: Mapping[str, Sequence[RankPoint]]) -> bytes:
     axes.set(xlabel="average chat rank (1 is best)", ylabel="average ground rank (1 is best)")
     axes.margins(x=0.16, y=0.08)
     axes.legend(loc="upper left", fontsize=8)
-    return _png(figure)
+    return as_png(figure)
 
 
 def recall_chart(samples: Iterable[SampleView]) -> bytes:
@@ -151,7 +151,7 @@ def recall_chart(samples: Iterable[SampleView]) -> bytes:
         axes.step(thresholds, recall, where="post", color=_COLOURS[at % len(_COLOURS)], linestyle=style, label=label)
     axes.set(xlabel="IoU threshold", ylabel="share of phrases with at least that IoU", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="lower left", fontsize=8)
-    return _png(figure)
+    return as_png(figure)
 
 
 def recall_curve(ious: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -176,7 +176,7 @@ def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:
     """
     if any(not table.rows for table in tables):
         raise DataNotFound("an ablation without rows cannot be drawn: leave the paper's rows in, or give runs of it")
-    figure, panels = _panels(len(tables))
+    figure, panels = new_panels(len(tables))
     for axes, table in zip(panels, tables, strict=True):
         rows = [row for row in table.rows if row.kind in ("published", "flmm")]
         variants = list(dict.fromkeys(row.variant or row.label for row in rows))
@@ -195,15 +195,15 @@ def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:
         axes.set_ylabel(table.layout.columns[0].name)
         axes.legend(fontsize=8, loc="lower right")
     figure.supxlabel("* not measured as the published numbers were; flmm report --table 5 says how", fontsize=7)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Axes]:
-    figure, panels = _panels(1, width, height)
+    figure, panels = new_panels(1, width, height)
     return figure, panels[0]
 
 
-def _panels(count: int, width: float = 5.2, height: float = 4.4) -> tuple[Any, list[Axes]]:
+def new_panels(count: int, width: float = 5.2, height: float = 4.4) -> tuple[Any, list[Axes]]:
     """A figure outside pyplot's global state: several may be drawn in one process, and none is shown."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -219,7 +219,8 @@ def _panels(count: int, width: float = 5.2, height: float = 4.4) -> tuple[Any, l
     return figure, panels
 
 
-def _png(figure: Any) -> bytes:
+def as_png(figure: Any) -> bytes:
+    """The figure as a file."""
     buffer = io.BytesIO()
     # No date and no version inside: the same numbers give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
