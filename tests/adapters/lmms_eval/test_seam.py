@@ -122,7 +122,8 @@ def test_a_module_that_is_imported_later_is_wrapped_once_it_ran(
     )
     for name in [name for name in sys.modules if name.split(".")[0] == "lmms_eval"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [one for one in sys.meta_path if type(one).__module__ != after_import.__name__])
+    others = [one for one in sys.meta_path if type(one).__module__ != after_import.__name__]
+    monkeypatch.setattr(sys, "meta_path", others)
     monkeypatch.syspath_prepend(str(tmp_path))
     seam.install()
     seam.install()
