@@ -57,3 +57,7 @@ class ToolNotFound(FlmmError):
 
 class BadCache(FlmmError):
     """A cache of features whose files contradict what they say they are, or that has no room."""
+
+
+class TrainingStopped(FlmmError):
+    """A training run that cannot go on as it is; what it has made so far is on disk."""

@@ -22,6 +22,8 @@ examples:
   flmm data check refcoco                                   is a benchmark's data there and whole?
   flmm doctor                                               is this installation all right?
   flmm heads show heads.safetensors                         what trained heads are for; convert, push, pull
+  flmm train flmm_tiny --out runs/tiny                      heads for a frozen model, from a recipe
+  flmm ablate decoder                                       the paper's ablations, each with its table and figure
   flmm score results/                                       every metric again from logged samples, with intervals
   flmm demo                                                 the whole of it inside lmms-eval, in minutes
   flmm preserve --model flmm_tiny --tasks mme --limit 20    is chat what it is without the plugin?
@@ -38,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             from flmm_plugin.adapters.lmms_eval.demo import main as demo
 
             return demo(words[1:])
-        args = build_parser(words[0] if words else "").parse_args(words)
+        parser = build_parser(words[0] if words else "")
+        args, behind = parser.parse_known_args(words)
+        # argparse takes key=value words in one row only; behind an option they are meant all the same.
+        if behind and hasattr(args, "changes") and all("=" in one and not one.startswith("-") for one in behind):
+            args.changes = [*args.changes, *behind]
+        elif behind:
+            parser.error(f"unrecognized arguments: {' '.join(behind)}")
         status: int = args.run(args)
         return status
     except FlmmError as exc:
@@ -50,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
-    from flmm_plugin.cli import data, doctor, heads, listing, look, preserve, report, reproduce, score
+    from flmm_plugin.cli import ablate, data, doctor, heads, listing, look, preserve, report, reproduce, score, train
 
     parser = argparse.ArgumentParser(
         prog="flmm",
@@ -65,6 +73,8 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     data.add_subcommand(commands)
     doctor.add_subcommand(commands)
     heads.add_subcommand(commands)
+    train.add_subcommand(commands)
+    ablate.add_subcommand(commands)
     score.add_subcommand(commands)
     report.add_subcommand(commands)
     reproduce.add_subcommand(commands)

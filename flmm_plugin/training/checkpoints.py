@@ -51,16 +51,20 @@ class Checkpoints:
         """Folder of a step's checkpoint."""
         return self.folder / f"step_{step:08d}"
 
+    def part(self, step: int) -> Path:
+        """Folder of a checkpoint that is being written."""
+        return self.folder / f"{self.at(step).name}{_PART}"
+
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of a step into; remains of an attempt that was killed go."""
-        part = self.folder / f"{self.at(step).name}{_PART}"
+        part = self.part(step)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         return part
 
     def finish(self, step: int) -> Path:
         """Give the folder of `begin` its name; then the oldest ones go."""
-        part, whole = self.folder / f"{self.at(step).name}{_PART}", self.at(step)
+        part, whole = self.part(step), self.at(step)
         for path in sorted(part.rglob("*")):
             if path.is_file():
                 _make_durable(path)
@@ -75,7 +79,7 @@ class Checkpoints:
 
     def give_up(self, step: int) -> None:
         """Remove what `begin` made: the disk is full, and its space may let others finish."""
-        shutil.rmtree(self.folder / f"{self.at(step).name}{_PART}", ignore_errors=True)
+        shutil.rmtree(self.part(step), ignore_errors=True)
 
 
 def random_states() -> dict[str, Any]:

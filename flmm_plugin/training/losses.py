@@ -31,11 +31,13 @@ class Prepared:
         key: Of the sample.
         features: What the frozen models said about the phrases that are left.
         masks: ``bool[n, H, W]``, their targets, none of them empty.
+        phrases: Their words.
     """
 
     key: str
     features: FrozenFeatures
     masks: Tensor
+    phrases: tuple[str, ...] = ()
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -74,18 +76,25 @@ class HeadsLoss(nn.Module):
         super().__init__()
         self.heads = heads
 
-    def forward(self, batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Sequence[Prepared], anchored: bool = True) -> tuple[Tensor, Tensor]:
         """Losses of some samples, maybe of none.
 
+        Args:
+            batch: The samples.
+            anchored: Give every parameter a part in the second result. Processes that wait for each other's gradients
+                need one of every parameter, even from a batch of nothing; and so that one process does what several
+                do, it has them too.
+
         Returns:
-            ``[b, 5]``, columns as in `TERMS`, 0 where a sample or the heads have no such part; and a 0 that every
-            parameter has a part in: processes that wait for each other's gradients need one of every parameter, even
-            from a batch of nothing.
+            ``[b, 5]``, columns as in `TERMS`, 0 where a sample or the heads have no such part; and a 0 to be added to
+            the loss.
         """
-        anchor = sum(
-            (parameter.sum() * 0.0 for parameter in self.parameters() if parameter.requires_grad),
-            start=torch.zeros((), device=self.heads.device),
+        learning = (
+            [one for one in self.parameters() if one.requires_grad]
+            if anchored
+            else [next(one for one in self.parameters() if one.requires_grad)]
         )
+        anchor = sum((one.sum() * 0.0 for one in learning), start=torch.zeros((), device=self.heads.device))
         if not batch:
             return torch.zeros(0, len(TERMS), device=self.heads.device), anchor
         return torch.stack([self.losses(one) for one in batch]), anchor

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,32 @@ class TrainingSample:
             if not groups[index] or not self.pieces[index].strip():
                 raise EmptyPhrase(f"{self.key}: piece {index} ({self.pieces[index]!r}) has no token to ground")
         return ids, [groups[index] for index in self.grounded]
+
+
+def without_empty(sample: TrainingSample, tokenizer: Any) -> tuple[TrainingSample | None, tuple[str, ...]]:
+    """A sample without those of its phrases that have no words or no token, and what these were.
+
+    An empty expression goes from its list; in a narrative the text stays and the phrase is no longer asked for. None:
+    nothing is left.
+    """
+    kept = [
+        place
+        for place, phrase in enumerate(sample.phrases)
+        if phrase.strip()
+        and tokenizer.encode(phrase.strip() if sample.separator is not None else phrase, add_special_tokens=False)
+    ]
+    gone = tuple(phrase for place, phrase in enumerate(sample.phrases) if place not in kept)
+    if not gone or not kept:
+        return (sample if kept else None), gone
+    pieces, grounded = sample.pieces, tuple(sample.grounded[place] for place in kept)
+    if sample.separator is not None:
+        pieces = tuple(piece for place in kept for piece in (sample.phrases[place], f"{sample.separator} "))
+        pieces, grounded = (*pieces[:-1], sample.separator), tuple(range(0, 2 * len(kept), 2))
+    masks = sample.mask_loader
+    return (
+        replace(sample, pieces=pieces, grounded=grounded, mask_loader=lambda: [masks()[place] for place in kept]),
+        gone,
+    )
 
 
 class TrainingSet(Sequence[TrainingSample]):
@@ -218,9 +244,11 @@ class TrainingSet(Sequence[TrainingSample]):
 
 def data_root_of(recipe: TrainRecipe, part: DataPart) -> str | Path | None:
     """Where a part's files are; the embedded world is written first, if it is asked for."""
-    from flmm_plugin.tiny.panel import TRAIN_WORLD, train_root
+    from flmm_plugin.tiny.panel import HELD_OUT_WORLD, TRAIN_WORLD, held_out_root, train_root
 
     root = part.root or recipe.data.root
+    if root == HELD_OUT_WORLD:
+        return held_out_root()
     return train_root(recipe.data.scenes) if root == TRAIN_WORLD else root
 
 

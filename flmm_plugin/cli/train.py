@@ -1,0 +1,201 @@
+"""``flmm train``: grounding heads for any backbone, from one YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flmm_plugin.errors import UnknownArgument
+
+if TYPE_CHECKING:
+    from flmm_plugin.training.recipe import TrainRecipe
+    from flmm_plugin.training.trainer import TrainedRun, Trainer
+    from flmm_plugin.training.validation import ValidationReport
+
+_DESCRIPTION = """\
+Train mask decoder, mask refiner and keyword selector on a frozen LMM, as the paper does (F-LMM, section 4.1), on
+RefCOCO(+/g) and PNG in their official layouts. The LMM and SAM's image encoder run once per sample; what they say is
+kept on disk and feeds the later epochs. Killed at any moment, the same line goes on and ends with the same weights.
+"""
+
+_EPILOG = """\
+examples:
+  flmm train flmm_tiny --out runs/tiny                      the embedded model on its own world: offline, minutes
+  flmm train flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sam_vit_l_0b3195.pth --out runs/deepseek
+  flmm train my.yaml optimiser.lr=2e-4 epochs=4             a file of your own; any key can be changed behind it
+  flmm train flmm_llava ... --estimate                      how large will the feature cache be, and does it pay?
+  flmm train flmm_llava ... --build-cache-only              fill it, e.g. on many machines, and train later
+  accelerate launch --num_processes 8 "$(command -v flmm)" train flmm_llava ...
+                                                            all GPUs (several machines: accelerate config)
+
+afterwards:
+  lmms_eval --model flmm_llava --model_args pretrained=...,heads=runs/llava --tasks flmm_refcoco_val
+  flmm heads show runs/llava/heads.safetensors
+
+The run's folder: heads.safetensors (best), last.safetensors, log.jsonl, problems.jsonl (what could not be used),
+validation.html (scores and overlays), run.json (versions, data, recipe), checkpoints/ and features/ (the cache).
+"""
+
+
+def add_subcommand(commands: Any) -> None:
+    """Add ``train`` to the parser of ``flmm``."""
+    parser = commands.add_parser(
+        "train",
+        help="train grounding heads on a frozen model",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, or a recipe's name (see --list)")
+    parser.add_argument("changes", metavar="key=value", nargs="*", help="keys of the recipe to change")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME OF THE RECIPE)")
+    parser.add_argument("--list", action="store_true", help="the recipes that the package carries")
+    parser.add_argument("--print", action="store_true", help="the whole recipe with its changes, and stop")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="run the frozen models in every epoch, the paper's way (compare costs)"
+    )
+    parser.add_argument("--estimate", action="store_true", help="say what the feature cache will take, and stop")
+    parser.add_argument("--build-cache-only", action="store_true", help="fill the feature cache, and stop")
+    parser.add_argument(
+        "--early-stop", type=int, metavar="N", help="stop after N validations that brought nothing better"
+    )
+    parser.add_argument("--restart", action="store_true", help="forget an earlier run in the folder (not its cache)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from flmm_plugin.training.recipe import recipes
+
+    if args.list:
+        print("\n".join(recipes()))
+        return 0
+    if args.config is None:
+        raise UnknownArgument(f"name a recipe: a YAML file, or one of {', '.join(recipes())}")
+    recipe = recipe_of(args)
+    if args.print:
+        import yaml
+
+        print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
+        return 0
+    from flmm_plugin.training.trainer import Trainer
+
+    pages = Pages()
+    trainer = Trainer(
+        recipe,
+        args.out or Path("runs") / Path(args.config).stem,
+        restart=args.restart,
+        on_validation=lambda report: pages.write(trainer.folder.page, report),
+        progress=not args.quiet,
+    )
+    if recipe.cache.enabled:
+        told = trainer.estimate()
+        if told is not None and trainer.main:
+            print(told.as_text(), file=sys.stderr)
+        if args.estimate:
+            return 0
+        if args.build_cache_only:
+            return _build(trainer)
+    elif args.estimate or args.build_cache_only:
+        raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
+    run = trainer.run()
+    if trainer.main:
+        print(as_json(run) if args.json else as_text(run))
+    return 0
+
+
+def recipe_of(args: argparse.Namespace) -> TrainRecipe:
+    """The recipe that a command line means."""
+    from flmm_plugin.training.recipe import read_recipe
+
+    changes = list(args.changes)
+    if args.no_cache:
+        changes.append("cache.enabled=false")
+    if args.early_stop is not None:
+        changes.append(f"validation.patience={args.early_stop}")
+    return read_recipe(args.config, changes)
+
+
+def _build(trainer: Trainer) -> int:
+    report = trainer.build_cache()
+    if trainer.main:
+        what = f"{report.found} samples were there, {report.read} were read in {report.seconds:.0f} s"
+        full = "; the cap is reached: the rest is read in every epoch" if report.full else ""
+        wrong = f"; {len(report.problems)} cannot be used: {trainer.folder.problems}" if report.problems else ""
+        print(f"{what}{full}{wrong}")
+    return 0
+
+
+def as_json(run: TrainedRun) -> str:
+    """The result as one JSON object."""
+    from dataclasses import asdict
+
+    return json.dumps({**asdict(run), "heads": str(run.heads), "last": str(run.last)})
+
+
+def as_text(run: TrainedRun) -> str:
+    """The result for a terminal."""
+    lines = [f"{run.heads}  (best of {run.steps} steps: step {run.best_step})"]
+    if run.scores is not None:
+        named = {
+            "cIoU": run.scores.ciou,
+            "mask decoder alone": run.scores.decoder_ciou,
+            "mIoU": run.scores.miou,
+            "recall at 0.5": run.scores.recall,
+            "keyword F1": run.scores.keyword_f1,
+        }
+        numbers = ", ".join(f"{name} {100 * value:.1f}" for name, value in named.items() if value is not None)
+        lines.append(f"last validation: {numbers} ({run.scores.phrases} phrases)")
+    if run.problems:
+        lines.append("could not be used: " + ", ".join(f"{kind} {count}" for kind, count in run.problems.items()))
+    hours, rest = divmod(int(run.seconds), 3600)
+    lines.append(f"{hours} h {rest // 60} min {rest % 60} s{', stopped early' if run.stopped_early else ''}")
+    lines.append(f"now: lmms_eval --model ... --model_args heads={run.heads.parent},... or flmm ground --heads ...")
+    return "\n".join(lines)
+
+
+class Pages:
+    """The page of a run's validations: scores of all, masks of the latest."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, list[Any]] = {}
+
+    def write(self, path: Path, report: ValidationReport) -> None:
+        """Write the page anew; validations of an earlier part of the run are kept from its log."""
+        from flmm_plugin.reports.figures import overlay
+        from flmm_plugin.reports.gallery import Card, Cards, Table, write_page
+
+        self._rows.update(_logged(path.with_name("log.jsonl")))
+        scores = report.scores
+        self._rows[report.step] = [
+            report.step, report.epoch, scores.ciou, scores.decoder_ciou, scores.miou, scores.recall, scores.keyword_f1,
+        ]  # fmt: skip
+        cards = []
+        for one in report.shown:
+            words = "; ".join(f"{mask.phrase} {100 * iou:.0f}" for mask, iou in zip(one.found, one.ious, strict=True))
+            cards.append(Card(overlay(one.picture, one.found), one.key, details=words))
+        columns = ("step", "epoch", "cIoU", "decoder cIoU", "mIoU", "recall at 0.5", "keyword F1")
+        write_page(
+            path,
+            "Validation",
+            [
+                Table("Scores", columns, [self._rows[step] for step in sorted(self._rows)]),
+                Cards(f"Masks after step {report.step}", cards, note="Behind each phrase: its IoU in per cent."),
+            ],
+            lead="Scores of teacher-forced text, 0 to 1: a measure of progress, not of a benchmark.",
+        )
+
+
+def _logged(log: Path) -> dict[int, list[Any]]:
+    """Validations in a run's log, by step."""
+    rows: dict[int, list[Any]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        one = json.loads(line)
+        if "recall" in one:
+            names = ("step", "epoch", "ciou", "decoder_ciou", "miou", "recall", "keyword_f1")
+            rows[int(one["step"])] = [one.get(name) for name in names]
+    return rows

@@ -1,0 +1,130 @@
+"""The folder of a run: where everything is, which recipe it belongs to, and the record of what made the heads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import flmm_plugin
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.errors import TrainingStopped
+from flmm_plugin.heads.checkpoint import HEADS_NAME
+from flmm_plugin.seal import FrozenSeal
+from flmm_plugin.training.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.training.samples import TrainingSet
+    from flmm_plugin.training.trainer import TrainedRun
+
+#: Keys that may differ when a run goes on: they decide nothing about the weights.
+FREE = ("cache", "validation", "saving", "trackers", "bad_samples", "max_bad_share")
+
+
+class RunFolder:
+    """Paths of a run.
+
+    Args:
+        path: The folder.
+        recipe: Of the run.
+    """
+
+    def __init__(self, path: Path, recipe: TrainRecipe) -> None:
+        self.path, self.recipe = path, recipe
+        self.heads = path / HEADS_NAME
+        self.last = path / "last.safetensors"
+        self.log = path / "log.jsonl"
+        self.problems = path / "problems.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.features = path / "features"
+        self.page = path / "validation.html"
+        self._recipe = path / "recipe.yaml"
+        self._record = path / "run.json"
+
+    def open(self, *, restart: bool = False) -> None:
+        """Make the folder, or check that it belongs to the same recipe.
+
+        Raises:
+            TrainingStopped: It holds a run of another recipe.
+        """
+        if restart:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for path in (self.heads, self.last, self.log, self.problems, self.page, self._recipe, self._record):
+                path.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._recipe.exists():
+            before = yaml.safe_load(self._recipe.read_text(encoding="utf-8"))
+            if found := differences(before, self.recipe.to_dict()):
+                raise TrainingStopped(
+                    f"{self.path} holds a run of another recipe ({'; '.join(found[:4])}); name another folder, or give "
+                    "--restart to begin anew"
+                )
+        _write(self._recipe, yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+
+    def name_problem(self, problem: Problem, process: int = 0) -> None:
+        """Append a problem to the list of the run."""
+        line = {"kind": problem.kind, "where": problem.where, "dropped": problem.dropped, "process": process}
+        with self.problems.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def record(
+        self, run: TrainedRun, lmm: GroundedLMM, samples: TrainingSet, *, processes: int, seals: Sequence[FrozenSeal]
+    ) -> None:
+        """Write ``run.json``: what was done, with what, to what."""
+        import accelerate
+        import torch
+        import transformers
+
+        content = {
+            "result": {**asdict(run), "heads": run.heads.name, "last": run.last.name},
+            "recipe": self.recipe.to_dict(),
+            "data": {"samples": len(samples), "phrases": samples.phrases, "digests": samples.digests},
+            "backbone": {
+                **asdict(lmm.backbone.facts),
+                "dtype": str(lmm.backbone.dtype),
+                "preprocessing": lmm.backbone.preprocessing,
+            },
+            "frozen": [seal.digest for seal in seals],
+            "versions": {
+                "flmm_plugin": flmm_plugin.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "accelerate": accelerate.__version__,
+                "python": platform.python_version(),
+            },
+            "machine": platform.machine(),
+            "processes": processes,
+        }
+        _write(self._record, json.dumps(content, indent=1))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
+    """Keys in which two recipes differ, `FREE` ones apart, each as ``key: one, now other``.
+
+    >>> differences({"seed": 0, "cache": 1, "heads": {"merge": "mean"}}, {"seed": 1, "heads": {"merge": "mean"}})
+    ['seed: 0, now 1']
+    """
+    found: list[str] = []
+    for key in dict.fromkeys((*before, *now)):
+        one, other = before.get(key), now.get(key)
+        if (not above and key in FREE) or one == other:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{above}{key}.")
+        else:
+            found.append(f"{above}{key}: {one}, now {other}")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,557 @@
+"""The training loop: frozen features in, heads out; killed at any moment, it goes on to the same weights.
+
+What a step sees is a function of the recipe and the step's number alone: the order of an epoch comes from the seed and
+the epoch, the learning rate from the step. Weights, optimiser, random states and counters are in every checkpoint. A
+sample's loss is computed and sent back alone, so that memory does not grow with the batch; gradients are summed over
+the samples of a step and over all processes, which take every n-th sample each: two processes do what one does.
+
+The frozen parts (LMM, SAM's image encoder) are outside of what accelerate wraps, and under a seal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from flmm_plugin.backbones.base import Backbone
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.errors import FlmmError, TrainingStopped
+from flmm_plugin.heads import GroundingHeads, save_heads
+from flmm_plugin.tiny.runs import Log
+from flmm_plugin.training.building import trainable
+from flmm_plugin.training.cache import CachedReader, FeatureCache
+from flmm_plugin.training.cache_building import BuildReport, CacheEstimate, build, estimate
+from flmm_plugin.training.checkpoints import Checkpoints, load_process, save_process
+from flmm_plugin.training.features import FeatureSource, FrozenReader
+from flmm_plugin.training.frozen import load_lmm, seals_of, without_encoder
+from flmm_plugin.training.losses import TERMS, HeadsLoss, Prepared
+from flmm_plugin.training.preparing import BAD_GRADIENT, BAD_LOSS, KINDS, Preparer
+from flmm_plugin.training.processes import Processes
+from flmm_plugin.training.recipe import TrainRecipe
+from flmm_plugin.training.run_folder import RunFolder
+from flmm_plugin.training.samples import TrainingSample, TrainingSet
+from flmm_plugin.training.schedule import data_order, rate
+from flmm_plugin.training.tracking import chosen_trackers, flat
+from flmm_plugin.training.validation import Scores, Shown, ValidationReport, count
+
+LOG_EVERY = 10  # steps between two lines of the log
+_BAD_IN_A_ROW = 25  # steps without a usable gradient after which a run has no future
+
+
+@dataclass
+class Progress:
+    """What a run remembers beside its weights; plain data.
+
+    Attributes:
+        step: Steps done.
+        unusable: Samples of the current epoch that could not be used, over all processes.
+        best: Score of the best validation, None before the first.
+        best_step: When that was.
+        stale: Validations since then.
+        bad_in_a_row: Steps without a usable gradient, up to now.
+        seconds: That the run took so far, in all its parts.
+    """
+
+    step: int = 0
+    unusable: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    bad_in_a_row: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What one process learns from in a step, how much of it cannot be used, and what is to end the run for it."""
+
+    samples: list[Prepared]
+    unusable: int
+    trouble: TrainingStopped | None = None
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What came out of a run.
+
+    Attributes:
+        heads: File of the best heads.
+        last: File of the heads after the last step.
+        steps: Steps done.
+        best_step: Step of the best heads.
+        scores: Of the last validation; None without one.
+        best_score: Of the best heads, by the recipe's metric.
+        problems: Counts of what could not be used, by kind.
+        seconds: That it took, in all its parts.
+        stopped_early: Because nothing got better.
+    """
+
+    heads: Path
+    last: Path
+    steps: int
+    best_step: int
+    scores: Scores | None
+    best_score: float | None
+    problems: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    stopped_early: bool = False
+
+
+def train(
+    recipe: TrainRecipe,
+    out: str | Path,
+    *,
+    restart: bool = False,
+    on_validation: Callable[[ValidationReport], None] | None = None,
+    backbone: Backbone | None = None,
+    progress: bool = True,
+) -> TrainedRun:
+    """Train heads; a run that was killed goes on.
+
+    Args:
+        recipe: What to do.
+        out: The run's folder: ``heads.safetensors`` (best), ``last.safetensors``, ``recipe.yaml``, ``log.jsonl``,
+            ``problems.jsonl``, ``run.json``, checkpoints and, if not elsewhere, the feature cache.
+        restart: Remove what an earlier run left in ``out``, its cache excepted.
+        on_validation: Called on the main process after each validation.
+        backbone: Loaded already; None: as the recipe says.
+        progress: Show a bar.
+
+    Raises:
+        TrainingStopped: Nothing to learn from, too much that cannot be used, a full disk, or another recipe's folder.
+        FrozenWeightsChanged: The frozen models are not what they were.
+    """
+    return Trainer(
+        recipe, out, restart=restart, on_validation=on_validation, backbone=backbone, progress=progress
+    ).run()
+
+
+class Trainer:
+    """One run. Arguments as for `train`; use that.
+
+    Attributes:
+        lmm: The frozen model, with heads that are brought up to date for validating and saving.
+        samples: To learn from.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        out: str | Path,
+        *,
+        restart: bool = False,
+        on_validation: Callable[[ValidationReport], None] | None = None,
+        backbone: Backbone | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.recipe, self.on_validation = recipe, on_validation
+        trackers, self._advice = chosen_trackers(recipe.trackers)
+        self.processes = Processes(recipe, trackers, Path(out))
+        self.accelerator, self.main = self.processes.accelerator, self.processes.main
+        self.folder = RunFolder(Path(out), recipe)
+        self.processes.together(lambda: self.folder.open(restart=restart) if self.main else None)
+        self.log = Log(self.folder.log)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.saving.keep)
+        self._show = progress and self.main
+        self.samples = TrainingSet(recipe)
+        self.held_out = TrainingSet(recipe, recipe.validation.parts)
+        if not len(self.samples):
+            raise TrainingStopped("the data has no sample to learn from; look at data.root and data.parts")
+        data = ", ".join(f"{part.dataset} {part.split}" for part in self.samples.parts)
+        self.lmm = load_lmm(recipe, str(self.processes.device), backbone, data)
+        assert self.lmm.heads is not None
+        self.seals = seals_of(self.lmm) if self.main else []
+        trained = HeadsLoss(without_encoder(self.lmm.heads)).to(self.processes.device).train()
+        numbers = recipe.optimiser
+        optimizer = torch.optim.AdamW(
+            list(trainable(trained.heads).values()),
+            lr=numbers.lr,
+            betas=numbers.betas,
+            weight_decay=numbers.weight_decay,
+        )
+        self.model, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        self.source = self._source()
+        stop = recipe.bad_samples == "stop"
+        tokenizer, device = self.lmm.backbone.tokenizer, self.processes.device
+        self.preparer = Preparer(self.source, tokenizer, device, stop=stop, heard_of=self._heard_of)
+        self.state = Progress()
+        self._lost: list[Prepared] = []  # whose loss was not finite, in the step at hand
+        self.scores: Scores | None = None
+        self.steps_per_epoch = math.ceil(len(self.samples) / recipe.batch_size)
+        self.steps = recipe.epochs * self.steps_per_epoch
+        if recipe.steps is not None:
+            self.steps = min(self.steps, recipe.steps)
+
+    def run(self) -> TrainedRun:
+        """All steps that the newest checkpoint does not hold yet."""
+        self._resume()
+        if self.main:
+            self._announce()
+        self.accelerator.init_trackers("flmm-train", config=flat(self.recipe.to_dict()))
+        started, before = time.monotonic(), self.state.seconds
+        stopped_early = self._exhausted
+        try:
+            with self._bar() as bar:
+                for batch in () if stopped_early else self._batches():
+                    lines = self._step(batch)
+                    step = self.state.step
+                    self.state.seconds = before + time.monotonic() - started
+                    bar.update()
+                    bar.set_postfix_str(_postfix(lines, self.scores), refresh=False)
+                    if self.main and (step % LOG_EVERY == 0 or step == self.steps):
+                        self.log.write(step=step, epoch=self._epochs(), **_rounded(lines))
+                        self.accelerator.log(lines, step=step)
+                    if self._validation_due(step):
+                        stopped_early = self._validate()
+                    if step % self.recipe.saving.every == 0 or step == self.steps or stopped_early:
+                        self._save()
+                    if stopped_early:
+                        break
+        finally:
+            if isinstance(self.source, CachedReader):
+                self.source.cache.close()
+            self.accelerator.end_training()
+        return self._finish(stopped_early)
+
+    # The feature cache.
+
+    def estimate(self) -> CacheEstimate | None:
+        """What the cache will take, from reading a few samples; nothing is written. None: no cache, or not its turn.
+
+        Raises:
+            BadCache: The disk has no room for it.
+        """
+        told: list[CacheEstimate] = []
+        if self.main and isinstance(self.source, CachedReader):
+            told.append(estimate(self.source.reader, self.source.cache, [*self.samples, *self.held_out]))
+            told[0].check_room()
+        self.accelerator.wait_for_everyone()
+        return told[0] if told else None
+
+    def build_cache(self) -> BuildReport:
+        """Read every sample once, each process its share. Returns what this process did.
+
+        Raises:
+            TrainingStopped: The cache is switched off.
+        """
+        if not isinstance(self.source, CachedReader):
+            raise TrainingStopped("there is no feature cache to build; leave cache.enabled=true")
+
+        def heard_of(sample: TrainingSample, problem: FlmmError) -> None:
+            kind = next((name for error, name in KINDS.items() if isinstance(problem, error)), type(problem).__name__)
+            self.preparer.note(kind, f"{sample.key} ({problem})", len(sample.grounded))
+
+        samples = [*self.samples, *self.held_out]
+        report = build(
+            self.source, samples, rank=self.processes.index, world=self.processes.count, on_problem=heard_of,
+            progress=self._show,
+        )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+        return report
+
+    # One step.
+
+    def _batches(self) -> Iterator[_Batch]:
+        """What this process learns from in each step that is left. On a GPU the next step's is read meanwhile."""
+        plans = (self._samples_of(step) for step in range(self.state.step, self.steps))
+        if self.processes.device.type == "cpu":
+            yield from map(self._read, plans)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            ahead = None
+            for samples in plans:
+                coming = thread.submit(self._read, samples)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = coming
+            if ahead is not None:
+                yield ahead.result()
+
+    def _samples_of(self, step: int) -> list[TrainingSample]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = data_order(len(self.samples), self.recipe.seed, epoch)
+        size = self.recipe.batch_size
+        chosen = order[place * size : (place + 1) * size]
+        return [self.samples[int(index)] for index in chosen[self.processes.index :: self.processes.count]]
+
+    def _read(self, samples: Sequence[TrainingSample]) -> _Batch:
+        found: list[Prepared] = []
+        for sample in samples:
+            try:
+                prepared = self.preparer.prepare(sample)
+            except TrainingStopped as exc:
+                return _Batch(found, len(samples) - len(found), exc)
+            if prepared is not None:
+                found.append(prepared)
+        return _Batch(found, len(samples) - len(found))
+
+    def _step(self, batch: _Batch) -> dict[str, float]:
+        """Gradients of all samples of a step, and one update. Returns mean losses and the like."""
+        state, recipe, processes = self.state, self.recipe, self.processes
+        if state.step % self.steps_per_epoch == 0:
+            state.unusable = 0
+        usable, unusable, troubled = processes.summed(
+            [len(batch.samples), batch.unusable, int(batch.trouble is not None)]
+        )
+        if troubled:
+            raise batch.trouble or TrainingStopped("another process met a sample that cannot be used; it says which")
+        state.unusable += unusable
+        self._check_share()
+        share = rate(recipe.optimiser, state.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.optimiser.lr * share
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = torch.zeros(len(TERMS), dtype=torch.float64)
+        pieces = self._pieces(batch.samples)
+        for place, piece in enumerate(pieces):
+            # DDP averages over processes what is to be summed.
+            terms += self._backward(piece, processes.count / max(usable, 1), last=place == len(pieces) - 1)
+        norm = self._update(usable)
+        processes.together(self._check_losses)
+        state.step += 1
+        means = (processes.reduced(terms) / max(usable, 1)).tolist()
+        lines = {"loss": sum(means), **dict(zip(TERMS, means, strict=True))}
+        return {**lines, "lr": recipe.optimiser.lr * share, "gradient": norm, "samples": float(usable)}
+
+    def _pieces(self, batch: list[Prepared]) -> list[list[Prepared]]:
+        """What is sent back at once; every process has as many pieces, some of nothing."""
+        if self.processes.one_call_per_step:
+            return [batch]
+        count = -(-self.recipe.batch_size // self.processes.count)
+        return [batch[place : place + 1] for place in range(count)]
+
+    def _backward(self, piece: list[Prepared], share: float, *, last: bool) -> Tensor:
+        """Add the gradients of a piece; losses that are not finite do not count. Returns its summed terms, ``[5]``."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            losses, anchor = self.model(piece, anchored=last)
+            finite = torch.isfinite(losses).all(dim=1)
+            self.accelerator.backward(losses[finite].sum() * share + anchor)
+        self._lost += [sample for sample, good in zip(piece, finite.tolist(), strict=True) if not good]
+        return cast(Tensor, losses.detach()[finite].double().sum(dim=0).cpu())
+
+    def _update(self, usable: int) -> float:
+        """Clip and step, unless there is nothing to step along. Returns the gradient's norm."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
+        size = 0.0 if norm is None else float(norm)
+        # A scaler of fp16 skips such steps itself, and learns its scale from them.
+        good = usable > 0 and (math.isfinite(size) or self.accelerator.scaler is not None)
+        if good:
+            self.optimizer.step()
+        self.state.bad_in_a_row = 0 if good else self.state.bad_in_a_row + 1
+        self.processes.together(lambda: None if good else self._note_gradient(usable, size))
+        return size
+
+    def _check_losses(self) -> None:
+        lost, self._lost = self._lost, []
+        for sample in lost:
+            self.preparer.note(BAD_LOSS, sample.key, len(sample.masks))
+
+    def _note_gradient(self, usable: int, size: float) -> None:
+        where = f"step {self.state.step + 1}"
+        if usable:
+            self.preparer.note(BAD_GRADIENT, f"{where} (norm {size})")
+        if self.state.bad_in_a_row >= _BAD_IN_A_ROW:
+            raise TrainingStopped(
+                f"{_BAD_IN_A_ROW} steps in a row gave no usable gradient, the last one {where}; lower optimiser.lr, "
+                f"set precision=fp32, or look at {self.folder.problems}"
+            )
+
+    def _check_share(self) -> None:
+        allowed = self.recipe.max_bad_share * len(self.samples)
+        if self.state.unusable > max(allowed, 1):
+            raise TrainingStopped(
+                f"{self.state.unusable} of the {len(self.samples)} samples cannot be used in this epoch, more than "
+                f"max_bad_share={self.recipe.max_bad_share:g}; {self.folder.problems} names them"
+            )
+
+    # Validating, saving.
+
+    def _validation_due(self, step: int) -> bool:
+        if not len(self.held_out):
+            return False
+        every = max(1, round(self.recipe.validation.every * self.steps_per_epoch))
+        return step % every == 0 or step == self.steps
+
+    def _validate(self) -> bool:
+        """Measure, keep the heads if they are the best so far. Returns whether it is time to stop."""
+        heads, options = self._synced(), self.recipe.validation
+        mine = self.held_out[self.processes.index :: self.processes.count]
+        wanted = options.pictures if self.main and self.on_validation is not None else 0
+        measured: list[tuple[Tensor, list[Shown]]] = []
+        self.processes.together(
+            lambda: measured.append(count(heads, mine, self.preparer, pictures=wanted, progress=self._measuring))
+        )
+        counts, shown = measured[0]
+        self.scores = Scores.of_counts(self.processes.summed(counts.tolist()))
+        score = getattr(self.scores, options.metric)
+        better = score is not None and (self.state.best is None or score > self.state.best)
+        if better:
+            self.state.best, self.state.best_step, self.state.stale = score, self.state.step, 0
+        else:
+            self.state.stale += 1
+        if self.main:
+            numbers = {key: value for key, value in asdict(self.scores).items() if value is not None}
+            self.log.write(step=self.state.step, epoch=self._epochs(), **_rounded(numbers), best=better)
+            self.accelerator.log({f"validation/{key}": value for key, value in numbers.items()}, step=self.state.step)
+            if better:
+                self._write_heads(self.folder.heads)
+            if self.on_validation is not None:
+                self.on_validation(ValidationReport(self.state.step, self._epochs(), self.scores, tuple(shown), better))
+        return self._exhausted
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether nothing got better for as long as the recipe has patience."""
+        patience = self.recipe.validation.patience
+        return patience is not None and self.state.stale >= patience
+
+    def _measuring(self, samples: Sequence[TrainingSample]) -> Sequence[TrainingSample]:
+        from tqdm import tqdm
+
+        return cast("Sequence[TrainingSample]", tqdm(samples, desc="validate", leave=False, disable=not self._show))
+
+    def _save(self) -> None:
+        """One checkpoint; a full disk leaves the one before."""
+        step, together, checkpoints = self.state.step, self.processes.together, self.checkpoints
+        scores = None if self.scores is None else asdict(self.scores)
+        content = {"progress": asdict(self.state), "problems": self.preparer.state(), "scores": scores}
+
+        def fill() -> None:
+            self.accelerator.save_state(str(checkpoints.part(step)))
+            save_process(checkpoints.part(step), self.processes.index, {**content, "processes": self.processes.count})
+
+        together(lambda: self._guarded(lambda: checkpoints.begin(step) if self.main else None))
+        together(lambda: self._guarded(fill))
+        together(lambda: self._guarded(lambda: checkpoints.finish(step) if self.main else None))
+
+    def _guarded(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except (OSError, RuntimeError) as exc:  # torch and safetensors tell of a full disk by either
+            self.checkpoints.give_up(self.state.step)
+            newest = self.checkpoints.newest()
+            kept = "nothing was saved before" if newest is None else f"{newest} is whole"
+            raise TrainingStopped(
+                f"the checkpoint of step {self.state.step} cannot be written ({exc}); {kept}: make room and run the "
+                "same line again, it goes on from there"
+            ) from exc
+
+    def _write_heads(self, path: Path) -> None:
+        heads = self.lmm.heads
+        assert heads is not None
+        notes = {
+            "recipe": self.recipe.to_dict(),
+            "step": self.state.step,
+            "scores": None if self.scores is None else asdict(self.scores),
+        }
+        self.lmm.heads.manifest = replace(self.lmm.heads.manifest, notes=notes)
+        self._guarded(
+            lambda: save_heads(path, cast(GroundingHeads, self.lmm.heads), storage=self.recipe.saving.storage)
+        )
+
+    def _finish(self, stopped_early: bool) -> TrainedRun:
+        """The last heads, and proof that nothing else was trained."""
+        self._synced()
+        if self.main:
+            for seal in self.seals:
+                seal.verify()
+            self._write_heads(self.folder.last)
+            if self.state.best is None:
+                self._write_heads(self.folder.heads)
+        run = TrainedRun(
+            heads=self.folder.heads,
+            last=self.folder.last,
+            steps=self.state.step,
+            best_step=self.state.best_step or self.state.step,
+            scores=self.scores,
+            best_score=self.state.best,
+            problems=self.preparer.counts,
+            seconds=round(self.state.seconds, 1),
+            stopped_early=stopped_early,
+        )
+        if self.main:
+            self.folder.record(run, self.lmm, self.samples, processes=self.processes.count, seals=self.seals)
+        self.accelerator.wait_for_everyone()
+        return run
+
+    def _synced(self) -> GroundingHeads:
+        """The heads of the LMM, with the weights that are being trained."""
+        heads = self.lmm.heads
+        assert heads is not None
+        weights = self.processes.weights(self.model)
+        own = {name.removeprefix("module.").removeprefix("heads."): value for name, value in weights.items()}
+        misfit = heads.load_state_dict(own, strict=False)
+        odd = [name for name in misfit.missing_keys if ".image_encoder." not in name] + misfit.unexpected_keys
+        assert not odd, f"weights of another module: {odd[:3]}"
+        return heads
+
+    # Beginning, and going on.
+
+    def _resume(self) -> None:
+        newest = self.checkpoints.newest()
+        if newest is None:
+            torch.manual_seed(self.recipe.seed + 1)
+            return
+        self.accelerator.load_state(str(newest))
+        content = load_process(newest, self.processes.index, self.processes.count)
+        self.state = Progress(**content["progress"])
+        self.preparer.restore(content["problems"])
+        if content["scores"] is not None:
+            self.scores = Scores(**content["scores"])
+
+    def _source(self) -> FeatureSource:
+        reader, options = FrozenReader(self.lmm), self.recipe.cache
+        if not options.enabled:
+            return reader
+        cap = None if options.cap_gb is None else int(options.cap_gb * 1e9)
+        folder = Path(options.folder) if options.folder else self.folder.features
+        return CachedReader(reader, FeatureCache.of_reader(folder, reader, cap_bytes=cap))
+
+    def _announce(self) -> None:
+        self.log.write(
+            phase="begin" if not self.state.step else "go on",
+            step=self.state.step,
+            steps=self.steps,
+            samples=len(self.samples),
+            phrases=self.samples.phrases,
+            held_out=len(self.held_out),
+            trained_parameters=sum(one.numel() for one in self.model.parameters() if one.requires_grad),
+            processes=self.processes.count,
+            device=str(self.processes.device),
+        )
+        for problem in (*self.samples.problems, *self.held_out.problems):
+            self.folder.name_problem(problem)
+        if self._advice:
+            self.accelerator.print(self._advice)
+
+    def _heard_of(self, problem: Problem) -> None:
+        self.folder.name_problem(problem, self.processes.index)
+
+    def _bar(self) -> Any:
+        from tqdm import tqdm
+
+        name = self.lmm.backbone.name.rstrip("/").rsplit("/", 1)[-1]
+        return tqdm(
+            total=self.steps, initial=self.state.step, desc=f"train {name}", disable=not self._show, unit="step"
+        )
+
+    def _epochs(self) -> float:
+        return round(self.state.step / self.steps_per_epoch, 3)
+
+
+def _postfix(lines: dict[str, float], scores: Scores | None) -> str:
+    text = f"loss {lines['loss']:.3f}"
+    return text if scores is None or scores.ciou is None else f"{text}, cIoU {100 * scores.ciou:.1f}"
+
+
+def _rounded(lines: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in lines.items()}
