@@ -24,6 +24,10 @@ SEED = 7000
 #: Data root of a training recipe that stands for `train_root`.
 TRAIN_WORLD = "flmm_tiny_train"
 
+#: Data root of a recipe that stands for `held_out_root`: enough narratives to tell two recipes apart.
+HELD_OUT_WORLD = "flmm_tiny_held_out"
+HELD_OUT_SCENES, HELD_OUT_SEED = 80, 60
+
 #: Streams of the training world: no measure of the package draws from them.
 TRAIN_SEED = 40
 
@@ -47,6 +51,17 @@ def train_root(scenes: int) -> Path:
     """A data root with ``scenes`` pictures of RefCOCO and as many of PNG to train on, and a few to validate on."""
     return _written_once(
         cache_folder() / "tiny_world" / f"train-{scenes}-{_version()}", lambda root: write_train(root, scenes=scenes)
+    )
+
+
+@functools.cache
+def held_out_root() -> Path:
+    """A data root with narratives of PNG (``val``) that nothing is trained on, for ablations."""
+    from flmm_plugin.tiny.layouts_png import write_png
+
+    return _written_once(
+        cache_folder() / "tiny_world" / f"held-out-{_version()}",
+        lambda root: write_png(root, scenes=HELD_OUT_SCENES, seed=HELD_OUT_SEED),
     )
 
 

@@ -1,0 +1,255 @@
+"""``flmm ablate``: the paper's ablations on any backbone, each with its table and its figure."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flmm_plugin.errors import DataNotFound, ToolNotFound
+
+if TYPE_CHECKING:
+    from flmm_plugin.training.ablations import Measured, Study
+
+_DESCRIPTION = """\
+Train one arm after the other on the same data, measure each on held-out samples, and print the study's table:
+
+  decoder   Figure 5: attention of which layers, mean or max over a phrase's tokens, normalised or not, input size
+  refiner   Table 5: what SAM is told (mask, box, text), which SAM
+  selector  Table 6: the keyword selector at several thresholds, beside spaCy's noun chunks where spaCy is installed
+
+The LMM is read once for all arms. Killed, the same line goes on: finished arms are read, not made again.
+"""
+_EPILOG = """\
+examples:
+  flmm ablate decoder --out runs/ablations                      on the embedded model and its world, offline
+  flmm ablate decoder --parts layers merge --seeds 3            two of the four parts, every arm three times
+  flmm ablate refiner --config flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sams/sam_vit_l_0b3195.pth \\
+      --sams sams                                               as in the paper: DeepSeekVL-1.3B, PNG, three SAMs
+
+Writes OUT/STUDY.csv and OUT/STUDY.png; runs and their heads are in folders beside them.
+"""
+#: Heading -> key of `Measured.scores`. The paper's average recall on PNG is the mean IoU of all phrases: the area under
+#: the share of phrases above every threshold.
+_SCORES = {"average recall (mean IoU), %": "miou", "cIoU, %": "ciou", "recall at 0.5, %": "recall"}
+_COST = "decoder, GFLOP per phrase"
+_PAPER = "paper (DeepSeekVL-1.3B, PNG average recall)"
+
+
+def add_subcommand(commands: Any) -> None:
+    """Add ``ablate`` to the parser of ``flmm``."""
+    parser = commands.add_parser(
+        "ablate",
+        help="the paper's ablations: decoder, refiner, selector",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", choices=("decoder", "refiner", "selector"), help="what is varied")
+    parser.add_argument("changes", metavar="key=value", nargs="*", help="keys of the recipe to change, for all arms")
+    parser.add_argument(
+        "--config", default="flmm_tiny_ablation", help="recipe, by name or as a YAML file (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: %(default)s")
+    parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="only these (see --list)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train every arm N times (default: 1)")
+    parser.add_argument("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
+    parser.add_argument("--list", action="store_true", help="the study's parts and arms, and stop")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=_ablate)
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    from flmm_plugin.training.ablations import STUDIES, arm_recipe, chosen, run_study, with_sams
+
+    base = arm_recipe(args.config, args.changes, 0, args.out)
+    study, left_out = with_sams(STUDIES[args.study], base, args.sams)
+    study = chosen(study, args.parts)
+    if args.list:
+        print("\n".join(f"{part.key:<10} {', '.join(arm.name for arm in part.arms)}" for part in study.parts))
+        return 0
+    for line in left_out:
+        _say(line)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found: list[Measured] = []
+    for one in run_study(
+        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), heard=_say,
+        progress=not args.quiet,
+    ):  # fmt: skip
+        found.append(one)
+        _say(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
+    rows = selector_rows(args, found) if study.key == "selector" else arm_rows(study, found)
+    picture = selector_figure(rows) if study.key == "selector" else arm_figure(study, found)
+    table, drawing = args.out / f"{study.key}.csv", args.out / f"{study.key}.png"
+    table.write_text(as_csv(rows, provenance(args, found)), encoding="utf-8")
+    drawing.write_bytes(picture)
+    print(as_markdown(rows))
+    _say(f"wrote {table} and {drawing}")
+    return 0
+
+
+def arm_rows(study: Study, found: Sequence[Measured]) -> list[dict[str, str]]:
+    """A row per arm: means over seeds, half of the range behind them."""
+    rows: list[dict[str, str]] = []
+    for part in study.parts:
+        for arm in part.arms:
+            runs = [one for one in found if (one.part, one.arm) == (part.key, arm.name)]
+            if not runs:
+                continue
+            row = {"in the paper": part.table, "varied": part.title, "arm": arm.name}
+            row |= {heading: _mean([one.scores.get(key) for one in runs]) for heading, key in _SCORES.items()}
+            if study.key == "decoder":
+                row[_COST] = f"{runs[0].decoder_gflop:.2f}"
+            printed = _published(part.table, arm.name)
+            row[_PAPER] = part.said if printed is None else f"{printed:.1f}"
+            rows.append(row)
+    return rows
+
+
+def arm_figure(study: Study, found: Sequence[Measured]) -> bytes:
+    """Bars of every part."""
+    from flmm_plugin.reports.ablation_figures import Bar, Panel, ablation_bars
+
+    panels = []
+    for part in study.parts:
+        bars = []
+        for arm in part.arms:
+            values = [one.scores.get("miou") for one in found if (one.part, one.arm) == (part.key, arm.name)]
+            numbers = tuple(100 * value for value in values if value is not None)
+            if numbers:
+                bars.append(Bar(arm.name, numbers, _published(part.table, arm.name)))
+        note = part.said if all(bar.paper is None for bar in bars) else ""
+        panels.append(Panel(part.title, "average recall (mean IoU), %", tuple(bars), note))
+    return ablation_bars(panels)
+
+
+def selector_rows(args: argparse.Namespace, found: Sequence[Measured]) -> list[dict[str, str]]:
+    """A row per threshold and seedless tool; counts of words are summed over texts and seeds, then divided."""
+    from flmm_plugin.tasks.keywords.noun_chunks import load_noun_chunks
+    from flmm_plugin.tasks.metrics.keywords import PickedCounts, total, word_counts
+    from flmm_plugin.training.ablations import THRESHOLDS, arm_recipe
+    from flmm_plugin.training.selections import select
+
+    texts = [
+        one
+        for run in found
+        for one in select(arm_recipe(args.config, args.changes, run.seed, args.out), run.folder, THRESHOLDS)
+    ]
+    if not texts:
+        raise DataNotFound("no held-out text has annotated words; validation.parts must name PNG narratives")
+
+    def row(method: str, counts: PickedCounts) -> dict[str, str]:
+        return {
+            "method": method,
+            "F1, %": _percent(counts.f1),
+            "recall, %": _percent(counts.recall),
+            "precision, %": _percent(counts.precision),
+            "of": "words, here",
+        }
+
+    rows = [
+        row(f"keyword selector, threshold {limit}", total(word_counts(t.text, t.picked[at], t.wanted) for t in texts))
+        for at, limit in enumerate(THRESHOLDS)
+    ]
+    try:
+        chunks = load_noun_chunks()
+        rows.append(row(f"noun chunks ({chunks.name})", total(
+            word_counts(one.text, chunks.spans(one.text), one.wanted) for one in texts
+        )))  # fmt: skip
+    except ToolNotFound as exc:
+        _say(f"left out: {exc}")
+    return [*rows, *_published_selectors()]
+
+
+def selector_figure(rows: Sequence[Mapping[str, str]]) -> bytes:
+    """Precision over recall."""
+    from flmm_plugin.reports.ablation_figures import Chosen, chosen_words
+
+    points = []
+    for row in rows:
+        if row["recall, %"] and row["precision, %"]:
+            kind = "paper" if "paper" in row["of"] else "here" if "threshold" in row["method"] else "tool"
+            name = row["method"].rsplit("threshold ", 1)[-1] + (" (paper)" if kind == "paper" else "")
+            points.append(Chosen(name, float(row["precision, %"]), float(row["recall, %"]), kind))
+    return chosen_words(points)
+
+
+def provenance(args: argparse.Namespace, found: Sequence[Measured]) -> dict[str, str]:
+    """What made the numbers: the command, the data, the frozen model and the versions, as a run recorded them."""
+    import json
+
+    record = json.loads((found[0].folder / "run.json").read_text(encoding="utf-8"))
+    words = ["flmm", "ablate", args.study, *args.changes, "--config", Path(args.config).name]
+    words += ["--parts", *args.parts] if args.parts else []
+    words += ["--seeds", str(args.seeds)] if args.seeds != 1 else []
+    backbone, data = record["backbone"], record["data"]
+    return {
+        "command": " ".join(words),
+        "backbone": f"{Path(backbone['name']).name}, {backbone['layers']} layers x {backbone['heads']} heads",
+        "frozen weights": ", ".join(record["frozen"]),
+        "learnt from": f"{data['samples']} pictures, {data['phrases']} phrases",
+        "measured on": f"{found[0].scores.get('phrases')} held-out phrases",
+        "steps": f"{found[0].steps} of {record['recipe']['batch_size']} pictures",
+        "seeds": ", ".join(sorted({str(one.seed) for one in found})),
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "machine": record["machine"],
+    }
+
+
+def as_csv(rows: Sequence[Mapping[str, str]], facts: Mapping[str, str]) -> str:
+    """Rows under their headings, where they come from in ``#`` lines above."""
+    out = io.StringIO()
+    for name, value in facts.items():
+        out.write(f"# {name}: {value}\n")
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows as a table."""
+    import pandas as pd
+
+    from flmm_plugin.reports.tables import markdown
+
+    return markdown(pd.DataFrame(list(rows)))
+
+
+def _published(table: str, variant: str) -> float | None:
+    from flmm_plugin.reports.published import published_of
+
+    numbers = [one.number for one in published_of(table) if one.variant == variant and one.column == "PNG all"]
+    return numbers[0] if numbers else None
+
+
+def _published_selectors() -> list[dict[str, str]]:
+    from flmm_plugin.reports.published import published_of
+
+    rows: dict[str, dict[str, str]] = {}
+    for one in published_of("6"):
+        row = rows.setdefault(one.row, {"method": one.row})
+        row[f"{one.column.removeprefix('keywords ')}, %"] = one.value
+    return [{**row, "of": "not said, PNG (paper)"} for row in rows.values()]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Per cent, with half of the range over seeds where there are several."""
+    numbers = [100 * value for value in values if value is not None]
+    if not numbers:
+        return ""
+    spread = f" ± {(max(numbers) - min(numbers)) / 2:.1f}" if len(numbers) > 1 else ""
+    return f"{statistics.fmean(numbers):.1f}{spread}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

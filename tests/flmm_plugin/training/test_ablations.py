@@ -1,0 +1,155 @@
+"""Arms of the paper's ablations: which recipes they are, and that each is trained once, measured, and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flmm_plugin.cli import main
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.reports.tables import read_csv
+from flmm_plugin.training import ablations
+from flmm_plugin.training.ablations import (
+    DECODER,
+    REFINER,
+    STUDIES,
+    arm_recipe,
+    chosen,
+    finished_run,
+    run_name,
+    run_study,
+    with_sams,
+)
+from flmm_plugin.training.recipe import read_recipe, recipes
+
+CONFIG = "flmm_tiny_ablation"
+#: Of every run here: next to nothing is learnt from next to nothing.
+SMALL = ["data.scenes=2", "steps=1", "batch_size=2", "validation.parts=[{dataset: refcoco, split: train, limit: 1}]"]
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.key)
+@pytest.mark.parametrize("config", recipes())
+def test_every_arm_is_a_recipe_of_its_own(study: Any, config: str, tmp_path: Path) -> None:
+    base = read_recipe(config)
+    study, _ = with_sams(study, base, None)
+    for part in study.parts:
+        made = [arm_recipe(config, [*study.changes, *arm.changes], 0, tmp_path).to_dict() for arm in part.arms]
+        assert len({json.dumps(one, sort_keys=True) for one in made}) == len(made), part.key
+        names = [run_name([*study.changes, *arm.changes], 0) for arm in part.arms]
+        assert len(set(names)) == len(names)
+
+
+def test_the_decoder_is_studied_without_the_refiner(tmp_path: Path) -> None:
+    for part in DECODER.parts:
+        for arm in part.arms:
+            recipe = arm_recipe(CONFIG, [*DECODER.changes, *arm.changes], 3, tmp_path)
+            assert not recipe.heads.refiner.enabled
+            assert recipe.seed == 3
+            assert recipe.cache.folder == str(tmp_path / "features")
+
+
+def test_table_5a_gives_sam_one_prompt_more_per_row(tmp_path: Path) -> None:
+    (prompts,) = REFINER.parts
+    made = [arm_recipe(CONFIG, arm.changes, 0, tmp_path).heads.refiner for arm in prompts.arms]
+    assert [one.enabled for one in made] == [False, True, True, True]
+    given = [(one.prompts.mask, one.prompts.box, one.prompts.text) for one in made[1:]]
+    assert given == [(True, False, False), (True, True, False), (True, True, True)]
+
+
+def test_sams_are_those_that_there_are(tmp_path: Path) -> None:
+    tiny = read_recipe(CONFIG)
+    study, left_out = with_sams(REFINER, tiny, None)
+    assert [arm.name for arm in study.parts[1].arms] == ["small SAM, initial weights", "small SAM, trained"]
+    assert "ViT-H" in left_out[0]
+    (tmp_path / "sam_vit_b_01ec64.pth").touch()
+    official = read_recipe(CONFIG, ["heads.refiner.sam=vit_l", "heads.refiner.checkpoint=sam_vit_l_0b3195.pth"])
+    study, left_out = with_sams(REFINER, official, tmp_path)
+    assert [arm.name for arm in study.parts[1].arms] == ["SAM ViT-B", "SAM ViT-L"]
+    assert study.parts[1].arms[1].changes == ()  # the recipe's own
+    assert left_out == ["SAM ViT-H is left out: give the folder with sam_vit_h_4b8939.pth as --sams"]
+    assert with_sams(DECODER, tiny, None) == (DECODER, [])
+
+
+def test_parts_are_chosen_by_name() -> None:
+    assert [part.key for part in chosen(DECODER, ["merge", "layers"]).parts] == ["merge", "layers"]
+    with pytest.raises(UnknownArgument, match="no part 'layer'; it has layers, merge, normalise, size"):
+        chosen(DECODER, ["layer"])
+
+
+def test_names_of_runs_are_file_names() -> None:
+    name = run_name(["heads.refiner.sam=vit_b", "heads.refiner.checkpoint=/some where/sam_vit_b.pth"], 0)
+    assert name == "sam-vit-b+checkpoint-sam-vit-b-pth+seed-0"
+    assert run_name([], 2) == "seed-2"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder study of two parts that share an arm, run through the command."""
+    folder = tmp_path_factory.mktemp("ablations")
+    words = ["ablate", "decoder", "--config", CONFIG, *SMALL, "--parts", "merge", "normalise", "--out", str(folder)]
+    assert main([*words, "--quiet"]) == 0
+    return folder
+
+
+def test_an_arm_of_two_parts_is_trained_once(out: Path) -> None:
+    assert {path.parent.name for path in out.glob("*/run.json")} == {
+        "selector-false+enabled-false+seed-0",
+        "selector-false+merge-max+enabled-false+seed-0",
+        "selector-false+normalise-false+enabled-false+seed-0",
+    }
+
+
+def test_the_table_says_where_it_is_from(out: Path) -> None:
+    table = read_csv(out / "decoder.csv")
+    assert table["arm"].tolist() == ["mean", "max", "normalised", "as they are"]
+    score = "average recall (mean IoU), %"
+    assert table[score][0] == table[score][2]  # the shared arm
+    assert all(0 <= float(value) <= 100 for value in table[score])
+    assert all(float(value) > 0 for value in table["decoder, GFLOP per phrase"])
+    head = (out / "decoder.csv").read_text().split("in the paper")[0]
+    for fact in ("command: flmm ablate decoder data.scenes=2", "frozen weights: ", "learnt from: ", "versions: "):
+        assert f"# {fact}" in head
+    assert str(out) not in head
+    assert (out / "decoder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_arms_are_read_and_others_are_not(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> None:
+        raise AssertionError("a finished arm was trained again")
+
+    monkeypatch.setattr(ablations, "_trained", fails)
+    said: list[str] = []
+    study = chosen(DECODER, ["merge"])
+    found = list(run_study(study, CONFIG, SMALL, out, heard=said.append))
+    assert [(one.part, one.arm) for one in found] == [("merge", "mean"), ("merge", "max")]
+    assert all(line.endswith("finished before") for line in said)
+    folder = found[0].folder
+    again = arm_recipe(CONFIG, [*SMALL, *study.changes], 0, out)
+    assert finished_run(folder, again) is not None
+    for other in ("steps=2", "validation.parts=[{dataset: refcoco, split: train, limit: 2}]"):
+        assert finished_run(folder, arm_recipe(CONFIG, [*SMALL, other, *study.changes], 0, out)) is None
+    with pytest.raises(AssertionError, match="trained again"):
+        list(run_study(study, CONFIG, SMALL, out, seeds=[1]))
+
+
+def test_the_selector_is_read_at_every_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*SMALL[:-1], "validation.parts=[{dataset: png, split: val, limit: 1}]", "heads.refiner.enabled=false"]
+    words = ["ablate", "selector", "--config", CONFIG, *small, "--out", str(tmp_path), "--quiet"]
+    assert main(words) == 0
+    table = read_csv(tmp_path / "selector.csv")
+    assert [name for name in table["method"] if "threshold" in name] == [
+        f"keyword selector, threshold {limit}" for limit in ablations.THRESHOLDS
+    ]
+    recalls = [float(value) for value in table["recall, %"] if value][: len(ablations.THRESHOLDS)]
+    assert recalls == sorted(recalls, reverse=True)
+    assert "82.8" in table["F1, %"].tolist()  # the paper's own row
+    assert (tmp_path / "selector.png").exists()
+    assert "82.8" in capsys.readouterr().out
+
+
+def test_parts_and_arms_are_listed_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "decoder", "--list"]) == 0
+    assert "layers     early, mid, late, all" in capsys.readouterr().out
