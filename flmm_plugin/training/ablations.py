@@ -199,6 +199,8 @@ def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[S
             found.append(Arm(label, (f"{_REFINER}sam={variant}", f"{_REFINER}checkpoint={path}")))
         else:
             missing.append(f"{label} is left out: give the folder with {name} as --sams")
+    if len(found) < 2:  # nothing to compare
+        return study, missing
     part = Part("sam", "Which SAM", "5b", tuple(found))
     return dataclasses.replace(study, parts=(*study.parts, part)), missing
 
@@ -222,15 +224,14 @@ def run_name(changes: Sequence[str], seed: int) -> str:
     >>> run_name(["heads.refiner.enabled=false", "heads.decoder.layers=early"], 1)
     'layers-early+enabled-false+seed-1'
     """
-    words = sorted(change.rsplit(".", 1)[-1] if "=" in change else change for change in changes)
-    named = [re.sub(r"[^A-Za-z0-9]+", "-", _short(word)).strip("-") for word in words]
+    named = [re.sub(r"[^A-Za-z0-9]+", "-", _short(change)).strip("-") for change in changes]
     return "+".join([*sorted(named, reverse=True), f"seed-{seed}"])
 
 
 def _short(change: str) -> str:
-    """A path in a change by its last part: folders make no file names."""
+    """The last part of a key and of its value, if that is a path: folders make no file names."""
     key, _, value = change.partition("=")
-    return f"{key}={value.rsplit('/', 1)[-1]}"
+    return f"{key.rsplit('.', 1)[-1]}={value.rsplit('/', 1)[-1]}"
 
 
 def run_study(

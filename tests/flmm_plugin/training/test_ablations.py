@@ -23,7 +23,7 @@ from flmm_plugin.training.ablations import (
     run_study,
     with_sams,
 )
-from flmm_plugin.training.recipe import read_recipe, recipes
+from flmm_plugin.training.recipe import read_recipe
 
 CONFIG = "flmm_tiny_ablation"
 #: Of every run here: next to nothing is learnt from next to nothing.
@@ -31,7 +31,7 @@ SMALL = ["data.scenes=2", "steps=1", "batch_size=2", "validation.parts=[{dataset
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=lambda study: study.key)
-@pytest.mark.parametrize("config", recipes())
+@pytest.mark.parametrize("config", [CONFIG, "flmm_deepseekvl"])  # the small one, and the paper's
 def test_every_arm_is_a_recipe_of_its_own(study: Any, config: str, tmp_path: Path) -> None:
     base = read_recipe(config)
     study, _ = with_sams(study, base, None)
