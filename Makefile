@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types wheel bench docs constraints clean
+.PHONY: help demo test lint types wheel bench docs panel constraints clean
 
 help:
 	@echo "make demo         set up, then run lmms_eval --model flmm_tiny --tasks mme,refcoco_seg and write $(DEMO)/index.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make wheel        build dist/*.whl and check what is in it"
 	@echo "make bench        what capturing attention costs, beside the plain model and the paper's way"
 	@echo "make docs         remake the figures, tables and CSV that README shows (needs the tiny weights)"
+	@echo "make panel        every task on the embedded model: docs/panel.md and the paper's tables with its rows (minutes)"
 	@echo "make constraints  let the resolver remake constraints.txt from setup.cfg"
 	@echo "make clean        remove what was built (not $(VENV))"
 
@@ -52,6 +53,9 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_results.py
+
+panel: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_panel.py
 
 constraints: $(STAMP)
 	$(BIN)/uv pip compile setup.cfg --all-extras --python-version 3.11 --python-platform linux --annotation-style line \

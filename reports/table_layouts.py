@@ -255,6 +255,8 @@ def _keywords(name: str) -> Column:
         (
             Source(task, (name,), "png_keywords", "linear keyword selector"),
             Source(task, (f"spacy_{name}",), "png_keywords", "spaCy parser"),
+            Source("flmm_tiny_keywords", (name,), "tiny_world", f"linear keyword selector, {WORLD}"),
+            Source("flmm_tiny_keywords", (f"spacy_{name}",), "tiny_world", f"spaCy parser, {WORLD}"),
         ),
         "png_keywords", 1, ("flmm_keywords",), needs_flmm=True,
     )  # fmt: skip

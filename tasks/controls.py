@@ -198,10 +198,10 @@ def _centre(one: Logged, _: Logged) -> str:
 
 def _wrong_phrase(one: Logged, other: Logged) -> str:
     masks = _masks(one)
-    if len(masks) == 1:
-        strange = _masks(other)
-        masks = [fitted(strange[0], masks[0].shape) if strange else np.zeros(masks[0].shape, bool)]
-    return _with_masks(one, [*masks[1:], *masks[:1]] if len(masks) > 1 else masks)
+    if len(masks) != 1:
+        return _with_masks(one, [*masks[1:], *masks[:1]])
+    size, strange = (masks[0].shape[0], masks[0].shape[1]), _masks(other)
+    return _with_masks(one, [fitted(strange[0], size) if strange else np.zeros(size, dtype=np.bool_)])
 
 
 def _other_picture(one: Logged, other: Logged) -> str:

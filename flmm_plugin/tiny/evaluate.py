@@ -115,7 +115,7 @@ def evaluate(
     asked = [asked_about(scene, np.random.default_rng([seed, 31, i])) for i, (scene, *_) in enumerate(world)]
     rows = [*measure_right_and_wrong(lmm, world, asked), *untrained_rows(world, asked)]
     if controls:
-        rows.insert(1, _random_row(lmm, heads.parent / "control_random.safetensors", world, asked))
+        rows.insert(1, _random_row(heads.parent / "control_random.safetensors", world, asked))
         rows.insert(3, _image_only_row(lmm, heads.parent / "control_image_only.safetensors", world, asked))
     lmm.seal.verify()
     return {
@@ -296,16 +296,31 @@ def _fixed_row(
     return row(method, {}, overlaps)
 
 
-def _random_row(trained: Any, path: Path, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
-    """Control: the same recipe on an untrained LMM of the same shape."""
-    from flmm_plugin.grounded_lmm import GroundedLMM
+def write_untrained(place: Path) -> Path:
+    """Save an LMM of the embedded one's shape, tokenizer and processor that was never trained.
+
+    Args:
+        place: A folder named ``flmm_tiny``, as heads remember the name of the model that they were trained for.
+
+    Returns:
+        ``place``.
+    """
+    from transformers import AutoProcessor
+
     from flmm_plugin.tiny import train_heads
 
-    tokenizer = trained.backbone.tokenizer
+    processor = AutoProcessor.from_pretrained(tiny_path())
+    train_heads.random_model(processor.tokenizer).save_pretrained(place)
+    processor.save_pretrained(place)
+    return place
+
+
+def _random_row(path: Path, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
+    """Control: the same recipe on an untrained LMM of the same shape."""
+    from flmm_plugin.grounded_lmm import GroundedLMM
+
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "flmm_tiny"
-        train_heads.random_model(tokenizer).save_pretrained(place)
-        trained.backbone.processor.save_pretrained(place)
+        place = write_untrained(Path(folder) / "flmm_tiny")
         untrained = GroundedLMM.from_pretrained(str(place), heads=str(path))
         return measure_grounding("same heads on a random-init LMM", untrained, world, asked)
 

@@ -144,11 +144,12 @@ def test_the_panel_needs_nothing_and_reads_the_world(
     try:
         names = sorted(path.stem for path in (seam.TASKS_FOLDER / "tiny").glob("flmm_*.yaml"))
         # What needs a keyword selector, which these random heads lack, is run by its own tests.
-        asks = {name: task_config(name)["generation_kwargs"] for name in names}
+        asks = {name: task_config(name).get("generation_kwargs", {}) for name in names}
         tasks = [name for name in names if "flmm_grounded_chat" not in asks[name] and "keywords" not in name]
         result = run(tasks, arguments)
         assert numbers(result, "flmm_tiny_pope_direct")["pope_yes_ratio"] == 0.5
         assert "mme_perception_score" in numbers(result, "flmm_tiny_mme")
+        assert 0 <= numbers(result, "flmm_tiny_choice")["acc"] <= 100
         assert numbers(result, "flmm_tiny_viscot_v2")["items"] == 2
         assert numbers(result, "flmm_tiny_refcoco")["errors"] == 0
         assert numbers(result, "flmm_tiny_png")["items"] > 0

@@ -1,0 +1,216 @@
+"""Remake the panel: every kind of task on the embedded model, the paper's tables with its rows, and all controls.
+
+    python docs/make_panel.py                  runs (some minutes), then writes; run again to go on where it stopped
+    python docs/make_panel.py --limit 2        two documents of each task: a look at how it works; writes nothing
+
+Three runs of lmms-eval in a work folder, each resumed where it stopped: the embedded model with its heads on the group
+``flmm_all_tiny`` and on all splits of RefCOCO, RefCOCO+ and RefCOCOg drawn in its world; lmms-eval's own adapter on the
+chat tasks; and the same heads' recipe on an LMM of the same shape that was never trained. Then
+
+    docs/results/panel/tables.md, tables.csv     tables 1-6 and A1-A3 beside the paper's rows, marked as the world's
+    docs/results/panel/controls.csv              every main metric with its interval and its controls
+
+and the table of docs/panel.md. Other weights make a work folder of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results" / "panel"
+
+_SECOND_LOOK = ("exact", "anls", "box_acc@0.5")
+#: Task -> the metrics that docs/panel.md shows; it is the group flmm_all_tiny.
+MAIN: Mapping[str, tuple[str, ...]] = {
+    "flmm_tiny_mme": ("mme_perception_score",),
+    "flmm_tiny_choice": ("acc",),
+    "flmm_tiny_pope_direct": ("pope_accuracy", "pope_f1_score"),
+    "flmm_tiny_pope_v1": ("pope_accuracy", "pope_f1_score"),
+    "flmm_tiny_pope_v2": ("pope_accuracy", "pope_f1_score"),
+    "flmm_tiny_refcoco": ("cIoU", "mIoU", "P@0.5"),
+    "flmm_tiny_png": ("AR", "AR_thing", "AR_stuff", "AR_singular", "AR_plural"),
+    "flmm_tiny_keywords": ("F1", "phrase_F1"),
+    "flmm_tiny_gcg": ("METEOR", "CIDEr", "AP50", "mIoU", "mask_recall"),
+    "flmm_tiny_reasonseg": ("gIoU", "cIoU"),
+    "flmm_tiny_viscot_direct": ("exact", "anls"),
+    "flmm_tiny_viscot_v1": _SECOND_LOOK,
+    "flmm_tiny_viscot_v2": _SECOND_LOOK,
+}
+#: Answered by log-likelihoods: there is no reply to rewrite.
+WITHOUT_REPLY = ("flmm_tiny_choice",)
+CHAT = ("flmm_tiny_mme", "flmm_tiny_choice", "flmm_tiny_pope_direct")
+#: Tasks that an LMM which never learnt to speak can do: its words are given, its attention is read.
+GIVEN_WORDS = ("flmm_tiny_refcoco", "flmm_tiny_png")
+#: What docs/panel.md calls each control of `flmm_plugin.tasks.controls`.
+HEADINGS: Mapping[str, str] = {
+    "whole": "whole image",
+    "centre": "centre box",
+    "wrong_phrase": "wrong phrase",
+    "other_picture": "another picture's reply",
+    "constant": "constant answer",
+}
+UNTRAINED = "untrained LMM"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what has no result yet, then write; 1 if a task has none."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "panel", help="work folder (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="documents per task; nothing is written")
+    parser.add_argument("--batch-size", type=int, default=8, help="requests per pass (default: %(default)s)")
+    args = parser.parse_args(argv)
+    work = args.work.resolve() / weights_id()
+    folders = run_all(work, limit=args.limit, batch_size=args.batch_size)
+    if folders is None or args.limit:
+        return int(folders is None)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, text in written(folders).items():
+        refuse_paths(name, text, (str(work), str(ROOT), str(Path.home())))
+        (RESULTS / name).write_text(text, encoding="utf-8")
+        print(f"wrote {RESULTS / name}", file=sys.stderr)
+    from flmm_plugin.reports import tables
+
+    return tables.main([str(ROOT / "docs" / "panel.md")])
+
+
+def weights_id() -> str:
+    """Tells the embedded weights apart: LMM and heads."""
+    from flmm_plugin import tiny
+
+    whole = hashlib.sha256()
+    for path in (tiny.tiny_path() / "model.safetensors", tiny.heads_path()):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+def run_all(work: Path, *, limit: int | None, batch_size: int) -> dict[str, Path] | None:
+    """The three runs; their folders by name, None if a task has no result."""
+    from flmm_plugin.cli.reproduce import Job, complete, stock_of
+    from flmm_plugin.reports.table_layouts import LAYOUTS
+    from flmm_plugin.tiny.layouts import write_refer
+    from flmm_plugin.tiny.panel import SCENES, SEED
+
+    work.mkdir(parents=True, exist_ok=True)
+    data = write_refer(work / "data", scenes=SCENES, seed=SEED, names=("refcoco", "refcoco+", "refcocog"))
+    folder = work / ("runs" if limit is None else f"runs-limit{limit}")
+    jobs = {"flmm": Job("flmm_tiny", "", (*MAIN, *LAYOUTS["A2"].tasks), folder / "flmm_tiny")}
+    stock = stock_of("flmm_tiny", "")
+    if stock is not None:
+        jobs["stock"] = Job(*stock, CHAT, folder / "stock")
+    jobs[UNTRAINED] = Job("flmm_tiny", untrained(work), GIVEN_WORDS, folder / "untrained")
+    settings = argparse.Namespace(batch_size=batch_size, limit=limit, device=None, data=data)
+    lacking = [f"{name}: {task}" for name, job in jobs.items() for task in complete(job, settings, folder)]
+    for one in lacking:
+        print(f"no result: {one}; its log is under {folder}", file=sys.stderr)
+    return None if lacking else {name: job.folder for name, job in jobs.items()}
+
+
+def untrained(work: Path) -> str:
+    """``--model_args`` of an LMM that was never trained, with the heads that were trained on it."""
+    from flmm_plugin import tiny
+    from flmm_plugin.tiny.evaluate import write_untrained
+
+    place = work / "flmm_tiny"  # heads remember the name of the model that they were trained for
+    if not (place / "model.safetensors").is_file():
+        write_untrained(place)
+    return f"pretrained={place},heads={tiny.heads_path().parent / 'control_random.safetensors'}"
+
+
+def written(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The files to commit, by name."""
+    from flmm_plugin.reports.comparison import compare
+    from flmm_plugin.reports.rendering import render
+    from flmm_plugin.reports.result_files import read_results
+    from flmm_plugin.reports.table_layouts import LAYOUTS
+
+    runs = read_results([folder for name, folder in folders.items() if name != UNTRAINED])
+    compared = [compare(layout, runs) for layout in LAYOUTS.values()]
+    lead = (
+        "# The paper's tables with the embedded model's rows\n\nMade by `make panel`; do not edit. The embedded model "
+        "knows a drawn world alone: its rows are there to show what is measured and how, and stand beside no "
+        "published number.\n\n"
+    )
+    return {
+        "tables.md": lead + render(compared, "md"),
+        "tables.csv": render(compared, "csv"),
+        "controls.csv": controls_csv(folders),
+    }
+
+
+def controls_csv(folders: Mapping[str, Path]) -> str:
+    """One row per main metric: the run with its interval, then every control; empty where one does not touch it."""
+    from loguru import logger
+
+    from flmm_plugin.reports.lmms_eval_files import read
+    from flmm_plugin.tasks.controls import controlled
+    from flmm_plugin.tasks.rescoring import Options, find_samples, rescore, task_of
+
+    logger.disable("lmms_eval")  # its scores say what they found, for every draw of an interval
+    never: dict[str, Mapping[str, float]] = {}
+    for run in read(folders[UNTRAINED]):
+        never |= {name: task.metrics for name, task in run.tasks.items()}
+    logs = {task_of(path): path for path in find_samples([folders["flmm"]])}
+    out = io.StringIO()
+    out.write("# make panel: the embedded model on its own world, and controls of the same logs\n")
+    for line in provenance(folders["flmm"]):
+        out.write(f"# {line}\n")
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(
+        ["task", "metric", "documents", "run", "95 % interval", *HEADINGS.values(), UNTRAINED, "truth itself"]
+    )
+    for task, metrics in MAIN.items():
+        rescored = rescore(logs[task], options=Options(metrics=metrics))
+        scores = {one.metric: one for one in rescored.scores}
+        found = controlled(logs[task], metrics=metrics) if task not in WITHOUT_REPLY else None
+        values: Mapping[str, Mapping[str, float | None]] = found.values if found is not None else {}
+        for metric in metrics:
+            interval = scores[metric].interval
+            said = "" if interval is None else f"{cell(interval.low)} to {cell(interval.high)}"
+            value = scores[metric].value
+            row = [task, metric, rescored.documents, cell(value), said]
+            row += [cell(values.get(name, {}).get(metric)) for name in HEADINGS]
+            # A control that changes nothing gives what the run got.
+            truth = values["truth"].get(metric, value) if "truth" in values else None
+            row += [cell(never.get(task, {}).get(metric)), cell(truth)]
+            table.writerow(row)
+    return out.getvalue()
+
+
+def provenance(folder: Path) -> list[str]:
+    """What made the numbers, from the newest result file."""
+    from flmm_plugin.reports.lmms_eval_files import read
+
+    *_, newest = read(folder)
+    first: Any = next(iter(newest.tasks.values())).provenance
+    skipped = ("n", "data", "judge", "file")  # of single tasks, or of this machine
+    return [f"{name.replace('_', ' ')}: {value}" for name, value in first.items() if value and name not in skipped]
+
+
+def cell(value: float | None) -> str:
+    """Two decimals; empty for what does not exist."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def refuse_paths(name: str, text: str, places: Sequence[str]) -> None:
+    """Committed files say nothing of the machine they were made on.
+
+    Raises:
+        SystemExit: This one would.
+    """
+    for place in places:
+        if len(place) > 1 and place in text:
+            raise SystemExit(f"{name} would name {place}; nothing was written into it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

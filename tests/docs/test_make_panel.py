@@ -1,0 +1,102 @@
+"""The panel's files: every main metric beside its controls, from logs; nothing of the machine in them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flmm_plugin.records import encode_rle
+from flmm_plugin.tasks.controls import CONTROLS
+from flmm_plugin.tasks.refcoco import scoring as refcoco
+from flmm_plugin.tasks.task_files import TASKS_FOLDER, aggregations
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_panel", ROOT / "docs" / "make_panel.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_shows_the_whole_group_and_metrics_that_exist(script: ModuleType) -> None:
+    import yaml
+
+    pytest.importorskip("lmms_eval")
+    group = yaml.safe_load((TASKS_FOLDER / "tiny/_group_flmm_all_tiny.yaml").read_text())["task"]
+    assert list(script.MAIN) == group
+    for task, metrics in script.MAIN.items():
+        assert set(metrics) <= set(aggregations(task)), task
+    assert {*script.HEADINGS, "truth"} == set(CONTROLS)
+
+
+def written_run(folder: Path, replies: list[Any], cut: int) -> Path:
+    """A run on three pictures of one object each, as lmms-eval leaves it; its metrics are what `cut` says."""
+    folder.mkdir(parents=True)
+    stem = "20260101_000000"
+    with (folder / f"{stem}_samples_flmm_tiny_refcoco.jsonl").open("w") as file:
+        for number, mask in enumerate(replies):
+            target = np.zeros((8, 8), bool)
+            target[:, number] = True
+            doc = {
+                "expressions": ["a"], "masks": [encode_rle(target)], "height": 8, "width": 8,
+                "image_path": f"{number}.jpg", "expected_items": None,
+            }  # fmt: skip
+            reply = json.dumps({"masks": [encode_rle(mask)], "phrases": [{"phrase": "a", "mask": 0}]})
+            line = {"doc_id": number, "filtered_resps": reply, "input": "q", "target": "", "doc_hash": str(number)}
+            file.write(json.dumps({**line, **refcoco.score_reply(doc, reply)}) + "\n")
+    content = {
+        "results": {"flmm_tiny_refcoco": {"cIoU,none": float(cut), "mIoU,none": float(cut), "P@0.5,none": 0.0}},
+        "config": {"model": "flmm_tiny", "model_args": ""}, "n-samples": {"flmm_tiny_refcoco": {"effective": 3}},
+    }  # fmt: skip
+    (folder / f"{stem}_results.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_run_stands_beside_its_controls(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lmms_eval")
+    monkeypatch.setattr(script, "MAIN", {"flmm_tiny_refcoco": ("cIoU", "mIoU", "P@0.5")})
+    right = []
+    for number in range(3):
+        mask = np.zeros((8, 8), bool)
+        mask[:4, number] = True  # the upper half of its target
+        right.append(mask)
+    folders = {
+        "flmm": written_run(tmp_path / "flmm", right, 50),
+        script.UNTRAINED: written_run(tmp_path / "untrained", right, 7),
+    }
+    text = script.controls_csv(folders)
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert comments[0].startswith("# make panel")
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert [row["metric"] for row in rows] == ["cIoU", "mIoU", "P@0.5"]
+    first = rows[0]
+    assert (first["run"], first["95 % interval"], first["documents"]) == ("50.00", "50.00 to 50.00", "3")
+    assert (first["whole image"], first["another picture's reply"], first["untrained LMM"]) == ("12.50", "0.00", "7.00")
+    assert first["truth itself"] == "100.00"
+    assert first["constant answer"] == ""
+    script.refuse_paths("controls.csv", text, (str(tmp_path), str(ROOT), str(Path.home())))
+
+
+def test_files_that_name_the_machine_are_refused(script: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"tables.md would name /home/somebody"):
+        script.refuse_paths("tables.md", "file: /home/somebody/x.json", ("/", "/home/somebody"))
+
+
+def test_the_documented_table_is_the_committed_one() -> None:
+    from flmm_plugin.reports import tables
+
+    if not (ROOT / "docs" / "results" / "panel" / "controls.csv").is_file():
+        pytest.skip("make panel writes it")
+    assert tables.main(["--check", str(ROOT / "docs" / "panel.md")]) == 0
