@@ -80,8 +80,8 @@ class TrainConfig:
                 ("color", "shape", "size", *["where"] * 3, *["count"] * 2, *["yes_no"] * 2, *["choice"] * 4),
                 2.0,
                 1.0,
-                drills=0.5,
-                choices=0.3,
+                drills=0.45,
+                choices=0.4,
                 listing=0.3,
             ),
         )
