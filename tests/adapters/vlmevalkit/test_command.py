@@ -1,0 +1,193 @@
+"""``flmm-vlmeval`` without the kit: what it finds, adds and refuses, and how a run is judged."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.vlmevalkit import benchmarks, command, messages, outcomes
+from flmm_plugin.adapters.vlmevalkit.safeguards import DataSetRun
+from flmm_plugin.errors import ToolNotFound, UnknownArgument
+from flmm_plugin.tasks.task_files import task_files
+
+
+def test_every_name_is_made_of_tasks_that_exist() -> None:
+    known = task_files()
+    assert {part.task for parts in benchmarks.BENCHMARKS.values() for part in parts} <= set(known)
+    for name, splits in {"RefCOCO_SEG": 3, "RefCOCO+_SEG": 3, "RefCOCOg_SEG": 2, "PNG": 1, "GCG": 2, "ReasonSeg": 2,
+                         "VisCoT": 6}.items():  # fmt: skip
+        parts = benchmarks.BENCHMARKS[name]
+        assert len(parts) == splits
+        if splits > 1:
+            assert [benchmarks.BENCHMARKS[f"{name}_{part.label}"][0].task for part in parts] == [p.task for p in parts]
+    assert doctest.testmod(benchmarks).failed == 0
+
+
+def test_help_and_listing_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said
+    assert "exit status:" in said
+    assert command.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*DEFAULTS, *benchmarks.BENCHMARKS, "MMBench_TINY"))
+
+
+def test_no_judge_is_asked_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert command.judge_default(["--data", "MME"]) == ["--judge", "exact_matching"]
+    assert command.judge_default(["--judge=gpt-4o-mini"]) == []
+    assert command.judge_default(["--judge-base-url", "x"]) == []
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert command.judge_default(["--data", "MME"]) == []
+
+
+def test_model_arguments_are_taken_out_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLMM_MODEL_ARGS", "")
+    words = ["--data", "MME", "--model-args", "heads=h.safetensors,dtype=float32", "--limit", "3"]
+    assert command._take_model_arguments(words) == ["--data", "MME", "--limit", "3"]
+    import os
+
+    assert os.environ["FLMM_MODEL_ARGS"] == "heads=h.safetensors,dtype=float32"
+    with pytest.raises(UnknownArgument, match="did you mean 'dtype'"):
+        command._take_model_arguments(["--model-args=dtyp=float32"])
+    with pytest.raises(UnknownArgument, match="needs arguments"):
+        command._take_model_arguments(["--model-args", "--limit"])
+
+
+def kit(folder: Path, *, inside: bool) -> Path:
+    """A package named like the kit, with run.py where ms-vlmeval or a clone has it."""
+    package = folder / "vlmeval"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('the kit was imported')")
+    script = (package if inside else folder) / "run.py"
+    script.write_text("")
+    return script
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_run_is_found_in_both_kits_without_importing_them(
+    tmp_path: Path, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLMEVALKIT_RUN", raising=False)
+    script = kit(tmp_path, inside=inside)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert command.find_run() == script
+
+
+def test_no_kit_is_an_error_that_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLMEVALKIT_RUN", str(tmp_path / "none.py"))
+    with pytest.raises(ToolNotFound, match="is no file"):
+        command.find_run()
+    monkeypatch.delenv("VLMEVALKIT_RUN")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [])
+    with pytest.raises(ToolNotFound, match="environment of its own"):
+        command.find_run()
+    monkeypatch.undo()
+    assert command.main(["exec"]) == 2
+    assert "say what to run" in capsys.readouterr().err
+
+
+def test_the_hook_waits_for_the_kit_and_lets_another_sitecustomize_run(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('mine ran')")
+    code = (
+        "import sys\n"
+        "waiting = [one.name for one in sys.meta_path if type(one).__name__ == 'AfterImport']\n"
+        "print(waiting, 'torch' in sys.modules, 'lmms_eval' in sys.modules)\n"
+    )
+    path = f"{command.hook_folder()}:{tmp_path}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": path, "PATH": ""}, capture_output=True, text=True,
+        timeout=60, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["mine ran", "['vlmeval.config'] False False"], done.stderr
+
+
+def test_an_executed_command_fails_where_a_combination_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"model_name": "m", "dataset_name": "D", "status": "done"}
+    code = (
+        "from flmm_plugin.adapters.vlmevalkit import outcomes\n"
+        "import sys\n"
+        f"outcomes.note({{**{state!r}, 'error_message': sys.argv[1]}})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert command.execute([sys.executable, "-c", code, "no such file"]) == 1
+    assert "m x D: FAILED: no such file" in capsys.readouterr().err
+    assert command.execute([sys.executable, "-c", code, ""]) == 0
+    assert command.execute([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
+def test_outcomes_are_the_last_ones_and_count_failed_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "_outcomes", {})
+    results = tmp_path / "m_D.tsv"
+    rows = ["index\tprediction", "0\tYes", f"1\t{messages.failure('BadImage: x')}"]
+    results.write_text("\n".join(rows))
+
+    def note(**state: Any) -> None:
+        outcomes.note({"model_name": "m", **state})
+
+    note(dataset_name="D", status="pending", prediction_file=str(results))
+    assert outcomes.summary(outcomes.collected())[1] == 1, "what was begun and did not end has no result"
+    note(dataset_name="D", status="done", metrics_source={})
+    lines, status = outcomes.summary(outcomes.collected())
+    assert status == 0
+    assert "1 of 2 samples FAILED" in lines[0]
+    note(dataset_name="E", status="done", skip_reason="invalid_dataset")
+    note(dataset_name="F", status="done", skip_reason="mode_infer")
+    lines, status = outcomes.summary(outcomes.collected())
+    assert status == 1
+    assert [line for line in lines if "FAILED: invalid_dataset" in line]
+    assert "1 of 3 combinations" in lines[-1]
+    note(dataset_name="E", status="pending")
+    note(dataset_name="E", status="done", metrics_source={})
+    assert outcomes.summary(outcomes.collected())[1] == 0
+
+
+def test_results_of_other_arguments_are_refused_and_stale_judgements_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "flmm_tiny"
+    folder.mkdir()
+    run = DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "a"})
+    run.refuse_other_arguments()
+    run.record({"kernel": "sdpa"})
+    run.refuse_other_arguments()
+    assert json.loads((folder / "flmm_tiny_MME_flmm.json").read_text())["kernel"] == "sdpa"
+    with pytest.raises(UnknownArgument, match=r"other model arguments \(heads\).*--work-dir"):
+        DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "b"}).refuse_other_arguments()
+    kept = ["flmm_tiny_MME.tsv", "flmm_tiny_MME_flmm.json", "flmm_tiny_MME_TINY_score.csv", "flmm_tiny_MMEx_score.csv"]
+    stale = ["_auxmatch.tsv", "_tmp.pkl", "_score.csv", "_acc.csv", "_exact_matching_result.pkl", "_gpt-4o_result.tsv"]
+    for name in [*kept, *(f"flmm_tiny_MME{ending}" for ending in stale)]:
+        (folder / name).touch()
+    run.remove_stale()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+
+
+def test_a_run_removes_its_own_journal_and_those_of_other_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "flmm_tiny" / "T20260101-000000"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = DataSetRun(folder, "flmm_tiny", "MME", {})
+    journal = run.journal()
+    journal.add("x", "1")
+    assert journal.path == tmp_path / "flmm_tiny" / "1of2_MME.flmm.jsonl", "of all starts, not of this one's folder"
+    names = ["0of2_MME", "0of1_MME", "0of1_MME_TINY"]
+    for name in names:
+        (folder.parent / f"{name}.flmm.jsonl").touch()
+    run.forget()
+    left = sorted(path.name.split(".")[0] for path in folder.parent.glob("*.jsonl"))
+    assert left == ["0of1_MME_TINY", "0of2_MME"]

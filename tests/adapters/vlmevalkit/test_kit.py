@@ -1,0 +1,227 @@
+"""Inside the kit itself, in one process: registries, answers, scores, failures, results, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.vlmevalkit import command, messages
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
+from flmm_plugin.records import encode_rle, parse_masks_json
+
+
+@pytest.fixture(scope="module")
+def flmm(kit: Path) -> Any:
+    """The embedded model as the kit makes it."""
+    from flmm_plugin.adapters.vlmevalkit.register import register
+
+    register()
+    import vlmeval.config
+
+    return vlmeval.config.supported_VLM["flmm_tiny"]()
+
+
+@pytest.fixture
+def run(flmm: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``run(folder, *words)``: a whole run of the kit in this process, with the model that is there already."""
+
+    def started(folder: Path, *words: str) -> int:
+        from flmm_plugin.adapters.vlmevalkit import outcomes
+
+        monkeypatch.setattr(outcomes, "_outcomes", {})
+        # The kit makes a model by its class; here that class hands out the one that is loaded.
+        monkeypatch.setattr(type(flmm), "__new__", lambda cls, **_: flmm, raising=False)
+        monkeypatch.setattr(type(flmm), "__init__", lambda self, **_: None)
+        return command.main(["--model", "flmm_tiny", "--work-dir", str(folder), *words])
+
+    return started
+
+
+def test_registries_have_everything_once(flmm: Any) -> None:
+    import vlmeval.config
+    import vlmeval.dataset as datasets
+    import vlmeval.vlm
+
+    from flmm_plugin.adapters.vlmevalkit.register import register
+
+    before = list(datasets.DATASET_CLASSES), list(datasets.SUPPORTED_DATASETS), len(vlmeval.config.supported_VLM)
+    register()
+    after = list(datasets.DATASET_CLASSES), list(datasets.SUPPORTED_DATASETS), len(vlmeval.config.supported_VLM)
+    assert before == after
+    assert set(DEFAULTS) <= set(vlmeval.config.supported_VLM)
+    assert set(BENCHMARKS) <= set(datasets.SUPPORTED_DATASETS)
+    assert vlmeval.vlm.FLMM is type(flmm)
+    assert {datasets.DATASET_TYPE(name) for name in BENCHMARKS} == {"SEG"}
+    types = {name: datasets.DATASET_TYPE(name) for name in ("MME", "MME_TINY", "MMBench_TINY", "RefCOCO")}
+    assert types == {"MME": "Y/N", "MME_TINY": "Y/N", "MMBench_TINY": "MCQ", "RefCOCO": "GROUNDING"}
+
+
+def test_the_same_prompt_has_the_same_answer_in_both_harnesses(flmm: Any) -> None:
+    from vlmeval.dataset import build_dataset
+
+    from flmm_plugin.adapters.lmms_eval.tiny import FlmmTiny
+
+    theirs = FlmmTiny(device="cpu")
+    for name, count in {"MME_TINY": 4, "MMBench_TINY": 2, "RefCOCO_SEG_TINY": 2, "PNG_TINY": 1, "ReasonSeg_TINY": 1,
+                        "VisCoT_TINY": 1, "VisCoT_direct_TINY": 1}.items():  # fmt: skip
+        data = build_dataset(name)
+        for row in range(count):
+            message = data.build_prompt(data.data.iloc[row])
+            asked = messages.request_of(message, name)
+            doc = messages.document_of(asked)
+            turn = [{"type": "image", "url": message[0]["value"]}, {"type": "text", "text": message[1]["value"]}]
+            chat: list[Any] = [{"role": "user", "content": turn}]
+            theirs.task_dict["t"] = {"test": [doc]}
+            arguments = (message[1]["value"], lambda _, chat=chat: chat, dict(asked.options), 0, "t", "test")
+            (reply,) = theirs.generate_until([SimpleNamespace(args=arguments, metadata={})])
+            said = flmm.generate(message, dataset=name)
+            assert said == str(getattr(reply, "text", reply)), (name, row)
+            assert said
+            if name == "RefCOCO_SEG_TINY":
+                assert any(mask.any() for mask in parse_masks_json(said).masks)
+
+
+def canned(doc: Any, size: tuple[int, int], seed: int) -> str:
+    """A reply to a document: boxes at random, more of them than asked for now and then, or nonsense."""
+    rng = np.random.default_rng(seed)
+    if seed % 5 == 4:
+        return "I see no masks."
+    wanted = len(doc.get("expressions") or doc.get("labels") or [0])
+    masks, phrases = [], []
+    for number in range(wanted):
+        mask = np.zeros(size, dtype=bool)
+        y, x = (int(rng.integers(0, side // 2)) for side in size)
+        mask[y : y + size[0] // 2, x : x + size[1] // 2] = True
+        masks.append(encode_rle(mask))
+        words = (doc.get("expressions") or doc.get("labels") or ["it"])[number]
+        phrases.append({"phrase": words, "span": None, "mask": number})
+    boxes = [{"x_min": 0.1, "y_min": 0.1, "x_max": 0.6, "y_max": 0.7}] * wanted
+    text = str(doc.get("answer") or doc.get("caption") or "it")
+    return json.dumps({"text": text, "phrases": phrases, "masks": masks, "boxes": boxes, "scores": [0.5] * wanted})
+
+
+@pytest.mark.parametrize("name", ["RefCOCO_SEG_TINY", "PNG_TINY", "GCG_TINY", "ReasonSeg_TINY", "VisCoT_TINY"])
+def test_equal_predictions_give_equal_numbers_in_both_harnesses(
+    flmm: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+    from lmms_eval.api.model import lmms
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+    from vlmeval.dataset import build_dataset
+
+    from flmm_plugin.adapters.lmms_eval import seam
+    from flmm_plugin.tasks.plain_task import PlainTask
+
+    monkeypatch.setattr("flmm_plugin.tasks.metrics.text.need_java", no_java)
+    (part,) = BENCHMARKS[name]
+    docs = PlainTask(part.task).docs
+    sizes = [Image.open(doc["image_path"]).size[::-1] for doc in docs]
+    replies = [canned(doc, size, seed) for seed, (doc, size) in enumerate(zip(docs, sizes, strict=True))]
+
+    class Canned(lmms):  # type: ignore[misc]
+        is_simple = True
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return [replies[request.args[3]] for request in requests]
+
+        def loglikelihood(self, requests: list[Any]) -> Any:
+            raise NotImplementedError
+
+        def generate_until_multi_round(self, requests: list[Any]) -> Any:
+            raise NotImplementedError
+
+    seam.install()
+    index = TaskManager(verbosity="ERROR", include_path=str(seam.TASKS_FOLDER), include_defaults=False)
+    found = simple_evaluate(Canned(), tasks=[part.task], task_manager=index, bootstrap_iters=0, log_samples=False)
+    printed = {key.partition(",")[0]: value for key, value in found["results"][part.task].items() if "," in key}
+
+    data = build_dataset(name)
+    table = pd.DataFrame({"index": data.data["index"], "prediction": replies})
+    table.to_csv(tmp_path / "m_D.tsv", sep="\t", index=False)
+    ours = data.evaluate(str(tmp_path / "m_D.tsv"), model="exact_matching")
+    assert ours == {key: printed[key] for key in ours}
+    assert len(ours) > 3
+    assert json.loads((tmp_path / "m_D_score.json").read_text()) == ours
+    assert any(isinstance(value, float) and value > 0 for value in ours.values())
+
+
+def no_java() -> None:
+    from flmm_plugin.errors import ToolNotFound
+
+    raise ToolNotFound("no Java in this test")
+
+
+def test_four_benchmarks_run_resume_and_fill_a_table(
+    run: Callable[..., int], flmm: Any, kit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flmm_plugin.reports.result_files import read_results
+
+    names = ["MME_TINY", "POPE_TINY", "MMBench_TINY", "RefCOCO_SEG_TINY"]
+    out = kit / "four"
+    assert run(out, "--data", *names, "--limit", "4") == 0
+    said = capfd.readouterr().err
+    assert all(f"flmm: flmm_tiny x {name}: done" in said for name in names)
+    folder = out / "flmm_tiny"
+    assert all((folder / f"flmm_tiny_{name}.tsv").is_file() for name in names)
+    assert not list(folder.rglob("*.flmm.jsonl")), "journals are removed when the kit has all answers"
+    record = json.loads((folder / "flmm_tiny_MME_TINY_flmm.json").read_text())
+    assert (record["arguments"], record["processes"]) == ({"name": "flmm_tiny"}, 1)
+    (found,) = read_results([out])
+    assert set(found.tasks) == set(names)
+    assert found.tasks["RefCOCO_SEG_TINY"].n == 4
+    assert 0 < found.tasks["RefCOCO_SEG_TINY"].metrics["cIoU"] <= 100
+    asked: list[Any] = []
+    monkeypatch.setattr(type(flmm), "generate", lambda self, message, dataset=None: asked.append(message))
+    assert run(out, "--data", *names, "--limit", "4") == 0
+    assert asked == [], "what is answered is not asked again"
+
+
+def test_failed_samples_are_counted_and_retried_and_their_scores_renewed(
+    run: Callable[..., int], kit: Path, refer_folder: Any, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root = refer_folder().root
+    monkeypatch.setenv("FLMM_DATA", str(root))
+    picture = next((root / "coco" / "train2014").glob("*11.jpg"))
+    content = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    out = kit / "failing"
+    assert run(out, "--data", "RefCOCO_SEG_val") == 0
+    assert "1 of 2 samples FAILED" in capfd.readouterr().err
+    scores = out / "flmm_tiny" / "flmm_tiny_RefCOCO_SEG_val_score.json"
+    assert json.loads(scores.read_text())["errors"] == 2
+    picture.write_bytes(content)
+    assert run(out, "--data", "RefCOCO_SEG_val") == 0
+    assert "FAILED" not in capfd.readouterr().err
+    assert json.loads(scores.read_text())["errors"] == 0
+
+
+def test_a_combination_without_a_result_makes_the_status_non_zero(
+    run: Callable[..., int], kit: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(kit / "none", "--data", "PNG", "MME_TINY", "--limit", "1") == 1
+    said = capfd.readouterr().err
+    assert "flmm_tiny x PNG: FAILED" in said
+    assert "flmm_tiny x MME_TINY: done" in said
+    assert "1 of 2 combinations have no result" in said
+
+
+def test_one_dataset_name_is_all_splits(flmm: Any, refer_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmeval.dataset import build_dataset
+
+    monkeypatch.setenv("FLMM_DATA", str(refer_folder().root))
+    data = build_dataset("RefCOCO_SEG")
+    assert list(data.data["split"]) == ["val", "val", "testA"]
+    assert data.report_primary_metric({"val.cIoU": 1.0, "testA.cIoU": 2.0, "val.items": 2}) == {
+        "val.cIoU": 1.0,
+        "testA.cIoU": 2.0,
+    }
