@@ -41,7 +41,7 @@ th[aria-sort=descending] button::after { content: " \\25BC"; }
 .phrases { list-style: none; margin: .3rem 0; padding: 0; } .phrases li { display: flex; gap: .5rem; }
 .phrases b { flex: none; width: .9rem; height: .9rem; margin-top: .3rem; border: 1px solid var(--ink); }
 .phrases span:last-child { margin-left: auto; white-space: nowrap; }
-.arms { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; margin-top: .3rem; }
+.arms { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: .5rem; margin-top: .3rem; }
 .arms div { border: 1px solid var(--line); border-radius: 4px; padding: .3rem .5rem; background: var(--paper);
   white-space: pre-wrap; max-height: 12rem; overflow: auto; }
 .arms h4 { margin: 0; font-size: .75rem; opacity: .7; } .arms.different div { border-color: var(--bad); }

@@ -154,11 +154,11 @@ def _phrases(reply: Mapping[str, Any], reference: Mapping[str, Any], line: Mappi
     said = [one for one in reply.get("phrases") or [] if isinstance(one, Mapping)]
     names = [str(name) for name in reference.get("phrases") or []]
     targets = reference.get("masks") or []
-    ious = _ious(line)
+    ious, nearest = _ious(line), _nearest(line, said, len(masks))
     if not names:
         names = [str(one.get("phrase", "")) for one in said] or [f"mask {place + 1}" for place in range(len(masks))]
     for place, name in enumerate(names):
-        index = _answering(place, name, len(names), said)
+        index = nearest[place] if len(nearest) == len(names) else _answering(place, name, len(names), said)
         mask = masks[index] if index is not None and 0 <= index < len(masks) else None
         yield PhraseView(
             phrase=name,
@@ -182,11 +182,42 @@ def _answering(place: int, name: str, count: int, said: Sequence[Mapping[str, An
 
 
 def _ious(line: Mapping[str, Any]) -> list[float]:
-    """IoU per item from the first metric that logged pixel counts; 0/0 counts 0, as mIoU has it."""
+    """IoU per item from the first metric that logged pixel counts; 0/0 counts 0, as mIoU has it.
+
+    Where counts are a table (rows are targets, columns predictions), a target's best IoU.
+    """
+    counts = _counts(line)
+    if counts is None:
+        return []
+    if any(isinstance(row, list) for row in counts[0]):
+        return [max(row, default=0.0) for row in _iou_table(*counts)]
+    return [i / u if u else 0.0 for i, u in zip(*counts, strict=True)]
+
+
+def _nearest(line: Mapping[str, Any], said: Sequence[Mapping[str, Any]], masks: int) -> list[int | None]:
+    """Index of the mask that meets each target best, for tasks that match masks and not words; else empty."""
+    counts = _counts(line)
+    if counts is None or not any(isinstance(row, list) for row in counts[0]):
+        return []
+    listed = [one.get("mask") for one in said] if said else list(range(masks))
+    columns = [at for at in listed if isinstance(at, int) and 0 <= at < masks]
+    best = [max(range(len(row)), key=row.__getitem__, default=-1) for row in _iou_table(*counts)]
+    return [columns[at] if 0 <= at < len(columns) else None for at in best]
+
+
+def _iou_table(intersections: list[list[int]], unions: list[list[int]]) -> list[list[float]]:
+    return [
+        [i / u if u else 0.0 for i, u in zip(over, under, strict=True)]
+        for over, under in zip(intersections, unions, strict=True)
+    ]
+
+
+def _counts(line: Mapping[str, Any]) -> tuple[list[Any], list[Any]] | None:
+    """Intersections and unions of the first metric that logged some."""
     for value in line.values():
         if isinstance(value, Mapping) and isinstance(value.get("I"), list) and isinstance(value.get("U"), list):
-            return [i / u if u else 0.0 for i, u in zip(value["I"], value["U"], strict=True)]
-    return []
+            return value["I"], value["U"]
+    return None
 
 
 #: Keys of a sample line that are no metric.
