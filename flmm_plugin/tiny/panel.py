@@ -16,7 +16,7 @@ from pathlib import Path
 from flmm_plugin.data import cache_folder
 
 #: Pictures per split; a panel of all tasks then runs in minutes on two cores.
-SCENES = 30
+SCENES = 20
 
 #: Scenes of the panel are not those of training nor of the measures that ship with the package.
 SEED = 7000
