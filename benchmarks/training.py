@@ -1,0 +1,406 @@
+"""What an epoch of training heads costs: from the feature cache, without it, and the paper's way.
+
+Arms, all over the same samples of the embedded world, the same heads and the same updates, in one process:
+
+- ``heads``: features lie in memory: what the heads themselves cost, and no arm can do without.
+- ``cached``: features come from a full cache on disk.
+- ``filling``: the first epoch with a cache: features are computed, rounded, compressed and written.
+- ``no cache``: features are computed in every epoch (``flmm train --no-cache``).
+- ``paper``: the same, read as the paper's method does: eager attention, every L x L matrix and every hidden state kept,
+  vocabulary logits of all positions, rows sliced afterwards; SAM's image encoder for every sample.
+
+``--random`` measures them on a random LLaVA of 8 layers with 576 image tokens, heads of the paper's size and an
+official SAM, on pictures of 640 x 480: values mean nothing there, times do.
+
+Rounds run all arms one after another in rotating order, so that a slow minute of the machine hits every arm; ratios are
+medians of ratios *within* a round. Three tables: the arms, compression codecs on the very records of the cache, and
+sizes for the paper's LMMs, which are arithmetic and say so.
+
+    python benchmarks/training.py --quick
+    python benchmarks/training.py --samples 48 --rounds 5
+    python benchmarks/training.py --random --sam vit_b --samples 2 --rounds 1 --name training_random
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import lzma
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import zstandard
+from PIL import Image
+from torch import Tensor
+
+from flmm_plugin import __version__
+from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.heads.released import RELEASED
+from flmm_plugin.phrases import merged_rows
+from flmm_plugin.training.building import trainable
+from flmm_plugin.training.cache import CachedReader, FeatureCache, picture_bytes, words_bytes
+from flmm_plugin.training.features import FrozenFeatures, FrozenReader
+from flmm_plugin.training.frozen import load_lmm, without_encoder
+from flmm_plugin.training.halves import Halves
+from flmm_plugin.training.losses import HeadsLoss, Prepared
+from flmm_plugin.training.preparing import Preparer
+from flmm_plugin.training.recipe import TrainRecipe, read_recipe
+from flmm_plugin.training.samples import TrainingSample, TrainingSet
+
+ARMS = ("heads", "cached", "filling", "no cache", "paper")
+
+# Of the paper's LMMs: image tokens of the (finest) grid; LLaVA-Next's for a picture of 640 x 480.
+CELLS = {
+    "LLaVA-1.5-7B": 24 * 24, "LLaVA-Next-Vicuna-7B": 48 * 36, "LLaVA-Next-Mistral-7B": 48 * 36,
+    "DeepSeekVL-1.3B": 24 * 24, "DeepSeekVL-7B": 24 * 24, "MGM-2B": 24 * 24, "MGM-7B": 24 * 24, "MGM-HD-7B": 48 * 48,
+    "HPT-Air": 28 * 28, "HPT-Air-1.5": 32 * 32,
+}  # fmt: skip
+PHRASE_TOKENS, TEXT_TOKENS, PHRASES = 4, 12, 5
+
+
+class PapersReader(FrozenReader):
+    """Reads as the paper's method does; the features are the same up to rounding."""
+
+    @torch.no_grad()
+    def read(self, sample: TrainingSample) -> FrozenFeatures:
+        """Everything of one sample."""
+        model, backbone, picture = self.lmm.backbone.model, self.lmm.backbone, sample.image_loader()
+        ids, groups = sample.tokens(backbone.tokenizer)
+        encoded = self._chat(sample.prompt, picture).extended([ids], backbone.pad_id)
+        kernel = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            out = model(**encoded.inputs, use_cache=False, output_attentions=True, output_hidden_states=True)
+        finally:
+            model.set_attn_implementation(kernel)
+        first, tokens = encoded.length - len(ids), encoded.image_tokens[0][0]
+        rows = torch.tensor([index for group in groups for index in group]) + first
+        attention = torch.stack([layer[0][:, rows][:, :, tokens.slots] for layer in out.attentions]).permute(2, 0, 1, 3)
+        hidden = torch.stack([states[0, rows] for states in out.hidden_states[1:]], dim=1)
+        sizes = [len(group) for group in groups]
+        maps = backbone.attention_maps(merged_rows(attention, sizes, self.lmm.merge), tokens)
+        selector = labels = None
+        if sample.keywords:
+            selector = out.hidden_states[-1][0, first:].float()
+            labels = torch.zeros(len(ids), dtype=torch.bool)
+            labels[rows - first] = True
+        assert self.heads.mask_refiner is not None
+        self.heads.mask_refiner.clear_cache()
+        embedding = self.heads.mask_refiner.encode_image(picture)
+        return FrozenFeatures(maps.float(), hidden.float().split(sizes), tokens.grid, embedding, selector, labels)
+
+
+class Epochs:
+    """The same epoch, fed in different ways. Every arm starts from the same heads."""
+
+    def __init__(self, recipe: TrainRecipe, samples: Sequence[TrainingSample], folder: Path) -> None:
+        self.recipe, self.samples, self.folder = recipe, samples, folder
+        self.lmm: GroundedLMM = load_lmm(recipe, "cpu")
+        assert self.lmm.heads is not None
+        self.reader, self.paper = FrozenReader(self.lmm), PapersReader(self.lmm)
+        self.fresh = without_encoder(self.lmm.heads)
+        self.fills = 0
+        self.cache = self._filled()
+        self.in_memory = {sample.key: CachedReader(self.reader, self.cache).read(sample) for sample in samples}
+
+    def run(self, arm: str) -> None:
+        """One epoch."""
+        loss = HeadsLoss(copy.deepcopy(self.fresh)).train()
+        rate = self.recipe.optimiser.lr
+        optimizer = torch.optim.AdamW(list(trainable(loss.heads).values()), lr=rate)
+        assert self.reader.heads.mask_refiner is not None
+        self.reader.heads.mask_refiner.clear_cache()
+        if arm == "filling":
+            self.fills += 1
+            with FeatureCache.of_reader(self.folder / f"filling-{self.fills}", self.reader) as cache:
+                self._learn(loss, optimizer, CachedReader(self.reader, cache).read)
+            return
+        sources: dict[str, Callable[[TrainingSample], FrozenFeatures]] = {
+            "heads": lambda sample: self.in_memory[sample.key],
+            "cached": CachedReader(self.reader, self.cache).read,
+            "no cache": self.reader.read,
+            "paper": self.paper.read,
+        }
+        self._learn(loss, optimizer, sources[arm])
+
+    def checks(self) -> dict[str, float]:
+        """How far what is timed lies apart, as a share of the largest value."""
+        sample = next(one for one in self.samples if not one.keywords)
+        plain, paper = self.reader.read(sample), self.paper.read(sample)
+        cached = CachedReader(self.reader, self.cache).read(sample)
+        return {
+            "paper_attention": _apart(paper.attention, plain.attention),
+            "paper_hidden": _apart(torch.cat(paper.hidden), torch.cat(plain.hidden)),
+            "cached_attention": _apart(cached.attention, plain.attention),
+            "cached_hidden": _apart(torch.cat(cached.hidden), torch.cat(plain.hidden)),
+        }
+
+    def _learn(self, loss: HeadsLoss, optimizer: Any, read: Callable[[TrainingSample], FrozenFeatures]) -> None:
+        class Source:
+            def read(self, sample: TrainingSample) -> FrozenFeatures:
+                return read(sample)
+
+        preparer = Preparer(Source(), self.lmm.backbone.tokenizer, "cpu", stop=True)
+        size = self.recipe.batch_size
+        for start in range(0, len(self.samples), size):
+            optimizer.zero_grad(set_to_none=True)
+            for sample in self.samples[start : start + size]:
+                prepared = preparer.prepare(sample)
+                assert isinstance(prepared, Prepared)
+                losses, anchor = loss([prepared])
+                (losses.sum() / size + anchor).backward()
+            torch.nn.utils.clip_grad_norm_(loss.parameters(), self.recipe.optimiser.clip)
+            optimizer.step()
+
+    def _filled(self) -> FeatureCache:
+        cache = FeatureCache.of_reader(self.folder / "full", self.reader)
+        for sample in self.samples:
+            CachedReader(self.reader, cache).read(sample)
+        cache.flush()
+        return FeatureCache.of_reader(self.folder / "full", self.reader)
+
+
+def _apart(these: Tensor, those: Tensor) -> float:
+    return float((these - those).abs().max() / those.abs().max())
+
+
+def random_recipe(folder: Path, sam: str, layers: int = 8, hidden: int = 512, heads: int = 8) -> list[str]:
+    """Save a random LLaVA with 24 x 24 image tokens; returns the changes of the recipe that train heads for it."""
+    from transformers import AutoProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from flmm_plugin.tiny import tiny_path
+
+    processor = AutoProcessor.from_pretrained(tiny_path())
+    processor.image_processor.size = {"shortest_edge": 336}
+    processor.image_processor.crop_size = {"height": 336, "width": 336}
+    processor.patch_size = 14
+    vision = CLIPVisionConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=336,
+        patch_size=14,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=32064, hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
+        num_attention_heads=heads, pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=processor.tokenizer.bos_token_id, eos_token_id=processor.tokenizer.eos_token_id,
+    )  # fmt: skip
+    image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_token, image_seq_length=576)
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    refiner = f"heads.refiner={{sam: {sam}, checkpoint: null}}"
+    return [f"backbone.pretrained={folder}", refiner, "heads.decoder.base_channels=64"]
+
+
+def as_large_as_coco(sample: TrainingSample) -> TrainingSample:
+    """The sample with its picture and masks at 640 x 480."""
+
+    def masks() -> list[Any]:
+        return [
+            np.asarray(Image.fromarray(mask).resize((640, 480), Image.Resampling.NEAREST)) for mask in sample.masks()
+        ]
+
+    return replace(sample, image_loader=lambda: sample.image_loader().resize((640, 480)), mask_loader=masks)
+
+
+def measure(epochs: Epochs, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and CPU seconds of every arm in every round, after one epoch to warm up."""
+    epochs.run("cached")
+    seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
+    for number in range(rounds):
+        turn = number % len(ARMS)
+        for arm in ARMS[turn:] + ARMS[:turn]:
+            wall, used = time.perf_counter(), time.process_time()
+            epochs.run(arm)
+            seconds[arm].append((time.perf_counter() - wall, time.process_time() - used))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return seconds
+
+
+def arm_rows(seconds: dict[str, list[tuple[float, float]]], samples: int) -> list[dict[str, Any]]:
+    """One row per arm."""
+    return [
+        {
+            "arm": arm,
+            "seconds an epoch": round(statistics.median(wall for wall, _ in seconds[arm]), 2),
+            "ms a sample": round(1000 * statistics.median(wall for wall, _ in seconds[arm]) / samples, 1),
+            "CPU ms a sample": round(1000 * statistics.median(used for _, used in seconds[arm]) / samples, 1),
+            "times cached": _ratio(seconds[arm], seconds["cached"]),
+        }
+        for arm in ARMS
+    ]
+
+
+def _ratio(these: list[tuple[float, float]], those: list[tuple[float, float]]) -> float:
+    return round(statistics.median(a / b for (a, _), (b, _) in zip(these, those, strict=True)), 2)
+
+
+def break_even(seconds: dict[str, list[tuple[float, float]]], beside: str) -> float | None:
+    """Epochs after which a run that fills a cache and then uses it took no longer than ``beside`` in every epoch.
+
+    After e epochs the one took ``filling + (e - 1) cached``, the other ``e beside``. From CPU seconds: of two epochs
+    that differ by little, a shared machine's wall clock says nothing. None: never.
+    """
+    used = {arm: statistics.median(cpu for _, cpu in found) for arm, found in seconds.items()}
+    saved = used[beside] - used["cached"]
+    return round(max(0.0, used["filling"] - used["cached"]) / saved, 2) if saved > 0 else None
+
+
+def codec_rows(features: Sequence[FrozenFeatures]) -> list[dict[str, Any]]:
+    """What codecs make of the float16 values of a cache, upper and lower bytes apart as they are stored."""
+    parts = {
+        "attention": [Halves.of(one.attention, 2).values for one in features],
+        "hidden states": [Halves.of(torch.cat(one.hidden), 1).values for one in features],
+        "the same of a bfloat16 model": [
+            Halves.of(torch.cat(one.hidden).bfloat16().float(), 1).values for one in features
+        ],
+        "image embeddings": [Halves.of(one.embedding.features, 2).values for one in features if one.embedding],
+    }
+    zstd = {level: zstandard.ZstdCompressor(level=level).compress for level in (1, 3, 9)}
+    codecs: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+        **{f"zstd {level}": (pack, zstandard.ZstdDecompressor().decompress) for level, pack in zstd.items()},
+        "zlib 6": (lambda data: zlib.compress(data, 6), zlib.decompress),
+        "lzma 1": (lambda data: lzma.compress(data, preset=1), lzma.decompress),
+    }
+    rows = []
+    for part, tensors in parts.items():
+        if not tensors:
+            continue
+        planes = [
+            plane.tobytes()
+            for tensor in tensors
+            for plane in np.ascontiguousarray(tensor.numpy().reshape(-1, 1).view(np.uint8).T)
+        ]
+        size = sum(map(len, planes))
+        for codec, (pack, unpack) in codecs.items():
+            began = time.process_time()
+            packed = [pack(plane) for plane in planes]
+            middle = time.process_time()
+            for one in packed:
+                unpack(one)
+            ended = time.process_time()
+            rows.append(
+                {
+                    "part": part,
+                    "codec": codec,
+                    "times smaller": round(size / sum(map(len, packed)), 3),
+                    "MB/s in": round(size / max(middle - began, 1e-9) / 1e6),
+                    "MB/s out": round(size / max(ended - middle, 1e-9) / 1e6),
+                }
+            )
+    return rows
+
+
+def size_rows() -> list[dict[str, Any]]:
+    """Bytes before compression for the paper's LMMs: arithmetic on their published numbers, nothing was run."""
+    rows = []
+    picture = picture_bytes(256, 64)  # every official SAM's embedding
+    for one in RELEASED:
+        phrase = words_bytes(
+            one.facts.attention_maps, CELLS[one.name], one.layers, one.hidden_size, PHRASE_TOKENS, TEXT_TOKENS
+        )
+        rows.append(
+            {
+                "LMM": one.name,
+                "maps": one.facts.attention_maps,
+                "cells": CELLS[one.name],
+                "MB a phrase": round(phrase / 1e6, 2),
+                "MB a picture": round(picture / 1e6, 2),
+                "GB for 1000 pictures": round((PHRASES * phrase + picture) * 1000 / 1e9, 1),
+            }
+        )
+    return rows
+
+
+def write(folder: Path, name: str, rows: Sequence[dict[str, Any]], comment: str) -> None:
+    """A CSV file behind a line that says how it came about."""
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        file.write(f"# {comment}\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, write ``NAME.json``, ``NAME.csv``, ``NAME_{cost,codecs}.csv`` and ``training_sizes.csv``."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one round of two samples: does it run at all?")
+    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--random", action="store_true", help="a random LLaVA of 8 layers instead of the embedded one")
+    parser.add_argument("--sam", default="vit_b", choices=["vit_b", "vit_l", "vit_h"], help="with --random")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", default="training", help="file name of the results")
+    parser.add_argument("changes", metavar="key=value", nargs="*", help="keys of the recipe flmm_tiny to change")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.samples, args.rounds = 2, 1
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        changes = random_recipe(folder / "model", args.sam) if args.random else []
+        recipe = read_recipe("flmm_tiny", [f"data.scenes={max(6, args.samples)}", *changes, *args.changes])
+        every = list(TrainingSet(recipe))
+        step = len(every) / args.samples  # of lists of expressions and of narratives alike
+        samples = [every[int(place * step)] for place in range(args.samples)]
+        if args.random:
+            samples = [as_large_as_coco(sample) for sample in samples]
+        epochs = Epochs(recipe, samples, folder)
+        checks = epochs.checks()
+        seconds = measure(epochs, args.rounds)
+        phrases = sum(len(sample.grounded) for sample in samples)
+        words, pictures = epochs.cache.words, epochs.cache.pictures
+        assert pictures is not None
+        facts: dict[str, Any] = {
+            "bytes a phrase": round(words.bytes_on_disk() / phrases),
+            "bytes a picture": round(pictures.bytes_on_disk() / len(pictures)),
+            "break-even epochs beside no cache": break_even(seconds, "no cache"),
+            "break-even epochs beside the paper's way": break_even(seconds, "paper"),
+        }
+        codecs = codec_rows(list(epochs.in_memory.values()))
+    provenance = {
+        "flmm_plugin": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "model": f"random LLaVA, 8 x 512, SAM {args.sam}" if args.random else "flmm_tiny",
+        "samples": len(samples),
+        "phrases": phrases,
+        "rounds": args.rounds,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = arm_rows(seconds, len(samples))
+    record = {"provenance": provenance, "checks": checks, "facts": facts, "arms": rows, "seconds": seconds}
+    (args.out / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    said = "measured by benchmarks/training.py: " + ", ".join(f"{key} {value}" for key, value in provenance.items())
+    write(args.out, args.name, rows, said)
+    write(args.out, f"{args.name}_cost", [{"what": key, "value": value} for key, value in facts.items()], said)
+    write(args.out, f"{args.name}_codecs", codecs, said)
+    assumed = f"{PHRASE_TOKENS} tokens a phrase, {TEXT_TOKENS} tokens of text a phrase, {PHRASES} phrases a picture"
+    write(args.out, "training_sizes", size_rows(), f"computed by benchmarks/training.py, not measured: {assumed}")
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    print(json.dumps({**facts, **checks}))
+    near = checks["cached_attention"] < 2**-11 and checks["cached_hidden"] < 2**-11 and checks["paper_attention"] < 1e-4
+    return 0 if near else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
