@@ -77,20 +77,30 @@ def _ablate(args: argparse.Namespace) -> int:
         _say(line)
     args.out.mkdir(parents=True, exist_ok=True)
     found: list[Measured] = []
+    rows: list[dict[str, str]] = []
     for one in run_study(
         study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), heard=_say,
         progress=not args.quiet,
     ):  # fmt: skip
         found.append(one)
         _say(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
-    rows = selector_rows(args, found) if study.key == "selector" else arm_rows(study, found)
-    picture = selector_figure(rows) if study.key == "selector" else arm_figure(study, found)
-    table, drawing = args.out / f"{study.key}.csv", args.out / f"{study.key}.png"
-    table.write_text(as_csv(rows, provenance(args, found)), encoding="utf-8")
-    drawing.write_bytes(picture)
+        if study.key != "selector":
+            rows = _write(args, arm_rows(study, found), arm_figure(study, found), found)
+    if study.key == "selector":
+        words = selector_rows(args, found)
+        rows = _write(args, words, selector_figure(words), found)
     print(as_markdown(rows))
-    _say(f"wrote {table} and {drawing}")
+    _say(f"wrote {args.out / study.key}.csv and .png")
     return 0
+
+
+def _write(
+    args: argparse.Namespace, rows: list[dict[str, str]], picture: bytes, found: Sequence[Measured]
+) -> list[dict[str, str]]:
+    """Table and figure of what is known by now: a command that is stopped leaves those of its finished arms."""
+    (args.out / f"{args.study}.csv").write_text(as_csv(rows, provenance(args, found)), encoding="utf-8")
+    (args.out / f"{args.study}.png").write_bytes(picture)
+    return rows
 
 
 def arm_rows(study: Study, found: Sequence[Measured]) -> list[dict[str, str]]:
@@ -123,6 +133,8 @@ def arm_figure(study: Study, found: Sequence[Measured]) -> bytes:
             numbers = tuple(100 * value for value in values if value is not None)
             if numbers:
                 bars.append(Bar(arm.name, numbers, _published(part.table, arm.name)))
+        if not bars:
+            continue
         note = part.said if all(bar.paper is None for bar in bars) else ""
         panels.append(Panel(part.title, "average recall (mean IoU), %", tuple(bars), note))
     return ablation_bars(panels)

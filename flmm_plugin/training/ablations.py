@@ -136,8 +136,8 @@ DECODER = Study(
         ),
         Part(
             "size", "Cells of the decoder's input", "5(d)",
-            (Arm("token grid", (f"{_DECODER}upsample_to=1",)), Arm("32", (f"{_DECODER}upsample_to=32",)), Arm("64"),
-             Arm("96", (f"{_DECODER}upsample_to=96",))),
+            (Arm("token grid", (f"{_DECODER}upsample_to=1",)), Arm("32", (f"{_DECODER}upsample_to=32",)),
+             Arm("64", (f"{_DECODER}upsample_to=64",)), Arm("96", (f"{_DECODER}upsample_to=96",))),
             "64 the best trade-off of score and cost",
         ),
     ),
@@ -266,7 +266,7 @@ def run_study(
     done: dict[str, Measured] = {}
     todo = [(part, arm, seed) for part in study.parts for arm in part.arms for seed in seeds]
     for part, arm, seed in todo:
-        own = list(dict.fromkeys([*study.changes, *arm.changes]))
+        own = [*study.changes, *_effective(config, [*changes, *study.changes], arm.changes)]
         name, said = run_name(own, seed), f"{study.key}, {part.key}: {arm.name}, seed {seed}"
         if name not in done:
             recipe = arm_recipe(config, [*changes, *own], seed, out)
@@ -307,6 +307,14 @@ def finished_run(folder: Path, recipe: TrainRecipe) -> Measured | None:
         )
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _effective(config: str | Path, changes: Sequence[str], of_arm: Sequence[str]) -> list[str]:
+    """Those changes of an arm that change anything: what the recipe says already needs no run of its own."""
+    if not of_arm:
+        return []
+    base = read_recipe(config, changes)
+    return [one for one in of_arm if read_recipe(config, [*changes, one]) != base]
 
 
 def _trained(recipe: TrainRecipe, folder: Path, backbone: Backbone | None, progress: bool) -> tuple[Measured, Backbone]:
