@@ -80,8 +80,8 @@ class TrainConfig:
                 ("color", "shape", "size", *["where"] * 3, *["count"] * 2, *["yes_no"] * 2, *["choice"] * 4),
                 2.0,
                 1.0,
-                drills=0.45,
-                choices=0.4,
+                drills=0.5,
+                choices=0.35,
                 listing=0.3,
             ),
         )
@@ -116,13 +116,14 @@ def drill_turns(scene: Scene, rng: np.random.Generator) -> list[language.Turn]:
     token of a thing, a shape in none of them alone.
     """
     makers: list[Callable[[], language.Turn]] = [
-        *[lambda: language.lookup_question(scene, rng, kinds=("where",), unsaid=("color",))] * 4,
-        *[lambda: language.lookup_question(scene, rng, kinds=("color", "size"), unsaid=("color",))] * 3,
+        *[lambda: language.lookup_question(scene, rng, kinds=("where",), unsaid=("color",))] * 2,
+        *[lambda: language.lookup_question(scene, rng, kinds=("color", "size"), unsaid=("color",))] * 2,
         lambda: language.lookup_question(scene, rng, kinds=("where",)),
         lambda: language.lookup_question(scene, rng),
-        lambda: language.count_question(scene, rng),
-        *[lambda: language.count_question(scene, rng, by_shape=True)] * 2,
-        *[lambda: language.yes_no_question(scene, rng, short_share=1.0)] * 2,
+        *[lambda: language.count_question(scene, rng)] * 2,
+        *[lambda: language.count_question(scene, rng, by_shape=True)] * 3,
+        *[lambda: language.yes_no_question(scene, rng, short_share=1.0)] * 3,
+        lambda: language.yes_no_question(scene, rng, short_share=0.0),
     ]
     turns: dict[str, language.Turn] = {}  # by question: asking the same twice of one picture teaches nothing
     for make in makers:
