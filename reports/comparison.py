@@ -93,6 +93,7 @@ class Row:
     cells: tuple[Cell, ...]
     backbone: str = ""
     pair: str = ""
+    harness: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
                 last = found[-1]
                 variant = ", ".join(part for part in (arm, variant_of(last, layout.table)) if part)
                 kind: Kind = "flmm" if last.flmm else "stock"
-                yield Row(label, variant, "Measured", kind, cells, last.backbone, pair_of(last))
+                yield Row(label, variant, "Measured", kind, cells, last.backbone, pair_of(last), last.harness)
 
 
 #: Facts about heads that follow from which heads they are; named last when rows are told apart.
@@ -195,7 +196,8 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
         told = [name for name in names if name not in NOT_IDENTITY and name != "visual_cot"]  # a variant says that
         differing = [name for name in told if len({other.options.get(name) for other in alike}) > 1]
         said = "; ".join([f"{name}={short_name(run.options[name])}" for name in differing if name in run.options][:2])
-        labels.append(f"{run.label} [{said}]" if said else run.label)
+        label = f"{run.label} in {run.harness}" if len({other.harness for other in alike}) > 1 else run.label
+        labels.append(f"{label} [{said}]" if said else label)
     clash = {(label, run.visual_cot) for label, run in zip(labels, runs, strict=True)}
     if len(clash) == len(runs):
         return labels
@@ -323,6 +325,13 @@ def _differences(layout: Layout, measured: list[Row], printed: list[Row]) -> Ite
             cells = tuple(_minus(a, b, stock=True) for a, b in zip(row.cells, stock.cells, strict=True))
             if any(cell.value is not None for cell in cells):
                 yield Row(f"{row.label} minus {stock.label}", row.variant, "Differences", "difference", cells)
+    for row in (one for one in ours if one.harness == "lmms-eval"):
+        for other in ours:
+            if other.harness == row.harness or (other.pair, other.variant) != (row.pair, row.variant):
+                continue
+            cells = tuple(_minus(a, b, stock=True) for a, b in zip(other.cells, row.cells, strict=True))
+            if any(cell.value is not None for cell in cells):
+                yield Row(f"{other.label} minus {row.label}", row.variant, "Differences", "difference", cells)
     for row in measured:
         for paper in (one for one in printed if one.backbone and one.backbone == row.backbone):
             if paper.variant and paper.variant != row.variant and layout.table in VARIANTS:

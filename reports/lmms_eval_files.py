@@ -60,7 +60,7 @@ def read_run(file: Path) -> Run:
     flmm = bool(record) or model.startswith("flmm_")
     options = {**arguments, **_texts("", record.get("options")), **_texts("heads.", record.get("heads"))}
     weights = arguments.get("pretrained") or text(record, "backbone") or model
-    common = _common(content, config, record, arguments, file)
+    common = conditions(content, config, record, arguments, file)
     tasks = {}
     for task, values in results.items():
         metrics = metric_values(values)
@@ -134,22 +134,40 @@ def _task(
     else:
         complete = False if documents is not None and documents != counts.get("original", documents) else None
     samples = samples_file(file, task)
-    data = _short_hash(text(metadata, "annotations")) or (questions_hash(samples) if samples else "")
-    of = f" of {official}" if official is not None else ""
-    number = "" if n is None else f"{n}{of}{'' if complete is not False else ' (partial)'}"
+    data = short_hash(text(metadata, "annotations")) or (questions_hash(samples) if samples else "")
     provenance = Provenance(
-        **{**dict(common.items()), "n": number, "data": data, "judge": _judge(metadata, samples)},
+        **{
+            **dict(common.items()),
+            "n": items_said(n, official, complete),
+            "data": data,
+            "judge": _judge(metadata, samples),
+        },
     )
     return TaskResult(task, metrics, n, official, complete, metadata, provenance, samples)
 
 
-def _common(
+def items_said(n: int | None, official: int | None, complete: bool | None) -> str:
+    """How many items were scored, of how many, as tables say it; "" if unknown."""
+    of = f" of {official}" if official is not None else ""
+    return "" if n is None else f"{n}{of}{'' if complete is not False else ' (partial)'}"
+
+
+def conditions(
     content: Mapping[str, Any],
     config: Mapping[str, Any],
     record: Mapping[str, Any],
     arguments: Mapping[str, str],
     file: Path,
 ) -> Provenance:
+    """Conditions of a run's numbers, from the plugin's record of it and what the file itself says.
+
+    Args:
+        content: The result file.
+        config: Its ``config``.
+        record: The plugin's record; empty for a stock adapter.
+        arguments: Model arguments.
+        file: Where the numbers stand.
+    """
     versions = record.get("versions") or {}
     heads = record.get("heads") or {}
     harness = text(versions, "lmms_eval") or text(content, "lmms_eval_version")
@@ -194,7 +212,8 @@ def _judge_of_samples(samples: Path) -> str | None:
     return None
 
 
-def _short_hash(digest: str) -> str:
+def short_hash(digest: str) -> str:
+    """A hash with its kind, as tables say it: the first 16 of its digits."""
     kind, colon, value = digest.partition(":")
     return f"{kind}:{value[:16]}" if colon else kind[:16]
 

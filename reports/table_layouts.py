@@ -24,7 +24,7 @@ class Source:
         metrics: Names of the metric; the first that the task has counts.
         protocol: Key of `flmm_plugin.reports.published.PROTOCOLS`.
         arm: Name of the row it belongs to, "" for the run's plain row.
-        harness: Whose task it is.
+        harness: Whose task it is; a task of this package (``flmm_...``) is anybody's.
         scale: Factor to the column's unit.
         fraction: Whether a value of at most 1 is a share of 1 (some data sets of VLMEvalKit write percentages so).
         visual_cot: Which visual chain of thought the run must have answered with ("" for none); None: whichever.
@@ -41,7 +41,10 @@ class Source:
 
     def read(self, run: Run) -> tuple[TaskResult, str, float] | None:
         """Task, metric and value in the column's unit; None if the run has no such number."""
-        if run.harness != self.harness or self.visual_cot not in (None, run.visual_cot):
+        # This package's own tasks are the same in every harness: the same documents, requests and scoring.
+        if run.harness != self.harness and not self.task.startswith("flmm_"):
+            return None
+        if self.visual_cot not in (None, run.visual_cot):
             return None
         for name, task in run.tasks.items():
             if not re.fullmatch(self.task, name):
@@ -110,6 +113,7 @@ class Layout:
 
 #: Row of the tasks of the group ``flmm_all_tiny``, whose pictures are made up.
 WORLD = "synthetic world"
+_KIT_WORLD = {"MME perception": "MME_TINY", "MMBench": "MMBench_TINY", "POPE": "POPE_TINY"}
 _WORLD = {"MME perception": "flmm_tiny_mme", "POPE": "flmm_tiny_pope_direct"}
 
 
@@ -118,6 +122,9 @@ def _stock(
     *, scale: float = 1.0, digits: int = 1, group: str = "QA", kit_fraction: bool = True,
 ) -> Column:  # fmt: skip
     world = [Source(_WORLD[name], metrics, "tiny_world", WORLD, scale=scale)] if name in _WORLD else []
+    if name in _KIT_WORLD:
+        kit_world = _KIT_WORLD[name]
+        world.append(Source(kit_world, kit_metrics, "tiny_world", WORLD, harness="VLMEvalKit", fraction=kit_fraction))
     return Column(
         name, group, header,
         (
@@ -161,12 +168,10 @@ _MORE_CHAT = (
 
 def _res(dataset: str, split: str, group: str, header: str) -> Column:
     task = f"flmm_{dataset}_{split}"
-    kit = f"{'RefCOCO' + dataset.removeprefix('refcoco')}_SEG_{split}"
     return Column(
         f"{'RefCOCO' + dataset.removeprefix('refcoco')} {split}", group, header,
         (
             Source(re.escape(task), ("cIoU",), "first_expression"),
-            Source(re.escape(kit), ("cIoU",), "first_expression", harness="VLMEvalKit", fraction=True),
             Source(re.escape(f"{task}_per_sentence"), ("cIoU",), "every_sentence", "every sentence"),
             *([Source("flmm_tiny_refcoco", ("cIoU",), "tiny_world", WORLD)] if task == "flmm_refcoco_val" else []),
         ),

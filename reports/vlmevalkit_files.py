@@ -6,9 +6,11 @@ Layouts read, both kits (open-compass, 2026-08, and ms-vlmeval 0.0.20)::
     <work>/<model>/<model>_<data>_acc.csv                        the second kit
 
 Endings differ by data set (``_score``, ``_acc``, ``_metrics``, ``.csv`` or ``.json``) and so do their columns; what can
-be read as a number is kept under its column's name. The kit records no versions, dtype or kernel with a score: those
-stay "not recorded". A percentage is written as a fraction by some data sets and as it is by others: a layout says for
-its columns that a value of at most 1 is a fraction.
+be read as a number is kept under its column's name. A benchmark of this package is read as the tasks that it is made of
+(``<model>_<data>_flmm_tasks.json``), under their names and in their units. The kit records no versions, dtype or kernel
+with a score: those stay "not recorded", but for this package's models, which leave a record
+(``<model>_<data>_flmm.json``). A percentage is written as a fraction by some data sets and as it is by others: a layout
+says for its columns that a value of at most 1 is a fraction.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.reports.provenance import Provenance
+from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS, conditions, items_said, short_hash
+from flmm_plugin.reports.provenance import Provenance, text
 from flmm_plugin.reports.result_files import Run, TaskResult
 
 _ENDING = re.compile(r"_(score|acc|metrics|rating)\.(csv|json)$")
@@ -60,22 +64,67 @@ def _named(file: Path) -> tuple[Path, str] | None:
 def _run(folder: Path, files: Mapping[str, Path]) -> Run:
     model = folder.name
     tasks = {}
+    record: Mapping[str, Any] = {}
     for data, file in sorted(files.items()):
         metrics = scores(file)
         if metrics:
+            own = _beside(file, model, data, "_flmm.json")
+            record = own or record
             n = _predictions(file, model, data)
-            provenance = Provenance(harness="VLMEvalKit", n="" if n is None else str(n), file=file.name)
-            tasks[data] = TaskResult(data, metrics, n, None, None, {}, provenance)
+            made_of = _beside(file, model, data, "_flmm_tasks.json")
+            if made_of:
+                tasks.update(_parts(metrics, made_of, _conditions(own, file)))
+            else:
+                provenance = replace(_conditions(own, file), n="" if n is None else str(n))
+                tasks[data] = TaskResult(data, metrics, n, None, None, {}, provenance)
+    said = {name: str(value) for name, value in (record.get("arguments") or {}).items()}
+    if (record.get("heads") or {}).get("sha256"):
+        said["heads.sha256"] = str(record["heads"]["sha256"])
     return Run(
         path=folder,
         harness="VLMEvalKit",
-        model=model,
-        weights=model,
-        flmm=model.lower().startswith("flmm"),
-        options={},
+        model=said.pop("name", model),
+        weights=str((record.get("options") or {}).get("pretrained") or model),
+        flmm=bool(record) or model.lower().startswith("flmm"),
+        options=said,
         tasks=tasks,
         date=max((file.parent.name for file in files.values() if _RUN_FOLDER.match(file.parent.name)), default=""),
     )
+
+
+def _beside(file: Path, model: str, data: str, ending: str) -> Mapping[str, Any]:
+    """What this package wrote beside a score file; nothing where it did not."""
+    path = file.with_name(f"{model}_{data}{ending}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as exc:
+        raise DataNotFound(f"{path} is damaged ({exc}); evaluate again with --mode eval") from exc
+    return content if isinstance(content, Mapping) else {}
+
+
+def _conditions(record: Mapping[str, Any], file: Path) -> Provenance:
+    kit = (record.get("versions") or {}).get("vlmeval")
+    harness = f"VLMEvalKit (ms-vlmeval {kit})" if kit else "VLMEvalKit"
+    return replace(conditions({}, {}, record, {}, file), harness=harness)
+
+
+def _parts(
+    metrics: Mapping[str, float], made_of: Mapping[str, Any], provenance: Provenance
+) -> Iterator[tuple[str, TaskResult]]:
+    """The tasks of a benchmark; a metric of one of several is named ``label.metric``."""
+    for label, facts in made_of.items():
+        task = str(facts["task"])
+        start = f"{label}." if label else ""
+        own = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+        if own:
+            n = int(own["items"]) if "items" in own else None
+            complete = bool(own["complete"]) if "complete" in own else None
+            official = OFFICIAL_DOCUMENTS.get(task)
+            data = short_hash(text(facts, "annotations"))
+            stated = replace(provenance, n=items_said(n, official, complete), data=data)
+            yield task, TaskResult(task, own, n, official, complete, {}, stated)
 
 
 def scores(file: Path) -> dict[str, float]:

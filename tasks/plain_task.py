@@ -26,6 +26,7 @@ class PlainTask:
         name: As in its YAML.
         docs: The documents of its split, in the task's order.
         generation_kwargs: What the model is asked for, markers included.
+        annotations: Hash of the annotation files, "" where the reader gives none.
 
     Raises:
         UnknownArgument: No such task, or one whose documents a harness has to fetch.
@@ -43,6 +44,8 @@ class PlainTask:
         self.docs: Sequence[Mapping[str, Any]] = reader.read_docs(
             str(config["test_split"]), config.get("dataset_kwargs", {})
         )
+        digest = getattr(self.docs, "digest", "")
+        self.annotations = f"sha256:{digest}" if digest else ""
         self._scoring = importlib.import_module(f"{package}.scoring")
         self._prompt: Callable[..., str] = dotted(config["doc_to_text"])
         self._words: Mapping[str, Any] = config.get("lmms_eval_specific_kwargs", {}).get("default", {})

@@ -26,6 +26,8 @@ from flmm_plugin.tasks.plain_task import PlainTask, Record
 
 _SCORE_ENDING = "_score.json"
 _DETAIL_ENDING = "_detail.jsonl"
+#: Which task's numbers they are, for `flmm report`.
+_TASKS_ENDING = "_flmm_tasks.json"
 
 
 class FlmmBenchmark(ImageBaseDataset):  # type: ignore[misc]
@@ -111,6 +113,8 @@ class FlmmBenchmark(ImageBaseDataset):  # type: ignore[misc]
                 f"{self.dataset_name}: PARTIAL RESULT over {len(answered)} of {len(self._asked)} documents; do not set "
                 "it beside published numbers"
             )
+        facts = {label: {"task": name, "annotations": tasks[label, name].annotations} for label, name in records}
+        _written(Path(f"{stem}{_TASKS_ENDING}"), facts)
         _written(Path(f"{stem}{_SCORE_ENDING}"), printed)
         return printed
 

@@ -58,12 +58,14 @@ class PngDocs(Sequence[PngDoc]):
     Attributes:
         features: Names of the fields.
         items: Number of phrases in all documents.
+        digest: SHA-256 of the annotation files.
     """
 
     def __init__(self, dataset: PngDataset, question: str = QUESTION, kinds: Kinds = "flmm") -> None:
         if kinds not in get_args(Kinds):
             raise UnknownArgument(f"no way {kinds!r} of sorting phrases; known: {', '.join(get_args(Kinds))}")
         self.items = dataset.phrases
+        self.digest = dataset.digest
         whole = {
             "expected_items": self.items,
             "expected_narratives": len(dataset),
