@@ -159,6 +159,8 @@ def estimate(
         try:
             if not probed:
                 reader.read(sample)  # the first pass through a model is not typical
+                if reader.heads.mask_refiner is not None:
+                    reader.heads.mask_refiner.clear_cache()  # or the next one would find the picture there
             began = time.perf_counter()
             features = reader.read(sample).to("cpu")
             computed = time.perf_counter()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,21 @@ def test_half_a_shard_of_a_killed_writer_is_swept_away(tmp_path: Path) -> None:
     part.write_bytes(b"half")
     store(tmp_path)
     assert not part.exists()
+
+
+def test_threads_of_one_process_lose_nothing(tmp_path: Path) -> None:
+    """A trainer reads ahead in a thread while its checkpoint flushes the cache."""
+    one = store(tmp_path)
+
+    def work(first: int) -> None:
+        for number in range(first, first + 30):
+            one.put(f"a{number}", record(number))
+            one.flush()
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(work, (0, 30, 60)))
+    found = store(tmp_path)
+    assert [found.get(f"a{number}") for number in range(90)] == [record(number) for number in range(90)]
 
 
 def test_a_forked_worker_does_not_write_its_parents_records(tmp_path: Path) -> None:
