@@ -57,6 +57,7 @@ def add_subcommand(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: %(default)s")
     parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="only these (see --list)")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="ARM", help="without these arms (see --list)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train every arm N times (default: 1)")
     parser.add_argument("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
     parser.add_argument("--list", action="store_true", help="the study's parts and arms, and stop")
@@ -69,7 +70,7 @@ def _ablate(args: argparse.Namespace) -> int:
 
     base = arm_recipe(args.config, args.changes, 0, args.out)
     study, left_out = with_sams(STUDIES[args.study], base, args.sams)
-    study = chosen(study, args.parts)
+    study = chosen(study, args.parts, args.skip)
     if args.list:
         print("\n".join(f"{part.key:<10} {', '.join(arm.name for arm in part.arms)}" for part in study.parts))
         return 0
@@ -198,6 +199,7 @@ def provenance(args: argparse.Namespace, found: Sequence[Measured]) -> dict[str,
     record = json.loads((found[0].folder / "run.json").read_text(encoding="utf-8"))
     words = ["flmm", "ablate", args.study, *args.changes, "--config", Path(args.config).name]
     words += ["--parts", *args.parts] if args.parts else []
+    words += ["--skip", *(repr(name) if " " in name else name for name in args.skip)] if args.skip else []
     words += ["--seeds", str(args.seeds)] if args.seeds != 1 else []
     backbone, data = record["backbone"], record["data"]
     return {

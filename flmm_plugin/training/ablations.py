@@ -205,17 +205,26 @@ def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[S
     return dataclasses.replace(study, parts=(*study.parts, part)), missing
 
 
-def chosen(study: Study, parts: Sequence[str]) -> Study:
-    """The study with some of its parts; none named: all.
+def chosen(study: Study, parts: Sequence[str], skip: Sequence[str] = ()) -> Study:
+    """The study with some of its parts (none named: all) and without some of its arms.
 
     Raises:
-        UnknownArgument: It has no such part.
+        UnknownArgument: It has no such part or arm, or nothing is left.
     """
     known = {part.key: part for part in study.parts}
     for key in parts:
         if key not in known:
             raise UnknownArgument(f"the {study.key} study has no part {key!r}; it has {', '.join(known)}")
-    return study if not parts else dataclasses.replace(study, parts=tuple(known[key] for key in parts))
+    kept = [known[key] for key in parts] if parts else list(study.parts)
+    names = {arm.name for part in kept for arm in part.arms}
+    for name in skip:
+        if name not in names:
+            raise UnknownArgument(f"there is no arm {name!r} to skip; there are {', '.join(sorted(names))}")
+    cut = [dataclasses.replace(part, arms=tuple(arm for arm in part.arms if arm.name not in skip)) for part in kept]
+    left = tuple(part for part in cut if part.arms)
+    if not left:
+        raise UnknownArgument("every arm is to be skipped; leave one at least")
+    return dataclasses.replace(study, parts=left)
 
 
 def run_name(changes: Sequence[str], seed: int) -> str:

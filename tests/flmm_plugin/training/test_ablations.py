@@ -73,10 +73,16 @@ def test_sams_are_those_that_there_are(tmp_path: Path) -> None:
     assert with_sams(DECODER, tiny, None) == (DECODER, [])
 
 
-def test_parts_are_chosen_by_name() -> None:
+def test_parts_and_arms_are_chosen_by_name() -> None:
     assert [part.key for part in chosen(DECODER, ["merge", "layers"]).parts] == ["merge", "layers"]
     with pytest.raises(UnknownArgument, match="no part 'layer'; it has layers, merge, normalise, size"):
         chosen(DECODER, ["layer"])
+    smaller = chosen(DECODER, ["merge", "size"], ["96", "max", "mean"])
+    assert [[arm.name for arm in part.arms] for part in smaller.parts] == [["token grid", "32", "64"]]
+    with pytest.raises(UnknownArgument, match="no arm 'late' to skip; there are max, mean"):
+        chosen(DECODER, ["merge"], ["late"])
+    with pytest.raises(UnknownArgument, match="leave one"):
+        chosen(DECODER, ["merge"], ["max", "mean"])
 
 
 def test_names_of_runs_are_file_names() -> None:
