@@ -106,7 +106,8 @@ def run_all(work: Path, *, limit: int | None, batch_size: int) -> dict[str, Path
     jobs = {"flmm": Job("flmm_tiny", "", (*MAIN, *LAYOUTS["A2"].tasks), folder / "flmm_tiny")}
     stock = stock_of("flmm_tiny", "")
     if stock is not None:
-        jobs["stock"] = Job(*stock, CHAT, folder / "stock")
+        # Tasks of a class of their own come in lmms-eval's plain form alone.
+        jobs["stock"] = Job(*stock, CHAT, folder / "stock", ("--force_simple",))
     jobs[UNTRAINED] = Job("flmm_tiny", untrained(work), GIVEN_WORDS, folder / "untrained")
     settings = argparse.Namespace(batch_size=batch_size, limit=limit, device=None, data=data)
     lacking = [f"{name}: {task}" for name, job in jobs.items() for task in complete(job, settings, folder)]

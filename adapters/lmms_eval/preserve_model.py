@@ -108,7 +108,7 @@ class WatchedModel(lmms):
             _, _, _, doc_id, task, _ = request.args
             keyed.append((f"{kind}/{task}/{doc_id}/{times[task, doc_id]}", request))
             times[task, doc_id] += 1
-            if marks := [name for name in _options(request.args) if name.startswith(_MARK)]:
+            if marks := _marks(_options(request.args)):
                 raise UnknownArgument(
                     f"{task} asks for what no stock adapter gives ({marks[0]}); leave it out of --tasks: there is no "
                     "chat in it to compare"
@@ -248,6 +248,15 @@ def phrases_of(question: str) -> list[str]:
 def _options(arguments: Sequence[Any]) -> Mapping[str, Any]:
     """Generation arguments of a request of either form; a log-likelihood has none."""
     return next((one for one in arguments[1:3] if isinstance(one, Mapping)), {})
+
+
+def _marks(options: Mapping[str, Any]) -> list[str]:
+    """Markers of requests that are no plain chat; a marker of ``none`` asks for nothing.
+
+    >>> _marks({"flmm_ground": True, "flmm_visual_cot": "none", "max_new_tokens": 4})
+    ['flmm_ground']
+    """
+    return [name for name, value in options.items() if name.startswith(_MARK) and str(value).lower() != "none"]
 
 
 def _pictures(shown: Any) -> list[Any]:

@@ -45,12 +45,14 @@ class Job:
         arguments: For ``--model_args``, "" for none.
         tasks: For ``--tasks``.
         folder: Where its results and logs go.
+        options: Further words for the command line.
     """
 
     model: str
     arguments: str
     tasks: tuple[str, ...]
     folder: Path
+    options: tuple[str, ...] = ()
 
     def pending(self) -> tuple[str, ...]:
         """Its tasks without a result."""
@@ -220,7 +222,7 @@ def evaluate(job: Job, tasks: tuple[str, ...], args: argparse.Namespace, out: Pa
 def command_of(job: Job, tasks: Sequence[str], args: argparse.Namespace, out: Path) -> list[str]:
     """The arguments of ``lmms_eval``."""
     words = ["--model", job.model, "--tasks", ",".join(tasks), "--batch_size", str(args.batch_size)]
-    words += ["--model_args", job.arguments] if job.arguments else []
+    words += [*job.options, *(["--model_args", job.arguments] if job.arguments else [])]
     words += ["--limit", str(args.limit)] if args.limit else []
     words += ["--device", args.device] if args.device else []
     words += ["--use_cache", str((out / "cache" / job.folder.name).resolve())]

@@ -332,3 +332,11 @@ def test_what_the_stock_adapter_raises_at_once_means_that_it_does_not_work_here(
     watched, requests = choices("F-LMM", Raises(), tmp_path)
     with pytest.raises(ValueError, match="too few"):
         watched.loglikelihood(requests)
+
+
+def test_a_task_that_only_says_it_wants_a_plain_answer_is_compared() -> None:
+    from flmm_plugin.adapters.lmms_eval import preserve_model
+
+    assert preserve_model._marks({"flmm_visual_cot": "none", "max_new_tokens": 4}) == []
+    assert preserve_model._marks({"flmm_visual_cot": "v1"}) == ["flmm_visual_cot"]
+    assert preserve_model._marks({"flmm_ground": True}) == ["flmm_ground"]
