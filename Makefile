@@ -18,7 +18,7 @@ help:
 	@echo "make bench        what capturing attention costs, beside the plain model and the paper's way"
 	@echo "make docs         remake the figures, tables and CSV that README shows (needs the tiny weights)"
 	@echo "make panel        every task on the embedded model: docs/panel.md and the paper's tables with its rows (minutes)"
-	@echo "make constraints  let the resolver remake constraints.txt from setup.cfg"
+	@echo "make constraints  let the resolver remake constraints.txt and constraints-vlmevalkit.txt from setup.cfg"
 	@echo "make clean        remove what was built (not $(VENV))"
 
 # uv is several times faster than pip; pip takes over where uv cannot be had or cannot reach its index.
@@ -58,8 +58,11 @@ panel: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_panel.py
 
 constraints: $(STAMP)
-	$(BIN)/uv pip compile setup.cfg --all-extras --python-version 3.11 --python-platform linux --annotation-style line \
+	$(BIN)/uv pip compile setup.cfg --extra demo --extra keywords --extra quantized --extra test --extra lint --python-version 3.11 --python-platform linux --annotation-style line \
 		--no-emit-index-url -o constraints.txt
+	mkdir -p build && grep -vE '^(antlr4-python3-runtime|latex2sympy2)==' constraints.txt > build/constraints-shared.txt
+	$(BIN)/uv pip compile setup.cfg --extra vlmevalkit --extra test --python-version 3.11 --python-platform linux \
+		-c build/constraints-shared.txt --annotation-style line --no-emit-index-url -o constraints-vlmevalkit.txt
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

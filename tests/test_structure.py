@@ -97,7 +97,14 @@ IMPORT_OF = {
 # Needed by what is imported, without being imported: transformers' image processors.
 INDIRECT = {"torchvision"}
 # Imported by one module that nothing else imports: whoever loads the pytest plugin runs pytest.
-BROUGHT = {"flmm_plugin.adapters.lmms_eval.pytest_plugin": {"pytest"}}
+# VLMEvalKit has an extra and an environment of its own, and only what it loads imports it.
+BROUGHT = {
+    "flmm_plugin.adapters.lmms_eval.pytest_plugin": {"pytest"},
+    **{
+        f"flmm_plugin.adapters.vlmevalkit.{name}": {"vlmeval"}
+        for name in ("dataset", "model", "preserve_arm", "register", "safeguards")
+    },
+}
 
 
 def test_declared_dependencies_are_the_imported_ones() -> None:
@@ -130,6 +137,20 @@ def test_constraints_pin_what_setup_cfg_asks_for() -> None:
     assert "://" not in text, "constraints.txt must not name a host"
 
 
+def test_both_environments_share_their_pins_but_for_what_excludes_itself() -> None:
+    pins = {}
+    for name in ("constraints.txt", "constraints-vlmevalkit.txt"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "://" not in text, f"{name} must not name a host"
+        pins[name] = dict(line.split(" ")[0].split("==") for line in text.splitlines() if "==" in line.split("#")[0])
+    ours, kit = pins.values()
+    assert "ms-vlmeval" in kit
+    assert "ms-vlmeval" not in ours
+    differing = {name for name in ours.keys() & kit.keys() if ours[name] != kit[name]}
+    # The kit pins an antlr4 with which lmms-eval's latex2sympy2 does not work: the reason for two environments.
+    assert differing == {"antlr4-python3-runtime", "latex2sympy2"}, "run `make constraints`"
+
+
 # --- arrows --------------------------------------------------------------------------------------------------------
 
 ADAPTERS, TASKS, REPORTS = "flmm_plugin.adapters", "flmm_plugin.tasks", "flmm_plugin.reports"
@@ -141,6 +162,9 @@ BANNED = {
     f"{TASKS}.metrics": {"torch", "transformers", "lmms_eval", ADAPTERS, REPORTS},
     REPORTS: {"torch", "transformers", "lmms_eval", ADAPTERS, "flmm_plugin.backbones", "flmm_plugin.grounded_lmm"},
     ADAPTERS: set(),
+    f"{ADAPTERS}.answering": {"lmms_eval", "vlmeval", f"{ADAPTERS}.lmms_eval", f"{ADAPTERS}.vlmevalkit"},
+    f"{ADAPTERS}.lmms_eval": {"vlmeval", f"{ADAPTERS}.vlmevalkit"},
+    f"{ADAPTERS}.vlmevalkit": {"lmms_eval", f"{ADAPTERS}.lmms_eval"},
     "flmm_plugin.cli": set(),
 }
 
@@ -182,6 +206,7 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "from flmm_plugin.adapters.lmms_eval.models import manifests; assert list(manifests())",
         "import flmm_plugin.reports.gallery, flmm_plugin.reports.figures",
         "import flmm_plugin.cli",
+        "import flmm_plugin.adapters.vlmevalkit.waiting, flmm_plugin.adapters.vlmevalkit.benchmarks",
     ],
 )
 def test_registries_cost_no_torch(statement: str, tmp_path: Path) -> None:
