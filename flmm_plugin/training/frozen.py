@@ -59,7 +59,7 @@ def without_encoder(heads: GroundingHeads) -> GroundingHeads:
     sam = heads.mask_refiner.sam
     encoder = sam.image_encoder
     heads.mask_refiner.clear_cache()
-    sam.image_encoder = _Elsewhere(int(encoder.img_size))  # type: ignore[assignment]
+    sam.image_encoder = _Elsewhere(int(encoder.img_size))
     try:
         return copy.deepcopy(heads)
     finally:

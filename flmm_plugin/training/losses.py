@@ -62,7 +62,8 @@ def run_heads(heads: GroundingHeads, features: FrozenFeatures) -> HeadOutput:
     if embedding is None or heads.mask_refiner is None:
         coarse = heads.decode(features.attention, features.grid)
         return HeadOutput(coarse, coarse)
-    return heads(features.attention, features.hidden, embedding, features.grid)
+    out: HeadOutput = heads(features.attention, features.hidden, embedding, features.grid)
+    return out
 
 
 class HeadsLoss(nn.Module):

@@ -43,6 +43,8 @@ class Processes:
 
     def __init__(self, recipe: TrainRecipe, trackers: Sequence[str], out: Path) -> None:
         self.accelerator: Any = Accelerator(
+            # Without this word several processes without a GPU would not look for each other.
+            cpu=not _has_accelerator(),
             mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
             log_with=list(trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "trackers")),
@@ -91,3 +93,10 @@ class Processes:
             failed = exc
         if self.summed([int(failed is not None)])[0]:
             raise failed or TrainingStopped("another process had to stop; its own message says why")
+
+
+def _has_accelerator() -> bool:
+    """Whether accelerate would find something better than a CPU."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return True
+    return any(getattr(torch, kind).is_available() for kind in ("xpu", "npu", "mlu", "hpu") if hasattr(torch, kind))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from flmm_plugin.backbones.base import Backbone
@@ -436,7 +437,7 @@ class Trainer:
     def _guarded(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except (OSError, RuntimeError) as exc:  # torch and safetensors tell of a full disk by either
+        except (OSError, RuntimeError, SafetensorError) as exc:  # how a full disk is told depends on who writes
             self.checkpoints.give_up(self.state.step)
             newest = self.checkpoints.newest()
             kept = "nothing was saved before" if newest is None else f"{newest} is whole"
@@ -453,10 +454,8 @@ class Trainer:
             "step": self.state.step,
             "scores": None if self.scores is None else asdict(self.scores),
         }
-        self.lmm.heads.manifest = replace(self.lmm.heads.manifest, notes=notes)
-        self._guarded(
-            lambda: save_heads(path, cast(GroundingHeads, self.lmm.heads), storage=self.recipe.saving.storage)
-        )
+        heads.manifest = replace(heads.manifest, notes=notes)
+        self._guarded(lambda: save_heads(path, heads, storage=self.recipe.saving.storage))
 
     def _finish(self, stopped_early: bool) -> TrainedRun:
         """The last heads, and proof that nothing else was trained."""
