@@ -67,10 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--work", type=Path, default=ROOT / "build" / "panel", help="work folder (default: %(default)s)"
     )
     parser.add_argument("--limit", type=int, help="documents per task; nothing is written")
-    parser.add_argument("--batch-size", type=int, default=8, help="requests per pass (default: %(default)s)")
     args = parser.parse_args(argv)
     work = args.work.resolve() / weights_id()
-    folders = run_all(work, limit=args.limit, batch_size=args.batch_size)
+    folders = run_all(work, limit=args.limit)
     if folders is None or args.limit:
         return int(folders is None)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ def weights_id() -> str:
     return whole.hexdigest()[:12]
 
 
-def run_all(work: Path, *, limit: int | None, batch_size: int) -> dict[str, Path] | None:
+def run_all(work: Path, *, limit: int | None) -> dict[str, Path] | None:
     """The three runs; their folders by name, None if a task has no result."""
     from flmm_plugin.cli.reproduce import Job, complete, stock_of
     from flmm_plugin.reports.table_layouts import LAYOUTS
@@ -109,7 +108,8 @@ def run_all(work: Path, *, limit: int | None, batch_size: int) -> dict[str, Path
         # Tasks of a class of their own come in lmms-eval's plain form alone.
         jobs["stock"] = Job(*stock, CHAT, folder / "stock", ("--force_simple",))
     jobs[UNTRAINED] = Job("flmm_tiny", untrained(work), GIVEN_WORDS, folder / "untrained")
-    settings = argparse.Namespace(batch_size=batch_size, limit=limit, device=None, data=data)
+    # One by one: lmms-eval's adapter of this form takes no batches, and both arms are to be run alike.
+    settings = argparse.Namespace(batch_size=1, limit=limit, device=None, data=data)
     lacking = [f"{name}: {task}" for name, job in jobs.items() for task in complete(job, settings, folder)]
     for one in lacking:
         print(f"no result: {one}; its log is under {folder}", file=sys.stderr)
