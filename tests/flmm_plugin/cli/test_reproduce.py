@@ -168,3 +168,10 @@ def test_every_task_that_a_table_needs_exists() -> None:
         name for name in needed if name not in ours and f'"{name}"' not in stock and f"task: {name}\n" not in stock
     ]
     assert absent == []
+
+
+def test_a_job_may_have_options_of_its_own(tmp_path: Path) -> None:
+    args = argparse.Namespace(batch_size=1, limit=None, device=None)
+    job = reproduce.Job("llava_hf", "pretrained=x", ("mme",), tmp_path / "stock", ("--force_simple",))
+    words = reproduce.command_of(job, job.tasks, args, tmp_path)
+    assert words[words.index("--force_simple") + 1 :][:2] == ["--model_args", "pretrained=x"]
