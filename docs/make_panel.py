@@ -46,7 +46,8 @@ MAIN: Mapping[str, tuple[str, ...]] = {
 }
 #: Answered by log-likelihoods: there is no reply to rewrite.
 WITHOUT_REPLY = ("flmm_tiny_choice",)
-CHAT = ("flmm_tiny_mme", "flmm_tiny_choice", "flmm_tiny_pope_direct")
+#: What the stock adapter can do; its log-likelihoods fail in transformers 5, which wants a picture for every prompt.
+CHAT = ("flmm_tiny_mme", "flmm_tiny_pope_direct")
 #: Tasks that an LMM which never learnt to speak can do: its words are given, its attention is read.
 GIVEN_WORDS = ("flmm_tiny_refcoco", "flmm_tiny_png")
 #: What docs/panel.md calls each control of `flmm_plugin.tasks.controls`.
