@@ -63,7 +63,7 @@ def _named(file: Path) -> tuple[Path, str] | None:
 
 def _run(folder: Path, files: Mapping[str, Path]) -> Run:
     model = folder.name
-    tasks = {}
+    tasks: dict[str, TaskResult] = {}
     record: Mapping[str, Any] = {}
     for data, file in sorted(files.items()):
         metrics = scores(file)

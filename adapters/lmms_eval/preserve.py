@@ -19,8 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_arm
-from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, shared
+from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
+from flmm_plugin.adapters.preserving.record import ArmSpec, read_arm
+from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
 
@@ -147,7 +148,7 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
 
 
 def _against(left: tuple[Arm, Path], right: tuple[Arm, Path]) -> tuple[Check, ...]:
-    from flmm_plugin.adapters.lmms_eval.preserve_watch import compare_logits  # torch: only once there is something
+    from flmm_plugin.adapters.preserving.watch import compare_logits  # torch: only once there is something
 
     return compare(left[0], right[0], compare_logits(left[1] / "logits.pt", right[1] / "logits.pt"))
 

@@ -23,10 +23,10 @@ import torch
 from flmm_plugin.adapters.answering.provenance import commit
 from flmm_plugin.adapters.lmms_eval import preserve_stock
 from flmm_plugin.adapters.lmms_eval.preserve_judge import JudgeMemo
-from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel, weight_hashes
-from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, write_arm
+from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, StockUnusable
-from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, model_of
+from flmm_plugin.adapters.preserving.record import ArmSpec, write_arm
+from flmm_plugin.adapters.preserving.watch import GenerateWatch, model_of, weight_hashes
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm
 
@@ -107,7 +107,7 @@ def make_model(spec: ArmSpec, unusable: str = "") -> tuple[str, str, Any]:
             options.pop("device")
         model = get_model(spec.model, spec.force_simple)(**options)
         if spec.plant:
-            from flmm_plugin.adapters.lmms_eval.preserve_faults import FAULTS
+            from flmm_plugin.adapters.preserving.faults import FAULTS
 
             FAULTS[spec.plant](model)
         return spec.model, "", model

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +21,9 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from flmm_plugin.adapters.answering.requests import GROUND_FLAG
-from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_answers
 from flmm_plugin.adapters.lmms_eval.preserve_stock import StockUnusable
-from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch, Row, logits_of, model_of
+from flmm_plugin.adapters.preserving.record import ArmSpec, read_answers
+from flmm_plugin.adapters.preserving.watch import GenerateWatch, Row, logits_of, model_of, phrases_of, weight_hashes
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.records import parse_masks_json
 from flmm_plugin.reports.preservation import Answer
@@ -226,23 +225,6 @@ class WatchedModel(lmms):
         return tqdm(
             total=total, desc=self.spec.role, file=self._screen, disable=self._screen is None, dynamic_ncols=True
         )
-
-
-def weight_hashes(model: torch.nn.Module) -> dict[str, str]:
-    """SHA-256 of every parameter and buffer, by name."""
-    from flmm_plugin.seal import FrozenSeal
-
-    return FrozenSeal(model).hashes
-
-
-def phrases_of(question: str) -> list[str]:
-    """Two phrases that the model's own tokenizer surely knows: the question's first and last words.
-
-    >>> phrases_of("Is there a dog in the image? Please answer yes or no.")
-    ['Is there a', 'yes or no']
-    """
-    words = re.findall(r"\w+", question) or ["picture"]
-    return list(dict.fromkeys([" ".join(words[:3]), " ".join(words[-3:])]))
 
 
 def _options(arguments: Sequence[Any]) -> Mapping[str, Any]:

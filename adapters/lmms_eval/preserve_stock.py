@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.adapters.preserving.stock import shared, with_checkpoint
 
 #: ``model_type`` of a checkpoint -> lmms-eval's own adapter, where one speaks transformers' checkpoints of the family.
 #: What is not here, or does not work with the versions that are installed, is answered by plain transformers, and the
@@ -14,56 +14,12 @@ ADAPTERS = {"llava": "llava_hf", "llava_next": "llava_hf", "llava_onevision": "l
 
 PLAIN = "plain"
 
-#: Model arguments that say which model it is and how it computes: both arms get them.
-SHARED = (
-    "pretrained", "revision", "dtype", "device", "device_map", "attn_implementation", "trust_remote_code",
-    "system_prompt", "load_in_4bit", "load_in_8bit",
-)  # fmt: skip
-
 #: Those among them that lmms-eval's adapters do not take.
 _PLAIN_ONLY = ("system_prompt", "load_in_4bit", "load_in_8bit")
-
-#: Model arguments with which chat is another one on purpose.
-_ON_PURPOSE = ("visual_cot",)
 
 
 class StockUnusable(Exception):
     """lmms-eval's adapter cannot be made or cannot answer; not an error of the user's."""
-
-
-def shared(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What both arms are told, of the F-LMM arm's model arguments.
-
-    Raises:
-        UnknownArgument: An argument that changes chat on purpose.
-    """
-    for name in _ON_PURPOSE:
-        if given.get(name) not in (None, "none", ""):
-            raise UnknownArgument(
-                f"{name}={given[name]} gives other answers on purpose, which no check can call unchanged; leave it out "
-                "of --model_args"
-            )
-    return {name: given[name] for name in SHARED if given.get(name) not in (None, "", "none")}
-
-
-def with_checkpoint(arguments: Mapping[str, Any], default: str) -> dict[str, Any]:
-    """The arguments with a checkpoint that transformers finds.
-
-    Args:
-        arguments: As of `shared`.
-        default: The model's own checkpoint, or empty.
-
-    Raises:
-        UnknownArgument: There is none.
-    """
-    pretrained = arguments.get("pretrained") or default
-    if not pretrained:
-        raise UnknownArgument("this model has no checkpoint of its own: --model_args pretrained=FOLDER_OR_HUB_NAME")
-    if pretrained == "flmm_tiny":
-        from flmm_plugin.tiny import tiny_path
-
-        pretrained = str(tiny_path())
-    return {**arguments, "pretrained": pretrained}
 
 
 def shared_arguments(given: Mapping[str, Any], default: str) -> dict[str, Any]:

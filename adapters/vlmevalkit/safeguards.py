@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from flmm_plugin.adapters.answering.arguments import arguments_of
 from flmm_plugin.adapters.vlmevalkit.journal import Journal
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
@@ -74,6 +76,7 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
         if answering is not None:
             run.record(answering.provenance)
         if journal.added or journal.found:
+            logger.info(f"flmm: {run.data}: {journal.found} answers from disk, {journal.added} new")
             run.remove_stale()
         run.forget()
         return result

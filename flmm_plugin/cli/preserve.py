@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ examples:
   flmm preserve --model flmm_llava --model_args pretrained=llava-hf/llava-1.5-7b-hf,heads=heads.safetensors \\
       --device cuda --tasks flmm_qa --limit 100               the paper's eight QA benchmarks
   flmm preserve ... --batch_size 8                            other settings: the stock model's own noise beside
+  flmm preserve --harness vlmevalkit --model flmm_tiny --tasks MME_TINY,MMBench_TINY     the same inside VLMEvalKit
   flmm preserve ... --plant logit                             a planted fault: must end with exit status 1
 
 Both arms run through lmms-eval's own evaluator, each in a process of its own. Killed? The same line goes on where it
@@ -25,6 +27,7 @@ and the logits of one batch (torch.equal). Judges: set OPENAI_API_KEY, or API_TY
 
 exit status: 0 chat is unchanged, 1 chat changed, 2 could not compare
 """
+HARNESSES = ("lmms_eval", "vlmevalkit")
 FAULTS = ("logit", "padding", "template", "weight")
 
 
@@ -37,6 +40,9 @@ def add_subcommand(commands: Any) -> None:
         "between the F-LMM arm's questions, and compare everything that was said.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--harness", choices=HARNESSES, default="lmms_eval", help="whose questions and scoring (default: lmms_eval)"
     )
     parser.add_argument("--model", required=True, help="the F-LMM model, as for lmms_eval --model (see flmm list)")
     parser.add_argument("--model_args", default="", help="its arguments, as for lmms_eval: name=value,name=value")
@@ -74,9 +80,10 @@ def add_subcommand(commands: Any) -> None:
 
 def _preserve(args: argparse.Namespace) -> int:
     from flmm_plugin.adapters.lmms_eval.preserve import Plan, preserve
-    from flmm_plugin.reports import preservation_report as report
 
     device = args.device or _device()
+    if args.harness == "vlmevalkit":
+        return _told(args, lambda: _in_vlmevalkit(args, device))
     plan = Plan(
         model=args.model,
         tasks=tuple(name for name in args.tasks.split(",") if name),
@@ -96,8 +103,38 @@ def _preserve(args: argparse.Namespace) -> int:
         plant=args.plant,
         fresh=args.fresh,
     )
+    return _told(args, lambda: preserve(plan))
+
+
+def _in_vlmevalkit(args: argparse.Namespace, device: str) -> Any:
+    from flmm_plugin.adapters.preserving.record import ArmSpec
+    from flmm_plugin.adapters.vlmevalkit.preserve import preserve
+
+    ours = ArmSpec(
+        role="F-LMM",
+        model=args.model,
+        model_args=arguments_of(args.model_args),
+        tasks=tuple(name for name in args.tasks.split(",") if name),
+        limit=args.limit,
+        batch_size=args.batch_size,
+        device=device,
+        force_simple=args.force_simple,
+        include_path=args.include_path,
+        ground_every=args.ground_every,
+        seed=args.seed,
+        plant=args.plant,
+    )
+    return preserve(
+        ours, args.out, noise=args.noise, stock=args.stock, stock_args=arguments_of(args.stock_args), fresh=args.fresh
+    )
+
+
+def _told(args: argparse.Namespace, prove: Callable[[], Any]) -> int:
+    """The verdict, written and printed; its exit status."""
+    from flmm_plugin.reports import preservation_report as report
+
     try:
-        verdict = preserve(plan)
+        verdict = prove()
     except FlmmError as exc:
         print(f"COULD NOT COMPARE: {type(exc).__name__}: {exc}", file=sys.stderr)
         return 2
@@ -105,7 +142,8 @@ def _preserve(args: argparse.Namespace) -> int:
         verdict, [("json", args.out / "verdict.json"), ("junit", args.out / "verdict.xml"), ("junit", args.junit)]
     )
     print(json.dumps(report.as_json(verdict), indent=1) if args.json else report.as_text(verdict))
-    return verdict.exit_status
+    status: int = verdict.exit_status
+    return status
 
 
 def _device() -> str:

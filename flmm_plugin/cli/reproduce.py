@@ -172,7 +172,8 @@ def stock_of(model: str, arguments: str) -> tuple[str, str] | None:
     Raises:
         UnknownArgument: It is not said which checkpoint the model is.
     """
-    from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, adapter_for, shared, with_checkpoint
+    from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, adapter_for
+    from flmm_plugin.adapters.preserving.stock import shared, with_checkpoint
 
     given = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
     told = with_checkpoint(shared(given), "flmm_tiny" if model == "flmm_tiny" else "")

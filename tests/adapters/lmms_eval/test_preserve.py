@@ -21,11 +21,11 @@ from PIL import Image
 from flmm_plugin.adapters.lmms_eval import preserve as runner
 from flmm_plugin.adapters.lmms_eval import preserve_arm, preserve_plain, preserve_stock
 from flmm_plugin.adapters.lmms_eval.preserve import ArmFailed, Plan, in_a_process, other_settings, preserve
-from flmm_plugin.adapters.lmms_eval.preserve_faults import FAULTS
 from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel
-from flmm_plugin.adapters.lmms_eval.preserve_record import ArmSpec, read_answers
 from flmm_plugin.adapters.lmms_eval.preserve_stock import StockUnusable
-from flmm_plugin.adapters.lmms_eval.preserve_watch import GenerateWatch
+from flmm_plugin.adapters.preserving.faults import FAULTS
+from flmm_plugin.adapters.preserving.record import ArmSpec, read_answers
+from flmm_plugin.adapters.preserving.watch import GenerateWatch
 from flmm_plugin.cli.preserve import FAULTS as NAMED
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Verdict

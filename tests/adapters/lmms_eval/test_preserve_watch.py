@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from flmm_plugin.adapters.lmms_eval.preserve_watch import (
+from flmm_plugin.adapters.preserving.watch import (
     GenerateWatch,
     compare_logits,
     digest,

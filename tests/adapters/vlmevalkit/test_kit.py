@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.vlmevalkit import command, messages
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
+from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import encode_rle, parse_masks_json
 
 
@@ -37,9 +39,8 @@ def run(flmm: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         from flmm_plugin.adapters.vlmevalkit import outcomes
 
         monkeypatch.setattr(outcomes, "_outcomes", {})
-        # The kit makes a model by its class; here that class hands out the one that is loaded.
-        monkeypatch.setattr(type(flmm), "__new__", lambda cls, **_: flmm, raising=False)
-        monkeypatch.setattr(type(flmm), "__init__", lambda self, **_: None)
+        # The kit makes a model anew for each run; its weights are those that were loaded.
+        monkeypatch.setattr("flmm_plugin.adapters.vlmevalkit.model.load_lmm", lambda *_, **__: flmm.lmm)
         return command.main(["--model", "flmm_tiny", "--work-dir", str(folder), *words])
 
     return started
@@ -163,7 +164,9 @@ def no_java() -> None:
 def test_four_benchmarks_run_resume_and_fill_a_table(
     run: Callable[..., int], flmm: Any, kit: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from flmm_plugin.reports.comparison import compare
     from flmm_plugin.reports.result_files import read_results
+    from flmm_plugin.reports.table_layouts import LAYOUTS
 
     names = ["MME_TINY", "POPE_TINY", "MMBench_TINY", "RefCOCO_SEG_TINY"]
     out = kit / "four"
@@ -176,9 +179,13 @@ def test_four_benchmarks_run_resume_and_fill_a_table(
     record = json.loads((folder / "flmm_tiny_MME_TINY_flmm.json").read_text())
     assert (record["arguments"], record["processes"]) == ({"name": "flmm_tiny"}, 1)
     (found,) = read_results([out])
-    assert set(found.tasks) == set(names)
-    assert found.tasks["RefCOCO_SEG_TINY"].n == 4
-    assert 0 < found.tasks["RefCOCO_SEG_TINY"].metrics["cIoU"] <= 100
+    assert set(found.tasks) == {*names[:3], "flmm_tiny_refcoco"}
+    assert 0 < found.tasks["flmm_tiny_refcoco"].metrics["cIoU"] <= 100
+    row = next(row for row in compare(LAYOUTS["1"], [found]).rows if row.kind == "flmm")
+    filled = [cell.column.name for cell in row.cells if cell.value is not None]
+    assert filled == ["MME perception", "MMBench", "RefCOCO val"]
+    assert row.cells[0].provenance is not None
+    assert row.cells[0].provenance.not_recorded() == ()
     asked: list[Any] = []
     monkeypatch.setattr(type(flmm), "generate", lambda self, message, dataset=None: asked.append(message))
     assert run(out, "--data", *names, "--limit", "4") == 0
@@ -208,7 +215,7 @@ def test_failed_samples_are_counted_and_retried_and_their_scores_renewed(
 def test_a_combination_without_a_result_makes_the_status_non_zero(
     run: Callable[..., int], kit: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(kit / "none", "--data", "PNG", "MME_TINY", "--limit", "1") == 1
+    assert run(kit / "none", "--data", "PNG", "MME_TINY", "--limit", "2") == 1
     said = capfd.readouterr().err
     assert "flmm_tiny x PNG: FAILED" in said
     assert "flmm_tiny x MME_TINY: done" in said
@@ -225,3 +232,31 @@ def test_one_dataset_name_is_all_splits(flmm: Any, refer_folder: Any, monkeypatc
         "val.cIoU": 1.0,
         "testA.cIoU": 2.0,
     }
+
+
+def test_chat_is_what_it_is_without_the_plugin_in_the_kit_too(flmm: Any, tmp_path: Path) -> None:
+    from flmm_plugin.adapters.preserving.record import ArmSpec
+    from flmm_plugin.adapters.vlmevalkit.preserve import preserve
+    from flmm_plugin.adapters.vlmevalkit.preserve_arm import run_arm
+
+    ours = ArmSpec(role="F-LMM", model="flmm_tiny", model_args={}, tasks=("MME_TINY", "MMBench_TINY"), limit=2)
+    verdict = preserve(ours, tmp_path, launch=run_arm)
+    assert verdict.unchanged, verdict.reason
+    compared = {check.name: check.compared for check in verdict.checks}
+    assert compared["generated ids"] == compared["texts"] == compared["pictures"] == 4
+    assert compared["logits"] == 1
+    assert compared["metrics"] > 2
+    assert verdict.arms[1].grounded == {"asked": 4, "failed": 0}
+    planted = preserve(dataclasses.replace(ours, plant="logit"), tmp_path, launch=run_arm)
+    assert planted.exit_status == 1
+    assert planted.first is not None
+    masks = dataclasses.replace(ours, tasks=("RefCOCO_SEG_TINY",))
+    with pytest.raises(UnknownArgument, match="asks for masks"):
+        preserve(masks, tmp_path, launch=run_arm)
+
+
+def test_the_stock_arm_owes_nothing_to_this_package() -> None:
+    from importlib import resources
+
+    source = resources.files("flmm_plugin.adapters.vlmevalkit").joinpath("preserve_plain.py").read_text()
+    assert "flmm_plugin" not in source

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,3 +201,20 @@ def _inputs_of(given: Mapping[str, Tensor], number: int, rows: int) -> dict[str,
         else:  # several pictures, or one long list of patches: a batch's as a whole
             hashes[name] = digest(tensor)
     return hashes
+
+
+def weight_hashes(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter and buffer, by name."""
+    from flmm_plugin.seal import FrozenSeal
+
+    return FrozenSeal(model).hashes
+
+
+def phrases_of(question: str) -> list[str]:
+    """Two phrases that the model's own tokenizer surely knows: the question's first and last words.
+
+    >>> phrases_of("Is there a dog in the image? Please answer yes or no.")
+    ['Is there a', 'yes or no']
+    """
+    words = re.findall(r"\w+", question) or ["picture"]
+    return list(dict.fromkeys([" ".join(words[:3]), " ".join(words[-3:])]))

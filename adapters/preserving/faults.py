@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import ImageOps
 
-from flmm_plugin.adapters.lmms_eval.preserve_watch import model_of
+from flmm_plugin.adapters.preserving.watch import model_of
 
 
 def one_logit(adapter: Any) -> None:
