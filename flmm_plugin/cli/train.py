@@ -12,7 +12,8 @@ from flmm_plugin.errors import UnknownArgument
 
 if TYPE_CHECKING:
     from flmm_plugin.training.recipe import TrainRecipe
-    from flmm_plugin.training.trainer import TrainedRun, Trainer
+    from flmm_plugin.training.results import TrainedRun
+    from flmm_plugin.training.trainer import Trainer
     from flmm_plugin.training.validation import ValidationReport
 
 _DESCRIPTION = """\

@@ -8,6 +8,7 @@ how each way of distributing holds them; counters and random states beside them,
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import re
 import shutil
@@ -126,7 +127,7 @@ def load_process(folder: Path, process: int, processes: int) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["processes"] == processes:
             set_random_states(content["random"])
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as exc:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as exc:
         raise BadCheckpoint(
             f"{path} cannot be read ({exc}); remove the folder {folder}, the run then goes on from the one before"
         ) from exc

@@ -98,7 +98,9 @@ class HeadsLoss(nn.Module):
         anchor = sum((one.sum() * 0.0 for one in learning), start=torch.zeros((), device=self.heads.device))
         if not batch:
             return torch.zeros(0, len(TERMS), device=self.heads.device), anchor
-        return torch.stack([self.losses(one) for one in batch]), anchor
+        terms = [self.losses(one) for one in batch]
+        # Cut off here: nothing times what is not finite is not nothing, and would spoil everybody's gradients.
+        return torch.stack([one if bool(torch.isfinite(one).all()) else one.detach() for one in terms]), anchor
 
     def losses(self, sample: Prepared) -> Tensor:
         """The terms of one sample, ``[5]``."""

@@ -22,8 +22,8 @@ from flmm_plugin.training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.training.results import TrainedRun
     from flmm_plugin.training.samples import TrainingSet
-    from flmm_plugin.training.trainer import TrainedRun
 
 #: Keys that may differ when a run goes on: they decide nothing about the weights.
 FREE = ("cache", "validation", "saving", "trackers", "bad_samples", "max_bad_share")

@@ -1,21 +1,16 @@
 """The training loop: frozen features in, heads out; killed at any moment, it goes on to the same weights.
 
 What a step sees is a function of the recipe and the step's number alone: the order of an epoch comes from the seed and
-the epoch, the learning rate from the step. Weights, optimiser, random states and counters are in every checkpoint. A
-sample's loss is computed and sent back alone, so that memory does not grow with the batch; gradients are summed over
-the samples of a step and over all processes, which take every n-th sample each: two processes do what one does.
+the epoch, the learning rate from the step. Weights, optimiser, random states and counters are in every checkpoint.
 
 The frozen parts (LMM, SAM's image encoder) are outside of what accelerate wraps, and under a seal.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,83 +23,26 @@ from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.errors import FlmmError, TrainingStopped
 from flmm_plugin.heads import GroundingHeads, save_heads
 from flmm_plugin.tiny.runs import Log
+from flmm_plugin.training.batches import Batches
 from flmm_plugin.training.building import trainable
 from flmm_plugin.training.cache import CachedReader, FeatureCache
 from flmm_plugin.training.cache_building import BuildReport, CacheEstimate, build, estimate
 from flmm_plugin.training.checkpoints import Checkpoints, load_process, save_process
 from flmm_plugin.training.features import FeatureSource, FrozenReader
 from flmm_plugin.training.frozen import load_lmm, seals_of, without_encoder
-from flmm_plugin.training.losses import TERMS, HeadsLoss, Prepared
-from flmm_plugin.training.preparing import BAD_GRADIENT, BAD_LOSS, KINDS, Preparer
+from flmm_plugin.training.losses import HeadsLoss
+from flmm_plugin.training.preparing import KINDS, Preparer
 from flmm_plugin.training.processes import Processes
 from flmm_plugin.training.recipe import TrainRecipe
+from flmm_plugin.training.results import Progress, TrainedRun
 from flmm_plugin.training.run_folder import RunFolder
 from flmm_plugin.training.samples import TrainingSample, TrainingSet
-from flmm_plugin.training.schedule import data_order, rate
+from flmm_plugin.training.stepping import Stepper
 from flmm_plugin.training.tracking import chosen_trackers, flat
 from flmm_plugin.training.validation import Scores, Shown, ValidationReport, count
 
 LOG_EVERY = 10  # steps between two lines of the log
 _BAD_IN_A_ROW = 25  # steps without a usable gradient after which a run has no future
-
-
-@dataclass
-class Progress:
-    """What a run remembers beside its weights; plain data.
-
-    Attributes:
-        step: Steps done.
-        unusable: Samples of the current epoch that could not be used, over all processes.
-        best: Score of the best validation, None before the first.
-        best_step: When that was.
-        stale: Validations since then.
-        bad_in_a_row: Steps without a usable gradient, up to now.
-        seconds: That the run took so far, in all its parts.
-    """
-
-    step: int = 0
-    unusable: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    bad_in_a_row: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """What one process learns from in a step, how much of it cannot be used, and what is to end the run for it."""
-
-    samples: list[Prepared]
-    unusable: int
-    trouble: TrainingStopped | None = None
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """What came out of a run.
-
-    Attributes:
-        heads: File of the best heads.
-        last: File of the heads after the last step.
-        steps: Steps done.
-        best_step: Step of the best heads.
-        scores: Of the last validation; None without one.
-        best_score: Of the best heads, by the recipe's metric.
-        problems: Counts of what could not be used, by kind.
-        seconds: That it took, in all its parts.
-        stopped_early: Because nothing got better.
-    """
-
-    heads: Path
-    last: Path
-    steps: int
-    best_step: int
-    scores: Scores | None
-    best_score: float | None
-    problems: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    stopped_early: bool = False
 
 
 def train(
@@ -184,13 +122,10 @@ class Trainer:
         stop = recipe.bad_samples == "stop"
         tokenizer, device = self.lmm.backbone.tokenizer, self.processes.device
         self.preparer = Preparer(self.source, tokenizer, device, stop=stop, heard_of=self._heard_of)
-        self.state = Progress()
-        self._lost: list[Prepared] = []  # whose loss was not finite, in the step at hand
         self.scores: Scores | None = None
-        self.steps_per_epoch = math.ceil(len(self.samples) / recipe.batch_size)
-        self.steps = recipe.epochs * self.steps_per_epoch
-        if recipe.steps is not None:
-            self.steps = min(self.steps, recipe.steps)
+        self.state = Progress()
+        self.batches = Batches(self.samples, self.preparer, self.processes, recipe)
+        self.stepper = Stepper(self.model, self.optimizer, self.batches, self.state, self.folder)
 
     def run(self) -> TrainedRun:
         """All steps that the newest checkpoint does not hold yet."""
@@ -202,26 +137,26 @@ class Trainer:
         stopped_early = self._exhausted
         try:
             with self._bar() as bar:
-                for batch in () if stopped_early else self._batches():
-                    lines = self._step(batch)
+                for batch in () if stopped_early else self.batches.after(self.state.step):
+                    lines = self.stepper.step(batch)
                     step = self.state.step
                     self.state.seconds = before + time.monotonic() - started
                     bar.update()
                     bar.set_postfix_str(_postfix(lines, self.scores), refresh=False)
-                    if self.main and (step % LOG_EVERY == 0 or step == self.steps):
+                    if self.main and (step % LOG_EVERY == 0 or step == self.batches.steps):
                         self.log.write(step=step, epoch=self._epochs(), **_rounded(lines))
                         self.accelerator.log(lines, step=step)
                     if self._validation_due(step):
                         stopped_early = self._validate()
-                    if step % self.recipe.saving.every == 0 or step == self.steps or stopped_early:
+                    if step % self.recipe.saving.every == 0 or step == self.batches.steps or stopped_early:
                         self._save()
                     if stopped_early:
                         break
+            return self._finish(stopped_early)
         finally:
             if isinstance(self.source, CachedReader):
                 self.source.cache.close()
-            self.accelerator.end_training()
-        return self._finish(stopped_early)
+            self.accelerator.end_training()  # also the end of what the processes have in common
 
     # The feature cache.
 
@@ -259,128 +194,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return report
 
-    # One step.
-
-    def _batches(self) -> Iterator[_Batch]:
-        """What this process learns from in each step that is left. On a GPU the next step's is read meanwhile."""
-        plans = (self._samples_of(step) for step in range(self.state.step, self.steps))
-        if self.processes.device.type == "cpu":
-            yield from map(self._read, plans)
-            return
-        with ThreadPoolExecutor(1) as thread:
-            ahead = None
-            for samples in plans:
-                coming = thread.submit(self._read, samples)
-                if ahead is not None:
-                    yield ahead.result()
-                ahead = coming
-            if ahead is not None:
-                yield ahead.result()
-
-    def _samples_of(self, step: int) -> list[TrainingSample]:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = data_order(len(self.samples), self.recipe.seed, epoch)
-        size = self.recipe.batch_size
-        chosen = order[place * size : (place + 1) * size]
-        return [self.samples[int(index)] for index in chosen[self.processes.index :: self.processes.count]]
-
-    def _read(self, samples: Sequence[TrainingSample]) -> _Batch:
-        found: list[Prepared] = []
-        for sample in samples:
-            try:
-                prepared = self.preparer.prepare(sample)
-            except TrainingStopped as exc:
-                return _Batch(found, len(samples) - len(found), exc)
-            if prepared is not None:
-                found.append(prepared)
-        return _Batch(found, len(samples) - len(found))
-
-    def _step(self, batch: _Batch) -> dict[str, float]:
-        """Gradients of all samples of a step, and one update. Returns mean losses and the like."""
-        state, recipe, processes = self.state, self.recipe, self.processes
-        if state.step % self.steps_per_epoch == 0:
-            state.unusable = 0
-        usable, unusable, troubled = processes.summed(
-            [len(batch.samples), batch.unusable, int(batch.trouble is not None)]
-        )
-        if troubled:
-            raise batch.trouble or TrainingStopped("another process met a sample that cannot be used; it says which")
-        state.unusable += unusable
-        self._check_share()
-        share = rate(recipe.optimiser, state.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.optimiser.lr * share
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros(len(TERMS), dtype=torch.float64)
-        pieces = self._pieces(batch.samples)
-        for place, piece in enumerate(pieces):
-            # DDP averages over processes what is to be summed.
-            terms += self._backward(piece, processes.count / max(usable, 1), last=place == len(pieces) - 1)
-        norm = self._update(usable)
-        processes.together(self._check_losses)
-        state.step += 1
-        means = (processes.reduced(terms) / max(usable, 1)).tolist()
-        lines = {"loss": sum(means), **dict(zip(TERMS, means, strict=True))}
-        return {**lines, "lr": recipe.optimiser.lr * share, "gradient": norm, "samples": float(usable)}
-
-    def _pieces(self, batch: list[Prepared]) -> list[list[Prepared]]:
-        """What is sent back at once; every process has as many pieces, some of nothing."""
-        if self.processes.one_call_per_step:
-            return [batch]
-        count = -(-self.recipe.batch_size // self.processes.count)
-        return [batch[place : place + 1] for place in range(count)]
-
-    def _backward(self, piece: list[Prepared], share: float, *, last: bool) -> Tensor:
-        """Add the gradients of a piece; losses that are not finite do not count. Returns its summed terms, ``[5]``."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            losses, anchor = self.model(piece, anchored=last)
-            finite = torch.isfinite(losses).all(dim=1)
-            self.accelerator.backward(losses[finite].sum() * share + anchor)
-        self._lost += [sample for sample, good in zip(piece, finite.tolist(), strict=True) if not good]
-        return cast(Tensor, losses.detach()[finite].double().sum(dim=0).cpu())
-
-    def _update(self, usable: int) -> float:
-        """Clip and step, unless there is nothing to step along. Returns the gradient's norm."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
-        size = 0.0 if norm is None else float(norm)
-        # A scaler of fp16 skips such steps itself, and learns its scale from them.
-        good = usable > 0 and (math.isfinite(size) or self.accelerator.scaler is not None)
-        if good:
-            self.optimizer.step()
-        self.state.bad_in_a_row = 0 if good else self.state.bad_in_a_row + 1
-        self.processes.together(lambda: None if good else self._note_gradient(usable, size))
-        return size
-
-    def _check_losses(self) -> None:
-        lost, self._lost = self._lost, []
-        for sample in lost:
-            self.preparer.note(BAD_LOSS, sample.key, len(sample.masks))
-
-    def _note_gradient(self, usable: int, size: float) -> None:
-        where = f"step {self.state.step + 1}"
-        if usable:
-            self.preparer.note(BAD_GRADIENT, f"{where} (norm {size})")
-        if self.state.bad_in_a_row >= _BAD_IN_A_ROW:
-            raise TrainingStopped(
-                f"{_BAD_IN_A_ROW} steps in a row gave no usable gradient, the last one {where}; lower optimiser.lr, "
-                f"set precision=fp32, or look at {self.folder.problems}"
-            )
-
-    def _check_share(self) -> None:
-        allowed = self.recipe.max_bad_share * len(self.samples)
-        if self.state.unusable > max(allowed, 1):
-            raise TrainingStopped(
-                f"{self.state.unusable} of the {len(self.samples)} samples cannot be used in this epoch, more than "
-                f"max_bad_share={self.recipe.max_bad_share:g}; {self.folder.problems} names them"
-            )
-
     # Validating, saving.
 
     def _validation_due(self, step: int) -> bool:
         if not len(self.held_out):
             return False
-        every = max(1, round(self.recipe.validation.every * self.steps_per_epoch))
-        return step % every == 0 or step == self.steps
+        every = max(1, round(self.recipe.validation.every * self.batches.steps_per_epoch))
+        return step % every == 0 or step == self.batches.steps
 
     def _validate(self) -> bool:
         """Measure, keep the heads if they are the best so far. Returns whether it is time to stop."""
@@ -502,7 +322,8 @@ class Trainer:
             return
         self.accelerator.load_state(str(newest))
         content = load_process(newest, self.processes.index, self.processes.count)
-        self.state = Progress(**content["progress"])
+        for name, value in content["progress"].items():
+            setattr(self.state, name, value)
         self.preparer.restore(content["problems"])
         if content["scores"] is not None:
             self.scores = Scores(**content["scores"])
@@ -519,7 +340,7 @@ class Trainer:
         self.log.write(
             phase="begin" if not self.state.step else "go on",
             step=self.state.step,
-            steps=self.steps,
+            steps=self.batches.steps,
             samples=len(self.samples),
             phrases=self.samples.phrases,
             held_out=len(self.held_out),
@@ -540,11 +361,11 @@ class Trainer:
 
         name = self.lmm.backbone.name.rstrip("/").rsplit("/", 1)[-1]
         return tqdm(
-            total=self.steps, initial=self.state.step, desc=f"train {name}", disable=not self._show, unit="step"
+            total=self.batches.steps, initial=self.state.step, desc=f"train {name}", disable=not self._show, unit="step"
         )
 
     def _epochs(self) -> float:
-        return round(self.state.step / self.steps_per_epoch, 3)
+        return round(self.state.step / self.batches.steps_per_epoch, 3)
 
 
 def _postfix(lines: dict[str, float], scores: Scores | None) -> str:

@@ -1,0 +1,64 @@
+"""``flmm train`` from a YAML file: what it prints, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flmm_plugin.cli import main
+
+SAM = {
+    "image_size": 32, "patch_size": 4, "encoder_dim": 16, "depth": 1, "heads": 2, "prompt_dim": 16,
+    "decoder_mlp_dim": 16, "decoder_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(refer_folder: Callable[..., Any], llava_folders: dict[str, Path], tmp_path: Path) -> Path:
+    refer_folder()
+    parts = [{"dataset": "refcoco", "split": "val"}]
+    recipe = {
+        "backbone": {"pretrained": str(llava_folders["mha"])},
+        "heads": {"decoder": {"base_channels": 4, "upsample_to": 16}, "refiner": {"sam": SAM}},
+        "data": {"root": str(tmp_path), "parts": parts},
+        "validation": {"parts": parts},
+        "trackers": [],
+    }
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_estimate_build_train_and_the_page(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["train", str(config), "steps=1", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main([*line, "--estimate"]) == 0
+    assert "4 samples, 6 phrases, 2 pictures" in capsys.readouterr().err
+    assert not list((tmp_path / "run" / "features").glob("*/*.safetensors")), "nothing is written to estimate"
+    assert main([*line, "--build-cache-only"]) == 0
+    assert "2 samples were there, 2 were read" in capsys.readouterr().out
+    assert main([*line, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["steps"], result["best_step"], result["scores"]["phrases"]) == (1, 1, 3)
+    assert Path(result["heads"]).is_file()
+    page = (tmp_path / "run" / "validation.html").read_text()
+    assert "The 0 Thing!" in page or "thing no. 0, again" in page
+    assert main(["heads", "show", str(tmp_path / "run" / "heads.safetensors")]) == 0
+    assert main(["train", str(config), "steps=1", "epochs=9", "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "epochs: 8, now 9" in capsys.readouterr().err
+
+
+def test_flags_change_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "flmm_tiny", "seed=3", "--no-cache", "--early-stop", "2", "--print"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["seed"], printed["cache"]["enabled"], printed["validation"]["patience"]) == (3, False, 2)
+    assert main(["train", "--list"]) == 0
+    assert "flmm_deepseekvl" in capsys.readouterr().out
+    assert main(["train"]) == 2
+    assert "flmm_tiny" in capsys.readouterr().err
+    assert main(["train", "flmm_tinny"]) == 2
+    assert "did you mean 'flmm_tiny'" in capsys.readouterr().err

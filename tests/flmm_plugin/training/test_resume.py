@@ -1,0 +1,174 @@
+"""Killed at any moment, a run ends with the weights of one that was not; what cannot be written leaves what was."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flmm_plugin.errors import BadCheckpoint, TrainingStopped
+from flmm_plugin.training.checkpoints import Checkpoints, load_process, random_states, save_process, set_random_states
+from flmm_plugin.training.recipe import TrainRecipe
+from flmm_plugin.training.stepping import Stepper
+from flmm_plugin.training.trainer import Trainer
+
+from .runs import forked, run, same_bits, small_recipe, weights
+
+
+@pytest.fixture
+def recipe(refer_folder: Callable[..., Any], png_folder: Callable[..., Any], tmp_path: Path) -> TrainRecipe:
+    refer_folder()
+    png_folder()
+    validation = {"parts": [{"dataset": "refcoco", "split": "testA"}], "every": 1}
+    return small_recipe(tmp_path, validation=validation)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_after(calls: int, method: str, recipe: TrainRecipe, out: Path, backbone: Any, *, before: bool) -> int:
+    """A run whose process gets SIGKILL at the n-th call of a method, as it begins or as it ends."""
+
+    def act() -> None:
+        trainer = Trainer(recipe, out, backbone=backbone, progress=False)
+        places = (trainer.checkpoints, trainer.stepper, trainer.accelerator)
+        owner: Any = next(place for place in places if hasattr(place, method))
+        real, seen = getattr(owner, method), 0
+
+        def counting(*args: Any, **options: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == calls and before:
+                die()
+            result = real(*args, **options)
+            if seen == calls:
+                die()
+            return result
+
+        setattr(owner, method, counting)
+        trainer.run()
+
+    return forked(act)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    backbone = load_llava("mha")
+    whole = run(recipe, tmp_path / "whole", backbone)
+    dice = random.Random(os.getpid())  # another run of the tests tries other moments
+    moments = [("_backward", dice.randint(1, 4)), ("step", dice.randint(1, 3)), ("save_state", 1), ("finish", 1)]
+    dice.shuffle(moments)
+    for method, calls in moments:
+        ended = killed_after(calls, method, recipe, tmp_path / "killed", backbone, before=dice.random() < 0.5)
+        assert ended in (-signal.SIGKILL, 0), moments
+    ended = forked(lambda: run(recipe, tmp_path / "killed", backbone))
+    assert ended == 0, moments
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "killed")), moments
+    assert (tmp_path / "killed" / "heads.safetensors").exists()
+    assert whole.steps == 4
+
+
+def test_a_finished_run_is_not_trained_again(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_llava("mha")
+    first = run(recipe, tmp_path / "run", backbone)
+    monkeypatch.setattr(Stepper, "step", None)
+    again = run(recipe, tmp_path / "run", backbone)
+    assert (again.steps, again.scores, again.best_score) == (first.steps, first.scores, first.best_score)
+
+
+def test_another_recipe_does_not_go_on_in_the_folder(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    backbone = load_llava("mha")
+    run(replace(recipe, steps=1), tmp_path / "run", backbone)
+    with pytest.raises(TrainingStopped, match=r"steps: 1, now 2.*--restart"):
+        Trainer(replace(recipe, steps=2), tmp_path / "run", backbone=backbone)
+    kept = replace(recipe, steps=1, saving=replace(recipe.saving, keep=5), bad_samples="stop")
+    assert run(kept, tmp_path / "run", backbone).steps == 1
+    assert run(replace(recipe, steps=2), tmp_path / "run", backbone, restart=True).steps == 2
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """Every file that grows further fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, old)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_llava("mha")
+    real = Trainer._save
+
+    def save(self: Trainer) -> None:
+        if self.state.step < 4:
+            return real(self)
+        with files_no_larger_than(4096):
+            return real(self)
+
+    run(recipe, tmp_path / "whole", backbone)
+    monkeypatch.setattr(Trainer, "_save", save)
+    with pytest.raises(TrainingStopped, match=r"step 4 cannot be written.*step_00000002 is whole.*make room"):
+        run(recipe, tmp_path / "run", backbone)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+    monkeypatch.undo()
+    run(recipe, tmp_path / "run", backbone)
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_only_the_newest_checkpoints_stay_and_parts_do_not_count(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.newest() is None
+    for step in (10, 20, 30):
+        (checkpoints.begin(step) / "state").write_text(str(step))
+        checkpoints.finish(step)
+    (checkpoints.begin(40) / "state").write_text("half")
+    assert checkpoints.steps() == [20, 30]
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert (newest / "state").read_text() == "30"
+    assert not list(checkpoints.begin(40).iterdir())
+
+
+def test_random_states_come_back(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    np.random.seed(3)
+    torch.manual_seed(3)
+    random.seed(3)
+    random.gauss(0, 1)
+    save_process(tmp_path, 0, {"processes": 1})
+
+    def draws() -> list[float]:
+        return [random.gauss(0, 1), float(np.random.normal()), float(torch.rand(()))]
+
+    first = draws()
+    assert draws() != first
+    load_process(tmp_path, 0, 1)
+    assert draws() == first
+    states = random_states()
+    set_random_states(states)
+    (tmp_path / "process_0.pt").write_bytes(b"PK")
+    with pytest.raises(BadCheckpoint, match="goes on from the one before"):
+        load_process(tmp_path, 0, 1)
