@@ -341,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, write ``NAME.json``, ``NAME.csv``, ``NAME_{cost,codecs}.csv`` and ``training_sizes.csv``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round of two samples: does it run at all?")
+    parser.add_argument("--sizes", action="store_true", help="only the computed sizes: training_sizes.csv")
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--random", action="store_true", help="a random LLaVA of 8 layers instead of the embedded one")
@@ -349,6 +350,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="training", help="file name of the results")
     parser.add_argument("changes", metavar="key=value", nargs="*", help="keys of the recipe flmm_tiny to change")
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    assumed = f"{PHRASE_TOKENS} tokens a phrase, {TEXT_TOKENS} tokens of text a phrase, {PHRASES} phrases a picture"
+    write(args.out, "training_sizes", size_rows(), f"computed by benchmarks/training.py, not measured: {assumed}")
+    if args.sizes:
+        return 0
     if args.quick:
         args.samples, args.rounds = 2, 1
     with tempfile.TemporaryDirectory() as made:
@@ -385,7 +391,6 @@ def main(argv: list[str] | None = None) -> int:
         "phrases": phrases,
         "rounds": args.rounds,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     rows = arm_rows(seconds, len(samples))
     record = {"provenance": provenance, "checks": checks, "facts": facts, "arms": rows, "seconds": seconds}
     (args.out / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -393,8 +398,6 @@ def main(argv: list[str] | None = None) -> int:
     write(args.out, args.name, rows, said)
     write(args.out, f"{args.name}_cost", [{"what": key, "value": value} for key, value in facts.items()], said)
     write(args.out, f"{args.name}_codecs", codecs, said)
-    assumed = f"{PHRASE_TOKENS} tokens a phrase, {TEXT_TOKENS} tokens of text a phrase, {PHRASES} phrases a picture"
-    write(args.out, "training_sizes", size_rows(), f"computed by benchmarks/training.py, not measured: {assumed}")
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     print(json.dumps({**facts, **checks}))
