@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flmm_plugin.training.samples import TrainingSet
 
 #: Keys that may differ when a run goes on: they decide nothing about the weights.
-FREE = ("cache", "validation", "saving", "trackers", "bad_samples", "max_bad_share")
+FREE = ("cache.folder", "cache.cap_gb", "validation", "saving", "trackers", "bad_samples", "max_bad_share")
 
 
 class RunFolder:
@@ -109,13 +109,13 @@ class RunFolder:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
     """Keys in which two recipes differ, `FREE` ones apart, each as ``key: one, now other``.
 
-    >>> differences({"seed": 0, "cache": 1, "heads": {"merge": "mean"}}, {"seed": 1, "heads": {"merge": "mean"}})
+    >>> differences({"seed": 0, "cache": {"cap_gb": 1}}, {"seed": 1, "cache": {"cap_gb": 2}})
     ['seed: 0, now 1']
     """
     found: list[str] = []
     for key in dict.fromkeys((*before, *now)):
         one, other = before.get(key), now.get(key)
-        if (not above and key in FREE) or one == other:
+        if f"{above}{key}" in FREE or one == other:
             continue
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += differences(one, other, f"{above}{key}.")
