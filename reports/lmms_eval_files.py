@@ -58,7 +58,7 @@ def read_run(file: Path) -> Run:
     arguments = _arguments(config.get("model_args"))
     model = str(config.get("model", ""))
     flmm = bool(record) or model.startswith("flmm_")
-    options = {**arguments, **_texts("", record.get("options")), **_texts("heads.", record.get("heads"))}
+    options = {**arguments, **recorded_options(record)}
     weights = arguments.get("pretrained") or text(record, "backbone") or model
     common = conditions(content, config, record, arguments, file)
     tasks = {}
@@ -144,6 +144,11 @@ def _task(
         },
     )
     return TaskResult(task, metrics, n, official, complete, metadata, provenance, samples)
+
+
+def recorded_options(record: Mapping[str, Any]) -> dict[str, str]:
+    """Options and facts about heads of the plugin's record, as a run has them."""
+    return {**_texts("", record.get("options")), **_texts("heads.", record.get("heads"))}
 
 
 def items_said(n: int | None, official: int | None, complete: bool | None) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS, conditions, items_said, short_hash
+from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS, conditions, items_said, recorded_options, short_hash
 from flmm_plugin.reports.provenance import Provenance, text
 from flmm_plugin.reports.result_files import Run, TaskResult
 
@@ -77,14 +77,12 @@ def _run(folder: Path, files: Mapping[str, Path]) -> Run:
             else:
                 provenance = replace(_conditions(own, file), n="" if n is None else str(n))
                 tasks[data] = TaskResult(data, metrics, n, None, None, {}, provenance)
-    said = {name: str(value) for name, value in (record.get("arguments") or {}).items()}
-    if (record.get("heads") or {}).get("sha256"):
-        said["heads.sha256"] = str(record["heads"]["sha256"])
+    said = recorded_options(record)
     return Run(
         path=folder,
         harness="VLMEvalKit",
         model=said.pop("name", model),
-        weights=str((record.get("options") or {}).get("pretrained") or model),
+        weights=said.get("pretrained", model),
         flmm=bool(record) or model.lower().startswith("flmm"),
         options=said,
         tasks=tasks,

@@ -23,6 +23,7 @@ from flmm_plugin.adapters.answering.visual_cot import (
 )
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import error_json, masks_json
+from flmm_plugin.visual_cot import CotQuestion
 
 T = TypeVar("T")
 
@@ -185,6 +186,7 @@ class Answerer:
         for place, request in enumerate(batch):
             try:
                 doc = self._doc_of(request)
+                one: CotQuestion | None
                 if in_json:
                     one = question_of_doc(request, doc)
                 else:

@@ -8,6 +8,9 @@ from typing import Any
 
 from flmm_plugin.errors import UnknownArgument
 
+#: Where a harness without arguments for models takes them from: ``name=value,name=value``.
+ARGUMENTS_VARIABLE = "FLMM_MODEL_ARGS"
+
 #: Name -> what it means, as shown for an unknown one.
 MODEL_ARGUMENTS = {
     "pretrained": "folder or hub id of the LMM",

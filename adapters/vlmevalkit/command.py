@@ -18,13 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, refuse_unknown
 from flmm_plugin.adapters.vlmevalkit import outcomes
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 
 RUN_VARIABLE = "VLMEVALKIT_RUN"
-ARGUMENTS_VARIABLE = "FLMM_MODEL_ARGS"
 #: Any of these set: a judge can be asked.
 _JUDGE_KEYS = ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY")
 
@@ -184,8 +184,6 @@ def _defaults() -> None:
 
 def _take_model_arguments(words: list[str]) -> list[str]:
     """The words without ``--model-args``, whose value goes where every process finds it."""
-    from flmm_plugin.adapters.answering.arguments import arguments_of, refuse_unknown
-
     rest: list[str] = []
     waiting = iter(words)
     for word in waiting:
@@ -196,8 +194,7 @@ def _take_model_arguments(words: list[str]) -> list[str]:
         given = value if equals else next(waiting, "")
         if not given or given.startswith("--"):
             raise UnknownArgument("--model-args needs arguments: name=value,name=value")
-        fixed = ("pretrained", "heads", "device", "batch_size")
-        refuse_unknown((one for one in arguments_of(given) if one not in fixed), "--model-args")
+        refuse_unknown(arguments_of(given), "--model-args")
         os.environ[ARGUMENTS_VARIABLE] = given
     return rest
 

@@ -30,7 +30,7 @@ _DETAIL_ENDING = "_detail.jsonl"
 _TASKS_ENDING = "_flmm_tasks.json"
 
 
-class FlmmBenchmark(ImageBaseDataset):  # type: ignore[misc]
+class FlmmBenchmark(ImageBaseDataset):
     """A benchmark of `BENCHMARKS`: read from its official files, answered with masks, scored as in lmms-eval.
 
     In a ``--config`` file: ``{"class": "FlmmBenchmark", "dataset": "RefCOCO_SEG_val"}``.
@@ -42,6 +42,8 @@ class FlmmBenchmark(ImageBaseDataset):  # type: ignore[misc]
 
     TYPE = "SEG"
     DATASET_URL = dict.fromkeys(BENCHMARKS, "")
+    #: Which data it is: answers to other data of this name are not continued.
+    identity: str = ""
     #: A prompt of the model's own would lose what is wanted.
     force_use_dataset_prompt = True
 
@@ -68,6 +70,7 @@ class FlmmBenchmark(ImageBaseDataset):  # type: ignore[misc]
                 self._asked.append((label, task, number))
         if not rows:
             raise DataNotFound(f"{dataset} has no documents in this data; flmm data check says what is missing")
+        self.identity = " ".join(dict.fromkeys(task.annotations for _, task, _ in self._asked))
         return pd.DataFrame(rows)
 
     def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
@@ -128,24 +131,26 @@ class _World:
     """The tables of the embedded world, in place of a download."""
 
     dataset_name: str
+    identity: str
 
     def load_data(self, dataset: str) -> pd.DataFrame:
         """A table, written when it is first asked for, with the pictures' paths made absolute."""
         from flmm_plugin.tiny.layouts_vlmevalkit import kit_root
 
+        self.identity = kit_root().name
         table = pd.read_csv(kit_root() / f"{dataset}.tsv", sep="\t")
         table["image_path"] = [str(kit_root() / "images" / name) for name in table["image_path"]]
         return table
 
 
-class WorldYesNo(_World, ImageYORNDataset):  # type: ignore[misc]
+class WorldYesNo(_World, ImageYORNDataset):
     """The kit's own MME and POPE, prompts and scoring, on the embedded model's world."""
 
     DATASET_URL = {"MME_TINY": "", "POPE_TINY": ""}  # noqa: RUF012 - the kit reads it as it is
     DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
 
 
-class WorldChoices(_World, ImageMCQDataset):  # type: ignore[misc]
+class WorldChoices(_World, ImageMCQDataset):
     """The kit's own MMBench, prompt and circular scoring, on the embedded model's world."""
 
     DATASET_URL = {"MMBench_TINY": ""}  # noqa: RUF012

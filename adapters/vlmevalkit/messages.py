@@ -45,7 +45,7 @@ def message_of(doc: Mapping[str, Any], prompt: str, generation_kwargs: Mapping[s
 
 def request_of(message: Sequence[Part], dataset: str | None) -> Request:
     """The request that a message makes; `document_of` and `chat_of` read it back."""
-    mark = next((part[MARK] for part in message if MARK in part), {})
+    mark: Mapping[str, Any] = next((part[MARK] for part in message if MARK in part), {})
     text = "\n".join(str(part["value"]) for part in message if part["type"] == "text")
     options = dict(mark.get("generation_kwargs", {}))
     index = mark.get("index", -1)

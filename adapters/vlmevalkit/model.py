@@ -14,7 +14,7 @@ from loguru import logger
 from vlmeval.vlm.base import BaseModel
 
 from flmm_plugin.adapters.answering.answerer import Answerer, TextReply
-from flmm_plugin.adapters.answering.arguments import arguments_of, as_switch, none_if_said
+from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, as_switch, none_if_said
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.failures import FailureLog
 from flmm_plugin.adapters.answering.loading import Settings, load_lmm
@@ -23,11 +23,8 @@ from flmm_plugin.adapters.vlmevalkit import messages
 from flmm_plugin.adapters.vlmevalkit.journal import Journal
 from flmm_plugin.errors import UnknownArgument
 
-#: Model arguments of a whole run, as lmms-eval's ``--model_args`` has them; ``flmm-vlmeval --model-args`` sets it.
-ARGUMENTS_VARIABLE = "FLMM_MODEL_ARGS"
 
-
-class FLMM(BaseModel):  # type: ignore[misc]
+class FLMM(BaseModel):
     """A frozen LMM that chats as it always does, and answers data sets of this package with masks.
 
     In a ``--config`` file: ``{"class": "FLMM", "name": "flmm_llava", "heads": "heads.safetensors"}``.

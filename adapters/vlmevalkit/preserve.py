@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.preserving.record import ArmSpec, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
@@ -102,7 +103,7 @@ def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")
-    env = {**os.environ, "FLMM_MODEL_ARGS": ""}
+    env = {**os.environ, ARGUMENTS_VARIABLE: ""}
     if spec.device == "cpu" and "device_map" not in spec.model_args:
         env["CUDA_VISIBLE_DEVICES"] = ""
     log = folder / "log.txt"

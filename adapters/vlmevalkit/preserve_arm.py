@@ -35,7 +35,7 @@ _PACKAGES = ("torch", "transformers", "ms-vlmeval", "flmm-plugin")
 PLAIN = "plain"
 
 
-class WatchedModel(BaseModel):  # type: ignore[misc]
+class WatchedModel(BaseModel):
     """A kit model that passes every message on to another and keeps a record.
 
     Args:

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from vlmeval.vlm.base import BaseModel
 
 
-class PlainTransformers(BaseModel):  # type: ignore[misc]
+class PlainTransformers(BaseModel):
     """Any checkpoint that transformers loads as an image-text-to-text model.
 
     Args:

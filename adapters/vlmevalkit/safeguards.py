@@ -1,7 +1,7 @@
 """Around the kit's inference of one data set by a model of this package: nothing lost, nothing stale, nothing mixed up.
 
 - Answers are journalled one by one, so a kill loses none (`journal`).
-- A result that other model arguments gave is not continued: that is an error, before anything is asked.
+- A result of other model arguments, or of other data, is not continued: that is an error, before anything is asked.
 - Once a new answer was given, files in which the kit keeps judgements of older answers are removed.
 - The record of how the model was loaded stands beside the results, and the seal on its weights is checked.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from loguru import logger
 
-from flmm_plugin.adapters.answering.arguments import arguments_of
+from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of
 from flmm_plugin.adapters.vlmevalkit.journal import Journal
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 
@@ -42,8 +42,9 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
                 model=model, model_name=model_name, work_dir=work_dir, dataset=dataset, out_file=out_file, **options
             )
         arguments = said(made)
-        run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), arguments)
-        run.refuse_other_arguments()
+        identity = str(getattr(dataset, "identity", ""))
+        run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), arguments, identity)
+        run.refuse_other_answers()
         answering: FLMM | None = None
         journal = run.journal()
 
@@ -89,7 +90,7 @@ def said(model: Any) -> Mapping[str, Any]:
     loaded: Mapping[str, Any] | None = getattr(model, "arguments", None)
     if loaded is not None:
         return loaded
-    return {**arguments_of(os.environ.get("FLMM_MODEL_ARGS", "")), **model.keywords}
+    return {**arguments_of(os.environ.get(ARGUMENTS_VARIABLE, "")), **model.keywords}
 
 
 class DataSetRun:
@@ -100,10 +101,12 @@ class DataSetRun:
         model: Its name.
         data: The data set's name.
         arguments: The model's.
+        identity: Which data it is, "" where nobody says.
     """
 
-    def __init__(self, folder: Path, model: str, data: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, model: str, data: str, arguments: Mapping[str, Any], identity: str = "") -> None:
         self.folder, self.model, self.data, self.arguments = folder, model, data, arguments
+        self.identity = identity
         self._rank, self._world = (int(os.environ.get(name, default)) for name, default in _PROCESSES.items())
         # Of all starts of a model: an answer is not lost because the next start has a folder of its own.
         self._home = folder if folder.name == model else folder.parent
@@ -113,8 +116,8 @@ class DataSetRun:
         """This process's journal, with what earlier runs left."""
         return Journal(self._journal(self._rank, self._world), self.arguments, self._journals())
 
-    def refuse_other_arguments(self) -> None:
-        """See that a result that is there is one of the same arguments.
+    def refuse_other_answers(self) -> None:
+        """See that a result that is there is one of the same arguments and the same data.
 
         Raises:
             UnknownArgument: It is not.
@@ -122,7 +125,13 @@ class DataSetRun:
         record = self.folder / f"{self._stem}{_RECORD_ENDING}"
         if not record.is_file():
             return
-        before = json.loads(record.read_text(encoding="utf-8")).get("arguments", {})
+        content = json.loads(record.read_text(encoding="utf-8"))
+        if content.get("data", self.identity) != self.identity:
+            raise UnknownArgument(
+                f"{self.folder} holds answers of {self.model} to other data of the name {self.data}; give another "
+                "--work-dir, or remove that folder"
+            )
+        before = content.get("arguments", {})
         now = _as_text(self.arguments)
         if before != now:
             changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
@@ -134,7 +143,8 @@ class DataSetRun:
     def record(self, provenance: Mapping[str, Any]) -> None:
         """Write how the model was loaded, beside the results; one process does."""
         if self._rank == 0:
-            content = {**provenance, "processes": self._world, "arguments": _as_text(self.arguments)}
+            content = {**provenance, "processes": self._world, "data": self.identity}
+            content["arguments"] = _as_text(self.arguments)
             path = self.folder / f"{self._stem}{_RECORD_ENDING}"
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 

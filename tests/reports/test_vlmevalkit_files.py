@@ -74,8 +74,8 @@ def own_benchmark(model: Path, record: object = None) -> None:
 
 OURS = {
     "versions": {"vlmeval": "0.0.20", "torch": "2.15.0"}, "kernel": "sdpa", "dtype": "float32", "batch_size": 1,
-    "device": "cpu", "processes": 2, "heads": {"sha256": "ab" * 32}, "options": {"pretrained": "a/llava-1.5-7b-hf"},
-    "arguments": {"name": "flmm_llava", "heads": "h.safetensors"},
+    "device": "cpu", "processes": 2, "heads": {"sha256": "ab" * 32},
+    "options": {"name": "flmm_llava", "heads": "h.safetensors", "pretrained": "a/llava-1.5-7b-hf"},
 }  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def test_no_kit_is_an_error_that_says_how_to_get_it(
     monkeypatch.delenv("VLMEVALKIT_RUN")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.delitem(sys.modules, "vlmeval", raising=False)
     with pytest.raises(ToolNotFound, match="environment of its own"):
         command.find_run()
     monkeypatch.undo()
@@ -160,12 +161,14 @@ def test_results_of_other_arguments_are_refused_and_stale_judgements_removed(tmp
     folder = tmp_path / "flmm_tiny"
     folder.mkdir()
     run = DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "a"})
-    run.refuse_other_arguments()
+    run.refuse_other_answers()
     run.record({"kernel": "sdpa"})
-    run.refuse_other_arguments()
+    run.refuse_other_answers()
     assert json.loads((folder / "flmm_tiny_MME_flmm.json").read_text())["kernel"] == "sdpa"
     with pytest.raises(UnknownArgument, match=r"other model arguments \(heads\).*--work-dir"):
-        DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "b"}).refuse_other_arguments()
+        DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "b"}).refuse_other_answers()
+    with pytest.raises(UnknownArgument, match="to other data of the name MME"):
+        DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "a"}, "sha256:1").refuse_other_answers()
     kept = ["flmm_tiny_MME.tsv", "flmm_tiny_MME_flmm.json", "flmm_tiny_MME_TINY_score.csv", "flmm_tiny_MMEx_score.csv"]
     stale = ["_auxmatch.tsv", "_tmp.pkl", "_score.csv", "_acc.csv", "_exact_matching_result.pkl", "_gpt-4o_result.tsv"]
     for name in [*kept, *(f"flmm_tiny_MME{ending}" for ending in stale)]:
