@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flmm_plugin.backbones.base import Backbone
-from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.errors import TrainingStopped, UnknownArgument
 from flmm_plugin.heads.sam import OFFICIAL_FILES
 from flmm_plugin.training.features import FrozenReader
 from flmm_plugin.training.recipe import DataPart, TrainRecipe, read_recipe
@@ -92,6 +92,7 @@ class Measured:
         steps: Of its run.
         seconds: That its run took.
         decoder_gflop: Billions of operations of its mask decoder for one phrase.
+        frozen: Hash of the frozen LMM's weights.
         folder: Of its run.
     """
 
@@ -102,6 +103,7 @@ class Measured:
     steps: int
     seconds: float
     decoder_gflop: float
+    frozen: str
     folder: Path
 
 
@@ -286,6 +288,7 @@ def run_study(
             else:
                 heard(f"{said}: finished before")
             done[name] = finished
+            _check_one_model(done)
         yield dataclasses.replace(done[name], part=part.key, arm=arm.name)
 
 
@@ -312,10 +315,23 @@ def finished_run(folder: Path, recipe: TrainRecipe) -> Measured | None:
         if result["scores"] is None or differences(before, now) or before["validation"] != now["validation"]:
             return None
         return Measured(
-            "", "", recipe.seed, result["scores"], result["steps"], result["seconds"], cost["decoder_gflop"], folder
-        )
-    except (OSError, ValueError, KeyError):
+            "", "", recipe.seed, result["scores"], result["steps"], result["seconds"], cost["decoder_gflop"],
+            record["frozen"][0], folder,
+        )  # fmt: skip
+    except (OSError, ValueError, LookupError):
         return None
+
+
+def _check_one_model(done: Mapping[str, Measured]) -> None:
+    """Arms that read other weights cannot be compared: a model that was replaced between two calls is found here."""
+    frozen = {name: one.frozen for name, one in done.items()}
+    if len(set(frozen.values())) > 1:
+        last = next(reversed(frozen))
+        others = [name for name, weights in frozen.items() if weights != frozen[last]]
+        raise TrainingStopped(
+            f"{last} was trained on other frozen weights than {', '.join(others)}; remove those folders, or name "
+            "another --out, and run the same line again"
+        )
 
 
 def _effective(config: str | Path, changes: Sequence[str], of_arm: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flmm_plugin.cli import main
-from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.errors import TrainingStopped, UnknownArgument
 from flmm_plugin.reports.tables import read_csv
 from flmm_plugin.training import ablations
 from flmm_plugin.training.ablations import (
@@ -139,6 +139,16 @@ def test_finished_arms_are_read_and_others_are_not(out: Path, monkeypatch: pytes
         assert finished_run(folder, arm_recipe(CONFIG, [*SMALL, other, *study.changes], 0, out)) is None
     with pytest.raises(AssertionError, match="trained again"):
         list(run_study(study, CONFIG, SMALL, out, seeds=[1]))
+
+
+def test_arms_of_another_model_are_not_compared(out: Path) -> None:
+    record = out / "selector-false+merge-max+enabled-false+seed-0" / "run.json"
+    before = record.read_text()
+    content = json.loads(before)
+    record.write_text(json.dumps({**content, "frozen": ["another model", *content["frozen"][1:]]}))
+    with pytest.raises(TrainingStopped, match=r"other frozen weights than selector-false.enabled-false.seed-0; remove"):
+        list(run_study(chosen(DECODER, ["merge"]), CONFIG, SMALL, out))
+    record.write_text(before)
 
 
 def test_the_selector_is_read_at_every_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
