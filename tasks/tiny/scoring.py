@@ -1,12 +1,17 @@
-"""The stock score of MME on the world, kept with what it was compared with, so that a log can be scored again."""
+"""The stock score of MME on the world, kept with what it was compared with, so that a log can be scored again.
+
+MME asks twice about each picture, once for a yes and once for a no, and counts pictures with both answers right: what
+is drawn for an interval is the picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmms_eval.tasks.mme.utils import mme_process_results
+from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
 
+from flmm_plugin.tasks.metrics.bootstrap import Sample, Statistic
 from flmm_plugin.tasks.sample_scores import SampleScores
 
 
@@ -24,3 +29,24 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     return dict(sample["reference"])
+
+
+def perception(samples: Sequence[Sample]) -> float:
+    """lmms-eval's own sum over categories."""
+    return float(mme_aggregate_results(samples))
+
+
+def _pictures(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """The questions of each picture together."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample["question_id"], []).append(sample)
+    return list(found.values())
+
+
+def _of_pictures(pictures: Sequence[Sequence[Sample]]) -> float:
+    # A picture that is drawn twice counts as two pictures.
+    return perception([{**one, "question_id": str(at)} for at, asked in enumerate(pictures) for one in asked])
+
+
+STATISTICS: Mapping[str, Statistic] = {"mme_perception_score": Statistic(reduce=_pictures, combine=_of_pictures)}
