@@ -102,7 +102,7 @@ BROUGHT = {
     "flmm_plugin.adapters.lmms_eval.pytest_plugin": {"pytest"},
     **{
         f"flmm_plugin.adapters.vlmevalkit.{name}": {"vlmeval"}
-        for name in ("dataset", "model", "preserve_arm", "register", "safeguards")
+        for name in ("dataset", "model", "preserve_arm", "preserve_plain", "register", "safeguards")
     },
 }
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -110,7 +110,7 @@ class ShardStore:
         self._seen_at = -1
         self._process = os.getpid()
         self._lock = threading.RLock()  # a trainer reads ahead in a thread of its own
-        with FileLock(self._lock_path):
+        with self._file_lock():
             self._write_identity(text)
             for left in self.folder.glob("*.part"):  # shards are written under the lock: nobody is at these
                 left.unlink(missing_ok=True)
@@ -244,7 +244,7 @@ class ShardStore:
         with self._alone():
             if not self._pending:
                 return
-            with FileLock(self._lock_path):
+            with self._file_lock():
                 kept = self._within_cap()
                 name = f"{uuid.uuid4().hex}.safetensors"
                 if kept and self._write(name, kept):
@@ -296,6 +296,13 @@ class ShardStore:
         if not self.cap.full:
             _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
         self.cap.full = True
+
+    def _file_lock(self) -> BaseFileLock:
+        """A lock of its own at each use.
+
+        lmms-eval makes all locks of a path one object, unless told not to; that object refuses to work in a fork.
+        """
+        return FileLock(self._lock_path, is_singleton=False)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

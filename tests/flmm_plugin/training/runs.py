@@ -46,11 +46,13 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def forked(act: Callable[[], None]) -> int:
     """Do something in a child; returns its exit code, negative for the signal that killed it."""
-    child = multiprocessing.get_context("fork").Process(target=_alone, args=(act,))
+    child = multiprocessing.get_context("fork").Process(target=_alone, args=(act,), daemon=True)
     child.start()
     child.join(120)
-    assert child.exitcode is not None, "the child hangs"
-    return child.exitcode
+    ended = child.exitcode
+    child.kill()
+    assert ended is not None, "the child hangs"
+    return ended
 
 
 def forked_together(count: int, act: Callable[[], None]) -> list[int]:
@@ -59,7 +61,7 @@ def forked_together(count: int, act: Callable[[], None]) -> list[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_one_of, args=(rank, count, port, act)) for rank in range(count)]
+    children = [context.Process(target=_one_of, args=(rank, count, port, act), daemon=True) for rank in range(count)]
     for child in children:
         child.start()
     for child in children:

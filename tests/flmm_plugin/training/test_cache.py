@@ -296,11 +296,13 @@ class Slow(FrozenReader):
 
 def test_a_build_that_is_killed_goes_on(reader: FrozenReader, some: list[TrainingSample], tmp_path: Path) -> None:
     def slowly() -> None:
+        torch.set_num_threads(1)  # OpenMP's threads of the parent do not live in a forked child
         build(opened(tmp_path, Slow(reader.lmm), shard_bytes=1), some, progress=False)
 
-    process = multiprocessing.get_context("fork").Process(target=slowly)
+    process = multiprocessing.get_context("fork").Process(target=slowly, daemon=True)
     process.start()
     while not list(tmp_path.glob("pictures-*/*.safetensors")):
+        assert process.is_alive(), "it ended before it wrote anything"
         time.sleep(0.01)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)

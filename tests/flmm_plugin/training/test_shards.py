@@ -221,7 +221,7 @@ def test_threads_of_one_process_lose_nothing(tmp_path: Path) -> None:
 def test_a_forked_worker_does_not_write_its_parents_records(tmp_path: Path) -> None:
     one = store(tmp_path)
     one.put("a", record(1))
-    worker = multiprocessing.get_context("fork").Process(target=one.flush)
+    worker = multiprocessing.get_context("fork").Process(target=one.flush, daemon=True)
     worker.start()
     worker.join()
     assert not files(tmp_path)
@@ -239,7 +239,7 @@ def writer(root: Path, first: int, count: int, slow: float = 0.0) -> Any:
             time.sleep(slow)
         one.flush()
 
-    process = multiprocessing.get_context("fork").Process(target=write)
+    process = multiprocessing.get_context("fork").Process(target=write, daemon=True)
     process.start()
     return process
 
