@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -69,7 +70,27 @@ def add_subcommand(commands: Any) -> None:
     parser.set_defaults(run=_score)
 
 
+@contextmanager
+def _without_words_of_the_harness() -> Iterator[None]:
+    """Some of lmms-eval's scores log what they found, which here would be once for every draw of an interval."""
+    try:
+        from loguru import logger
+    except ImportError:  # there is no harness either
+        yield
+        return
+    logger.disable("lmms_eval")
+    try:
+        yield
+    finally:
+        logger.enable("lmms_eval")
+
+
 def _score(args: argparse.Namespace) -> int:
+    with _without_words_of_the_harness():
+        return _scored(args)
+
+
+def _scored(args: argparse.Namespace) -> int:
     from flmm_plugin.tasks.controls import CONTROLS
     from flmm_plugin.tasks.rescoring import find_samples, rescore, task_of
     from flmm_plugin.tasks.task_files import aggregations, task_files

@@ -172,6 +172,8 @@ def test_a_log_without_references_has_no_controls(refs: Path, capsys: pytest.Cap
 
 def test_stock_scores_on_the_world_come_again_and_have_controls(tmp_path: Path) -> None:
     pytest.importorskip("lmms_eval")
+    from loguru import logger
+
     from flmm_plugin.tasks.pope_viscot import scoring as pope
     from flmm_plugin.tasks.rescoring import Options, rescore
     from flmm_plugin.tasks.tiny import scoring as mme
@@ -190,6 +192,11 @@ def test_stock_scores_on_the_world_come_again_and_have_controls(tmp_path: Path) 
         path = written(tmp_path, task, lines)
         again = rescore(path, options=Options(resamples=0))
         assert (again.source, again.changed) == ("predictions", 0)
+        said: list[str] = []
+        sink = logger.add(lambda message, said=said: said.append(str(message)))  # type: ignore[misc]
+        assert main(["score", str(path), "--resamples", "5"]) == 0
+        logger.remove(sink)
+        assert said == []  # lmms-eval's score of MME logs every category, every time
         values = controlled(path).values
         assert values[RUN][metric] == value
         assert values["constant"][metric] == constant
