@@ -6,8 +6,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -24,34 +23,35 @@ from flmm_plugin.reports.result_files import read_results
 from flmm_plugin.reports.sample_files import PhraseView, SampleView, read_samples
 from flmm_plugin.reports.table_layouts import LAYOUTS
 from flmm_plugin.reports.verdicts import read_verdicts
+from tests.reports.browser import Browser
 from tests.reports.conftest import chat_sample, mask_sample, square
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & <b>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PAINTED = "document.querySelectorAll('canvas[data-painted]')"
+CARDS = "document.querySelectorAll('.card')"
+TYPED = "byId('find').dispatchEvent(new Event('input', {bubbles: true}))"
 
 
 @pytest.fixture(scope="session")
-def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], str]:
-    """``browse(page, fragment, masks)``: the page's DOM after its script has run in a headless Chromium.
-
-    On a crowded machine the page may be dumped before its pictures are decoded: it is opened again until
-    ``masks`` of them are painted, five times at most.
-    """
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium."""
     found = os.environ.get("FLMM_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip("needs a browser: install chromium, or set FLMM_CHROMIUM to one")
-    home = tmp_path_factory.mktemp("chromium")
+    started = Browser(found, tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def browse(browser: Browser) -> Callable[..., str]:
+    """``browse(page, fragment, masks)``: the page's DOM once that many masks are painted."""
 
     def dom(page: Path, fragment: str = "", masks: int = 0) -> str:
-        for _ in range(5):
-            done = subprocess.run(
-                [found, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000",
-                 "--window-size=1200,1600", f"--user-data-dir={home}", "--dump-dom", f"{page.as_uri()}#{fragment}"],
-                capture_output=True, text=True, timeout=90, check=True,
-            )  # fmt: skip
-            if len(painted(done.stdout)) >= masks:
-                break
-        return done.stdout
+        with browser.open(page, fragment) as opened:
+            opened.wait(f"{PAINTED}.length >= {masks}")
+            return opened.dom()
 
     return dom
 
@@ -81,18 +81,21 @@ def sample(doc: int, iou: float, phrase: str = "a thing", image: str = "", **mor
     return replace(view, **more)
 
 
-def test_no_samples(tmp_path: Path, browse: Callable[..., str]) -> None:
+def test_no_samples(tmp_path: Path, browser: Browser) -> None:
     facts = write_explorer(tmp_path / "page.html", [compare(LAYOUTS["2"], [])], [])
     assert facts.samples == 0
-    dom = browse(facts.path)
+    with browser.open(facts.path) as page:
+        dom = page.dom()
+        page.run("document.querySelectorAll('th button')[1].click()")
+        by_value = page.dom()
+        page.run("document.querySelectorAll('th button')[1].click()")
+        again = page.dom()
     assert "No samples: the runs were made without --log_samples" in dom
     assert cards(dom) == []
     assert models(dom) == ["X-Decoder", "SEEM", "GroundingSAM", "OVSeg", "LISA", "F-LMM"]
-    click = "<script>document.querySelectorAll('th button')[1].click()</script></body>"
-    sorted_page = tmp_path / "sorted.html"
-    sorted_page.write_text(facts.path.read_text().replace("</body>", click))
     # By the numbers of that column, the highest first, each group by itself.
-    assert models(browse(sorted_page)) == ["LISA", "OVSeg", "GroundingSAM", "SEEM", "X-Decoder", "F-LMM"]
+    assert models(by_value) == ["LISA", "OVSeg", "GroundingSAM", "SEEM", "X-Decoder", "F-LMM"]
+    assert models(again) == ["X-Decoder", "SEEM", "GroundingSAM", "OVSeg", "LISA", "F-LMM"]
 
 
 def test_one_sample_with_text_that_attacks(tmp_path: Path, picture: Path, browse: Callable[..., str]) -> None:
@@ -123,23 +126,43 @@ def many(picture: Path) -> Iterable[SampleView]:
         yield sample(doc, (doc * 37 % 10_000) / 10_000, kind, str(picture), stock="" if doc % 2 else "differs")
 
 
-def test_ten_thousand_samples(tmp_path: Path, picture: Path, browse: Callable[..., str]) -> None:
+def test_ten_thousand_samples(tmp_path: Path, picture: Path, browser: Browser) -> None:
     facts = write_explorer(tmp_path / "page.html", [], many(picture))
     assert (facts.samples, facts.pictures) == (10_000, 1)
     assert facts.path.stat().st_size < 6_000_000
-    dom = browse(facts.path)
-    assert count(dom) == "10000 of 10000 samples"
-    first = cards(dom)
-    assert 48 <= len(first) <= 240  # made while scrolling, never all at once
-    values = [doc * 37 % 10_000 for _, doc in first]
-    assert values == sorted(values)
-    assert values[0] == 0
-    assert len(painted(dom)) < len(first)
-    found = browse(facts.path, "find=UNICORN rare&order=document")
-    assert [doc for _, doc in cards(found)] == list(range(3, 10_000, 1000))
-    both = browse(facts.path, "low=0.2&high=0.2004&order=best&differ=1")
+    with browser.open(facts.path) as page:
+        page.wait(f"{PAINTED}.length > 0")
+        dom = page.dom()
+        assert count(dom) == "10000 of 10000 samples"
+        first = cards(dom)
+        assert 48 <= len(first) <= 240  # made while scrolling, never all at once
+        values = [doc * 37 % 10_000 for _, doc in first]
+        assert values == sorted(values)
+        assert values[0] == 0
+        assert len(painted(dom)) < len(first)
+        page.run("window.scrollTo(0, document.body.scrollHeight)")
+        page.wait(f"{CARDS}.length > {len(first)}")
+        # What is far away keeps neither its picture nor its masks.
+        page.wait(f"!{CARDS}[0].querySelector('img').src && !('painted' in {CARDS}[0].querySelector('canvas').dataset)")
+        page.run("byId('find').value = 'UNICORN rare'; byId('order').value = 'document'; " + TYPED)
+        page.wait("byId('count').textContent.startsWith('10 ')")
+        assert [doc for _, doc in cards(page.dom())] == list(range(3, 10_000, 1000))
+    with browser.open(facts.path, "low=0.2&high=0.2004&order=best&differ=1") as page:
+        both = page.dom()
     assert count(both) == "3 of 10000 samples"
     assert [doc * 37 % 10_000 for _, doc in cards(both)] == [2004, 2002, 2000]
+
+
+def test_masks_are_switched_on_the_page(tmp_path: Path, picture: Path, browser: Browser) -> None:
+    facts = write_explorer(tmp_path / "page.html", [], [sample(0, 0.5, image=str(picture))])
+    with browser.open(facts.path) as page:
+        page.wait(f"{PAINTED}.length == 1")
+        for name, expected in (("predicted", [0, True]), ("target", [0, False])):
+            page.run(f"byId('{name}').click()")
+            drawn = f"{PAINTED}[0].getContext('2d').getImageData(0, 0, 60, 40).data.some(value => value > 0)"
+            assert [page.run(f"Number({PAINTED}[0].dataset.painted)"), page.run(drawn)] == expected, name
+        page.run("document.querySelector('.stack').click()")
+        assert page.run("getComputedStyle(document.querySelector('.stack canvas')).display") == "none"
 
 
 def test_pictures_beyond_the_budget_go_to_the_worst_first(tmp_path: Path) -> None:
