@@ -27,7 +27,10 @@ class Journal:
         self.path = path
         whole = json.dumps(identity, sort_keys=True, default=str)
         self._identity = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        self._known = {digest: answer for file in {path, *others} for digest, answer in _lines(file, self._identity)}
+        lines = [line for file in {path, *others} for line in _lines(file)]
+        self._known = {digest: answer for whose, digest, answer in lines if whose == self._identity}
+        #: Whether answers of another identity are there.
+        self.foreign = any(whose != self._identity for whose, _, _ in lines)
         # What a kill cut off in the middle of a line must not swallow the next one.
         self._open_line = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
         #: Answers that were found, and answers that were added.
@@ -49,12 +52,12 @@ class Journal:
         self._open_line = False
 
 
-def _lines(path: Path, identity: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _lines(path: Path) -> list[tuple[str, str, str]]:
+    """Identity, digest and answer of each line that is whole."""
+    found: list[tuple[str, str, str]] = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 whose, digest, answer = json.loads(line)
-                if whose == identity:
-                    found.append((digest, answer))
+                found.append((whose, digest, answer))
     return found

@@ -44,9 +44,9 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
         arguments = said(made)
         identity = str(getattr(dataset, "identity", ""))
         run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), arguments, identity)
-        run.refuse_other_answers()
-        answering: FLMM | None = None
         journal = run.journal()
+        run.refuse_other_answers(journal)
+        answering: FLMM | None = None
 
         def prepared(one: FLMM) -> FLMM:
             nonlocal answering
@@ -76,6 +76,8 @@ def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
                 answering.journal = None
         if answering is not None:
             run.record(answering.provenance)
+        else:
+            run.keep_record()
         if journal.added or journal.found:
             logger.info(f"flmm: {run.data}: {journal.found} answers from disk, {journal.added} new")
             run.remove_stale()
@@ -114,30 +116,36 @@ class DataSetRun:
 
     def journal(self) -> Journal:
         """This process's journal, with what earlier runs left."""
-        return Journal(self._journal(self._rank, self._world), self.arguments, self._journals())
+        identity = {"arguments": _as_text(self.arguments), "data": self.identity}
+        return Journal(self._journal(self._rank, self._world), identity, self._journals())
 
-    def refuse_other_answers(self) -> None:
-        """See that a result that is there is one of the same arguments and the same data.
+    def refuse_other_answers(self, journal: Journal) -> None:
+        """See that the answers that the kit would continue are of the same arguments and the same data.
+
+        Args:
+            journal: Of `journal`; it knows of answers of a run that was killed.
 
         Raises:
-            UnknownArgument: It is not.
+            UnknownArgument: They are not.
         """
-        record = self.folder / f"{self._stem}{_RECORD_ENDING}"
-        if not record.is_file():
-            return
-        content = json.loads(record.read_text(encoding="utf-8"))
-        if content.get("data", self.identity) != self.identity:
+        record = self._earlier_record()
+        content = json.loads(record.read_text(encoding="utf-8")) if record is not None else None
+        if content is not None and content.get("data", self.identity) != self.identity:
             raise UnknownArgument(
-                f"{self.folder} holds answers of {self.model} to other data of the name {self.data}; give another "
-                "--work-dir, or remove that folder"
+                f"{self.folder} holds answers of {self.model} to other data of the name {self.data}; {_ELSEWHERE}"
             )
-        before = content.get("arguments", {})
         now = _as_text(self.arguments)
+        before = content.get("arguments", {}) if content is not None else now
         if before != now:
             changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
             raise UnknownArgument(
-                f"{self.folder} holds answers of {self.model} with other model arguments ({', '.join(changed)}); give "
-                "another --work-dir, or remove that folder"
+                f"{self.folder} holds answers of {self.model} with other model arguments ({', '.join(changed)}); "
+                + _ELSEWHERE
+            )
+        if journal.foreign and self._holds_answers(self.folder):
+            raise UnknownArgument(
+                f"{self.folder} holds answers to {self.data} of a run that was killed, which had other model arguments "
+                f"or other data; {_ELSEWHERE}"
             )
 
     def record(self, provenance: Mapping[str, Any]) -> None:
@@ -147,6 +155,12 @@ class DataSetRun:
             content["arguments"] = _as_text(self.arguments)
             path = self.folder / f"{self._stem}{_RECORD_ENDING}"
             path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    def keep_record(self) -> None:
+        """Where all answers were taken over from another folder of the kit's: their record too; one process does."""
+        source, here = self._earlier_record(), self.folder / f"{self._stem}{_RECORD_ENDING}"
+        if self._rank == 0 and source is not None and source != here:
+            here.write_bytes(source.read_bytes())
 
     def remove_stale(self) -> None:
         """Remove evaluations of older answers."""
@@ -161,6 +175,24 @@ class DataSetRun:
             if (int(rank), int(world)) == (self._rank, self._world) or int(world) != self._world:
                 path.unlink(missing_ok=True)
 
+    def _earlier_record(self) -> Path | None:
+        """How the answers were made that the kit would continue; None where there are none, or nothing says it."""
+        name = f"{self._stem}{_RECORD_ENDING}"
+        here = self.folder / name
+        if here.is_file() or self._home == self.folder or not self._holds_answers(self.folder):
+            return here if here.is_file() else None
+        # A kit with a folder per start copies the newest answers here, and nothing of this package's.
+        others = [path for path in self._home.iterdir() if path.is_dir() and path != self.folder]
+        holding = [path for path in others if self._holds_answers(path)]
+        newest = max(holding, key=lambda path: path.stat().st_mtime, default=None)
+        return newest / name if newest is not None and (newest / name).is_file() else None
+
+    def _holds_answers(self, folder: Path) -> bool:
+        """Whether there is what the kit continues: a result file, or what it writes every tenth answer."""
+        data, stem = re.escape(self.data), re.escape(self._stem)
+        continued = re.compile(rf"^(\d+_{data}\.pkl|{stem}_PREV\.pkl|{stem}\.(tsv|xlsx|json))$")
+        return folder.is_dir() and any(continued.match(path.name) for path in folder.iterdir())
+
     def _journal(self, rank: int, world: int) -> Path:
         return self._home / f"{rank}of{world}_{self.data}{_JOURNAL_ENDING}"
 
@@ -169,6 +201,7 @@ class DataSetRun:
         return [path for path in self._home.glob(f"*{_JOURNAL_ENDING}") if pattern.match(path.name)]
 
 
+_ELSEWHERE = "give another --work-dir, or remove that folder"
 _PROCESSES = {"RANK": "0", "WORLD_SIZE": "1"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +55,6 @@ def test_model_arguments_are_taken_out_and_checked(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FLMM_MODEL_ARGS", "")
     words = ["--data", "MME", "--model-args", "heads=h.safetensors,dtype=float32", "--limit", "3"]
     assert command._take_model_arguments(words) == ["--data", "MME", "--limit", "3"]
-    import os
-
     assert os.environ["FLMM_MODEL_ARGS"] == "heads=h.safetensors,dtype=float32"
     with pytest.raises(UnknownArgument, match="did you mean 'dtype'"):
         command._take_model_arguments(["--model-args=dtyp=float32"])
@@ -161,20 +160,65 @@ def test_results_of_other_arguments_are_refused_and_stale_judgements_removed(tmp
     folder = tmp_path / "flmm_tiny"
     folder.mkdir()
     run = DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "a"})
-    run.refuse_other_answers()
+    run.refuse_other_answers(run.journal())
     run.record({"kernel": "sdpa"})
-    run.refuse_other_answers()
+    run.refuse_other_answers(run.journal())
     assert json.loads((folder / "flmm_tiny_MME_flmm.json").read_text())["kernel"] == "sdpa"
-    with pytest.raises(UnknownArgument, match=r"other model arguments \(heads\).*--work-dir"):
-        DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "b"}).refuse_other_answers()
-    with pytest.raises(UnknownArgument, match="to other data of the name MME"):
-        DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "a"}, "sha256:1").refuse_other_answers()
+    for arguments, data, said in [
+        ({"name": "flmm_tiny", "heads": "b"}, "", r"other model arguments \(heads\).*--work-dir"),
+        ({"name": "flmm_tiny", "heads": "a"}, "sha256:1", "to other data of the name MME"),
+    ]:
+        other = DataSetRun(folder, "flmm_tiny", "MME", arguments, data)
+        with pytest.raises(UnknownArgument, match=said):
+            other.refuse_other_answers(other.journal())
     kept = ["flmm_tiny_MME.tsv", "flmm_tiny_MME_flmm.json", "flmm_tiny_MME_TINY_score.csv", "flmm_tiny_MMEx_score.csv"]
     stale = ["_auxmatch.tsv", "_tmp.pkl", "_score.csv", "_acc.csv", "_exact_matching_result.pkl", "_gpt-4o_result.tsv"]
     for name in [*kept, *(f"flmm_tiny_MME{ending}" for ending in stale)]:
         (folder / name).touch()
     run.remove_stale()
     assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+
+
+def test_what_a_killed_run_left_is_continued_by_the_same_arguments_and_data_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "flmm_tiny"
+    folder.mkdir()
+    killed = DataSetRun(folder, "flmm_tiny", "MME", {"heads": "a"}, "sha256:1")
+    killed.journal().add("x", "1")
+    others = [
+        DataSetRun(folder, "flmm_tiny", "MME", {"heads": "b"}, "sha256:1"),
+        DataSetRun(folder, "flmm_tiny", "MME", {"heads": "a"}, "sha256:2"),
+    ]
+    for one in others:  # the kit has nothing yet that it would continue
+        assert one.journal().get("x") is None
+        one.refuse_other_answers(one.journal())
+    (folder / "01_MME.pkl").touch()  # what it writes every tenth answer
+    for one in others:
+        with pytest.raises(UnknownArgument, match="of a run that was killed"):
+            one.refuse_other_answers(one.journal())
+    killed.refuse_other_answers(killed.journal())
+    assert killed.journal().get("x") == "1"
+
+
+def test_answers_of_an_earlier_start_s_folder_are_taken_over_with_their_record(tmp_path: Path) -> None:
+    starts = [tmp_path / "flmm_tiny" / f"T2026010{day}-000000" for day in (1, 2, 3)]
+    for age, folder in enumerate(starts[:2]):
+        folder.mkdir(parents=True)
+        run = DataSetRun(folder, "flmm_tiny", "MME", {"heads": "ab"[age]})
+        run.record({"kernel": "sdpa"})
+        (folder / "flmm_tiny_MME.tsv").touch()
+        os.utime(folder, (age, age))
+    starts[2].mkdir()
+    fresh = DataSetRun(starts[2], "flmm_tiny", "MME", {"heads": "c"})
+    fresh.refuse_other_answers(fresh.journal())
+    fresh.keep_record()
+    assert not list(starts[2].iterdir()), "without --reuse nothing is taken over"
+    (starts[2] / "flmm_tiny_MME.tsv").touch()  # with --reuse the kit copies the newest
+    with pytest.raises(UnknownArgument, match=r"other model arguments \(heads\)"):
+        fresh.refuse_other_answers(fresh.journal())
+    same = DataSetRun(starts[2], "flmm_tiny", "MME", {"heads": "b"})
+    same.refuse_other_answers(same.journal())
+    same.keep_record()
+    assert json.loads((starts[2] / "flmm_tiny_MME_flmm.json").read_text())["arguments"] == {"heads": "b"}
 
 
 def test_a_run_removes_its_own_journal_and_those_of_other_sizes(
