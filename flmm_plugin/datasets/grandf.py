@@ -15,7 +15,6 @@ Layouts found under a root (``FLMM_DATA``, default ``data/``)::
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.data.prepared import items_of
+from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 
@@ -121,12 +121,12 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
     images = _by_image(captions["images"], "id", data.caption_path)
     captioned = _by_image(captions["annotations"], "image_id", data.caption_path)
     masked: dict[str, list[dict[str, Any]]] = {}
-    known: set[Any] = set()
+    known: set[str] = set()
     for annotation in masks["annotations"]:
         where = f"annotation {annotation.get('id')} of {data.mask_path}"
-        if annotation.get("id") in known:
+        if str(annotation.get("id")) in known:
             raise BadAnnotation(f"{where} is there twice; fetch the file again")
-        known.add(annotation.get("id"))
+        known.add(str(annotation.get("id")))
         image_id = str(annotation.get("image_id"))
         if image_id not in images:
             raise BadAnnotation(
@@ -141,6 +141,9 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
             raise BadAnnotation(f"picture {image_id} of {data.caption_path} has no caption; fetch the file again")
         try:
             caption, height, width = captioned[image_id], int(image["height"]), int(image["width"])
+            told, labels = caption["caption"], caption["labels"]
+            if not isinstance(told, str) or not isinstance(labels, list) or not all(map(_is_text, labels)):
+                raise ValueError("`caption` is a text and `labels` a list of texts")
             codes = [
                 segmentation_rle(one["segmentation"], height, width, f"annotation {one.get('id')} of {data.mask_path}")
                 for one in masked.get(image_id, ())
@@ -150,15 +153,19 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
                 image_path=data.picture_folder / str(image.get("file_name") or f"{image_id}.jpg"),
                 height=height,
                 width=width,
-                caption=str(caption["caption"]),
-                labels=tuple(str(label) for label in caption["labels"]),
+                caption=told,
+                labels=tuple(labels),
                 masks=tuple(codes),
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except STRANGE as exc:
             raise BadAnnotation(
                 f"picture {image_id} of {data.caption_path} lacks a field or has one of another kind ({exc!r}); "
                 "fetch both files again"
             ) from exc
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _by_image(rows: list[dict[str, Any]], key: str, path: Path) -> dict[str, dict[str, Any]]:
@@ -174,12 +181,7 @@ def _by_image(rows: list[dict[str, Any]], key: str, path: Path) -> dict[str, dic
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as exc:
-        raise BadAnnotation(f"{path} is not UTF-8 ({exc}); fetch the file again, unconverted") from exc
-    except ValueError as exc:
-        raise BadAnnotation(f"{path} is truncated or not JSON ({exc}); fetch the file again") from exc
+    content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and all(isinstance(row, dict) for row in content[key])
         for key in ("images", "annotations")

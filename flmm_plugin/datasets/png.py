@@ -19,7 +19,6 @@ Nothing is left out silently: what cannot be used, or looks odd, is a `Problem` 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -30,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flmm_plugin.data.prepared import items_of
+from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
@@ -159,7 +159,7 @@ class PngDataset(Sequence[Narrative]):
         """The official files: narratives that can be used, how many were told, and what was odd."""
         reading = _Reading()
         pictures = _read_panoptic(self.panoptic_path, reading)
-        told = _load(self.narratives_path)
+        told = read_json(self.narratives_path)
         if not isinstance(told, list):
             raise BadAnnotation(f"{self.narratives_path} holds a {type(told).__name__}, not a list of narratives")
         maps = _names(self.map_folder)
@@ -221,7 +221,7 @@ class PngDataset(Sequence[Narrative]):
             utterances = tuple(_text(segment["utterance"]) for segment in one["segments"])
             ids = [[int(number) for number in segment["segment_ids"]] for segment in one["segments"]]
             plural = [bool(segment.get("plural", False)) for segment in one["segments"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except STRANGE as exc:
             return reading.note("a field is missing or strange", f"narrative {index} ({exc!r})")
         where, asked = f"narrative {index} (image {image_id})", sum(map(bool, ids))
         picture = pictures.get(image_id)
@@ -321,7 +321,7 @@ def _phrase(
 
 def _read_panoptic(path: Path, reading: _Reading) -> dict[int, _Panoptic]:
     """Every picture that the panoptic annotation has, by id."""
-    content = _load(path)
+    content = read_json(path)
     try:
         is_thing = {int(one["id"]): bool(one["isthing"]) for one in content["categories"]}
         sizes = {int(one["id"]): (int(one["height"]), int(one["width"])) for one in content["images"]}
@@ -339,18 +339,9 @@ def _read_panoptic(path: Path, reading: _Reading) -> dict[int, _Panoptic]:
                     continue
                 things[number] = is_thing[int(segment["category_id"])]
             pictures[image_id] = _Panoptic(str(one["file_name"]), *sizes[image_id], things)
-    except (KeyError, TypeError, ValueError) as exc:
+    except STRANGE as exc:
         raise BadAnnotation(f"{path} is not a COCO panoptic annotation ({exc!r}); fetch it again") from exc
     return pictures
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as exc:
-        raise BadAnnotation(f"{path} is not UTF-8 ({exc}); it was converted on its way, fetch it again") from exc
-    except ValueError as exc:
-        raise BadAnnotation(f"{path} is truncated or no JSON ({exc}); fetch it again") from exc
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,6 @@ Layouts found under a root (``FLMM_DATA``, default ``data/``)::
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,8 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin.data.prepared import items_of
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.datasets.json_files import STRANGE, read_json
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, FARTHEST, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import BoolMask
 
@@ -166,18 +166,7 @@ def read_annotation(path: Path) -> dict[str, Any]:
     Raises:
         BadAnnotation: Neither, or truncated.
     """
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        try:
-            text = raw.decode("cp1252")
-        except UnicodeDecodeError as exc:
-            raise BadAnnotation(f"{path} is neither UTF-8 nor cp1252 ({exc}); fetch the file again") from exc
-    try:
-        content = json.loads(text)
-    except ValueError as exc:
-        raise BadAnnotation(f"{path} is truncated or not JSON ({exc}); fetch the file again") from exc
+    content = read_json(path, fallback="cp1252")
     if not isinstance(content, dict):
         raise BadAnnotation(f"{path} holds a JSON {type(content).__name__}, not an object; it is no ReasonSeg file")
     return content
@@ -195,26 +184,30 @@ def _item(path: Path) -> ReasonSegItem:
         raise BadAnnotation(f"{picture} has no readable size ({exc}); unpack the archive again") from exc
     try:
         queries, is_sentence = content["text"], content["is_sentence"]
-        if isinstance(queries, str) or not isinstance(is_sentence, bool):
+        if not isinstance(queries, list) or not isinstance(is_sentence, bool):
             raise ValueError("`text` is a list of queries and `is_sentence` is true or false")
+        if not isinstance(queries[0], str) or not queries[0].strip():
+            raise ValueError("the first query of `text` has no words")
         return ReasonSegItem(
             name=path.stem,
             image_path=picture,
             height=height,
             width=width,
-            query=str(queries[0]).strip(),
+            query=queries[0].strip(),
             is_sentence=is_sentence,
             shapes=tuple(_shape(shape) for shape in content["shapes"]),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as exc:
+    except STRANGE as exc:
         raise BadAnnotation(f"{path} lacks a field or has one of another kind ({exc!r}); fetch the file again") from exc
 
 
 def _shape(shape: Mapping[str, Any]) -> tuple[str, tuple[tuple[float, float], ...]]:
     points = tuple((float(x), float(y)) for x, y in shape["points"])
-    if not points or not np.isfinite(points).all():
-        raise ValueError(f"a shape with label {shape['label']!r} has no finite points")
-    return str(shape["label"]), points
+    if not points or not (np.abs(points) < FARTHEST).all():
+        raise ValueError(f"a shape with label {shape['label']!r} has no finite points near a picture")
+    if not isinstance(shape["label"], str):
+        raise ValueError(f"the label of a shape is a text, not {shape['label']!r}")
+    return shape["label"], points
 
 
 def _folder(root: Path, split: str) -> Path:

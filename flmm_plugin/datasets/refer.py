@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from flmm_plugin.data.prepared import items_of
+from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
@@ -84,6 +84,9 @@ SPLITTERS: Mapping[str, tuple[str, ...]] = {
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 
 _SMALLEST_POLYGON = 6  # numbers: a triangle
+
+#: Pixels from the corner beyond which no point of a picture lies; drawing such a shape would fill the memory.
+FARTHEST = 1e6
 
 _ANNOTATION_FOLDERS = ("coco/{name}", "{name}")
 _PICTURE_FOLDERS = ("coco/train2014", "train2014", "images/mscoco/images/train2014")
@@ -249,6 +252,10 @@ def _checked_polygon(part: Any, where: str) -> list[float] | None:
         raise BadAnnotation(f"{where}: a polygon is a flat list of numbers ({exc})") from exc
     if numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise BadAnnotation(f"{where}: a polygon is a flat list of finite numbers x0, y0, x1, y1, ...")
+    if (np.abs(numbers) >= FARTHEST).any():
+        raise BadAnnotation(
+            f"{where}: a polygon has a point {np.abs(numbers).max():g} pixels away; fetch the file again"
+        )
     if numbers.size < _SMALLEST_POLYGON:
         return None
     if numbers.size % 2:
@@ -275,12 +282,12 @@ def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pic
     """Refs with the picture and the object that each one names."""
     if not refs:
         return
+    instances = read_json(instances_path)
     try:
-        instances = json.loads(instances_path.read_text(encoding="utf-8"))
         images = {image["id"]: image for image in instances["images"]}
         objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
-    except (ValueError, KeyError, TypeError) as exc:
-        raise BadAnnotation(f"{instances_path} is truncated or not a COCO file ({exc!r}); fetch it again") from exc
+    except STRANGE as exc:
+        raise BadAnnotation(f"{instances_path} is not a COCO file ({exc!r}); fetch it again") from exc
     for listed, kept in ((instances["images"], images), (instances["annotations"], objects)):
         for one in listed:
             if kept[one["id"]] is not one and kept[one["id"]] != one:
@@ -291,20 +298,22 @@ def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pic
     for ref in refs:
         try:
             image, annotation = images[ref["image_id"]], objects[ref["ann_id"]]
-            sentences = ref["sentences"]
+            sentences, height, width = ref["sentences"], int(image["height"]), int(image["width"])
+            if not (0 < height < FARTHEST and 0 < width < FARTHEST):
+                raise ValueError(f"a picture of {height} x {width} pixels")
             yield ReferItem(
                 image_id=int(ref["image_id"]),
                 # The refs' own file_name has the object's number in it and names no file.
                 image_path=pictures / str(image["file_name"]),
-                height=int(image["height"]),
-                width=int(image["width"]),
+                height=height,
+                width=width,
                 ref_id=int(ref["ref_id"]),
                 ann_id=int(ref["ann_id"]),
                 sentences=tuple(str(sentence.get("raw", sentence["sent"])) for sentence in sentences),
                 cleaned=tuple(str(sentence["sent"]) for sentence in sentences),
                 segmentation=annotation["segmentation"],
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except STRANGE as exc:
             raise BadAnnotation(
                 f"ref {ref.get('ref_id')} of {refs_path} (image {ref.get('image_id')}, annotation {ref.get('ann_id')}) "
                 f"has no match in {instances_path} or lacks a field ({exc!r}); both files must be of the same archive"

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flmm_plugin.data.prepared import items_of
+from flmm_plugin.datasets.json_files import STRANGE, parsed_json
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import Box
@@ -222,10 +222,7 @@ def _benchmark_file(root: Path, name: str) -> Path:
 
 
 def _json(content: bytes, path: Path) -> list[Any]:
-    try:
-        records = json.loads(content.decode("utf-8"))
-    except ValueError as exc:
-        raise BadAnnotation(f"{path} is truncated or not UTF-8 JSON ({exc}); fetch it again") from exc
+    records = parsed_json(content, f"{path}")
     if not isinstance(records, list):
         raise BadAnnotation(f"{path} is a JSON {type(records).__name__}, not a list of records; fetch it again")
     return records
@@ -236,13 +233,13 @@ def _sizes(path: Path) -> dict[Any, tuple[int, int]]:
     if not path.is_file():
         return {}
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        record = parsed_json(line, f"line {number} of {path}")
         try:
-            record = json.loads(line)
-            found[record["question_id"]] = (int(record["height"]), int(record["width"]))
-        except (ValueError, KeyError, TypeError) as exc:
+            found[int(record["question_id"])] = (int(record["height"]), int(record["width"]))
+        except STRANGE as exc:
             raise BadAnnotation(
-                f"line {number} of {path} is truncated or lacks a field ({exc!r}); fetch it again"
+                f"line {number} of {path} lacks a field or has one of another kind ({exc!r}); fetch it again"
             ) from exc
     return found
 
@@ -300,7 +297,7 @@ def _records(records: list[Any], sizes: Mapping[Any, tuple[int, int]], path: Pat
                 size=sizes.get(number),
                 split=str(record.get("split", "")),
             )
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+        except STRANGE as exc:
             raise BadAnnotation(
                 f"record {place} of {path} is not of the Visual-CoT benchmark's form ({exc!r}); fetch the file again"
             ) from exc

@@ -135,6 +135,8 @@ def damaged(change: Any) -> dict[str, Any]:
         (lambda f: f["mask"]["annotations"][0].update(iscrowd=1), "crowd"),
         (lambda f: f["caption"]["annotations"].pop(), "sa_2 .* has no caption"),
         (lambda f: f["caption"]["annotations"][0].pop("labels"), "labels"),
+        (lambda f: f["caption"]["annotations"][0]["labels"].append(None), "a list of texts"),
+        (lambda f: f["caption"]["annotations"][0].update(caption=None), "a list of texts"),
     ],
 )
 def test_damaged_files_say_what_is_wrong(tmp_path: Path, change: Any, said: str) -> None:

@@ -177,7 +177,7 @@ def test_damaged_json(png_folder: Folder, which: str) -> None:
     path: Path = getattr(folder, which)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    with pytest.raises(BadAnnotation, match=r"truncated or no JSON.*fetch it again"):
+    with pytest.raises(BadAnnotation, match=r"truncated or not JSON.*fetch the file again"):
         PngDataset(folder.root)
     path.write_bytes(whole.replace(b"grass", "gr\u00e4s".encode("cp1252")))
     with pytest.raises(BadAnnotation, match="not UTF-8"):

@@ -218,6 +218,7 @@ def runs(mask: Any) -> list[int]:
         ("polygon", "list of polygons"),
         ([[1, 2, 3, 4, 5, 6, 7]], "x without its y"),
         ([[0, 0, float("nan"), 1, 2, 2]], "finite"),
+        ([[0, 0, 1e300, 1, 2, 2]], "pixels away"),
         ([["a", "b"]], "flat list of numbers"),
         ({"size": [9, 9], "counts": [81]}, "on a picture of"),
         ({"size": [4, 5], "counts": [3]}, "covers 3 pixels"),

@@ -165,6 +165,9 @@ def test_a_damaged_size_file_is_named(folder: Path) -> None:
     path.write_text(path.read_text()[:-10])
     with pytest.raises(BadAnnotation, match=r"line 2 of .*textvqa\.jsonl"):
         VisCotDataset(folder, "textvqa")
+    path.write_bytes(path.read_text().encode("utf-16"))
+    with pytest.raises(BadAnnotation, match=r"line 1 of .*textvqa\.jsonl is not UTF-8"):
+        VisCotDataset(folder, "textvqa")
 
 
 def test_the_world_writes_the_official_form(tmp_path: Path) -> None:
