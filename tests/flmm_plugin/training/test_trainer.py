@@ -201,6 +201,23 @@ def test_validation_keeps_the_best_and_patience_ends_a_run(
     assert run(patient, tmp_path / "run", load_llava("mha")).steps == 4, "it stays stopped"
 
 
+def test_tensorboard_gets_the_curves(recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 'flmm-plugin[train]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    validation = replace(recipe.validation, parts=recipe.data.parts[:1], every=1)
+    ended = run(
+        replace(recipe, trackers=("auto",), epochs=1, validation=validation), tmp_path / "run", load_llava("mha")
+    )
+    events = EventAccumulator(str(tmp_path / "run" / "trackers" / "flmm-train"))
+    events.Reload()
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    last = next(line for line in reversed(logged) if "loss" in line)
+    assert [(one.step, round(one.value, 4)) for one in events.Scalars("loss")] == [(2, round(last["loss"], 4))]
+    assert ended.scores is not None
+    assert events.Scalars("validation/ciou")[0].value == pytest.approx(ended.scores.ciou)
+
+
 def test_trained_heads_go_straight_into_the_model(
     recipe: TrainRecipe,
     load_llava: Callable[..., Any],
