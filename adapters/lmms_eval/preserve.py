@@ -27,6 +27,9 @@ from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decid
 
 #: Settings that may change numbers without changing the model: where the arms differ in one, noise is measured.
 SETTINGS = ("batch_size", "attn_implementation", "dtype", "device", "device_map")
+#: Those that an arm records of the model that it loaded, and the argument that asks for each: an adapter may have
+#: defaults of its own.
+_RECORDED = {"kernel": "attn_implementation", "dtype": "dtype", "device": "device"}
 
 _SEED = 90_000  # of the embedded world's held-out scenes, as in the demo
 
@@ -130,13 +133,16 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
     same: tuple[Check, ...] = ()
     repeat: tuple[Check, ...] = ()
     base, base_spec = stock, stock_spec
-    if other_settings(plan):
-        # lmms-eval's stock adapters answer one by one, whatever they are told.
-        kind = PLAIN if plan.batch_size > 1 else plan.stock
-        base_spec = ArmSpec(
-            role="stock, settings of F-LMM", stock=kind, batch_size=plan.batch_size, **same_lmm, **common
-        )
-        base = run(base_spec)
+    asked = other_settings(plan)
+    if asked or loaded_otherwise(stock[0], ours[0]):
+        # lmms-eval's stock adapters answer one by one, whatever they are told, and may have kernels of their own.
+        for kind in (plan.stock, PLAIN) if asked and plan.batch_size == 1 else (PLAIN,):
+            base_spec = ArmSpec(
+                role="stock, settings of F-LMM", stock=kind, batch_size=plan.batch_size, **same_lmm, **common
+            )
+            base = run(base_spec)
+            if not loaded_otherwise(base[0], ours[0]):
+                break
         arms.append(base)
         noise, same = _against(stock, base), _against(base, ours)
     if plan.noise or any(check.differing for check in same):
@@ -160,6 +166,12 @@ def other_settings(plan: Plan) -> list[str]:
     return [name for name in SETTINGS if ours.get(name) != stock.get(name)]
 
 
+def loaded_otherwise(stock: Arm, ours: Arm) -> list[str]:
+    """The arguments by which the models that both arms loaded compute otherwise, whatever was asked for."""
+    known = (name for name in _RECORDED if name in stock.settings and name in ours.settings)
+    return [_RECORDED[name] for name in known if stock.settings[name] != ours.settings[name]]
+
+
 def notes(plan: Plan, arms: list[Arm], work: Path) -> list[str]:
     """What a reader of the verdict should know."""
     stock, ours = arms[0], arms[1]
@@ -169,10 +181,11 @@ def notes(plan: Plan, arms: list[Arm], work: Path) -> list[str]:
     asked, failed = ours.grounded.get("asked", 0), ours.grounded.get("failed", 0)
     what = "grounding requests" if ours.provenance.get("heads") else "passes that read attention (no heads)"
     said.append(f"{asked} {what} ran between the questions" + (f", {failed} of them failed" if failed else ""))
-    if other := other_settings(plan):
+    if other := list(dict.fromkeys([*other_settings(plan), *loaded_otherwise(stock, ours)])):
         said.append(f"the arms differ in {', '.join(other)}: the stock model was measured under both settings")
     if plan.limit is not None:
-        said.append(f"the first {plan.limit:g} documents of each task")
+        part = f"{plan.limit:g}" if plan.limit >= 1 else f"{plan.limit:.4g} of all"
+        said.append(f"the first {part} documents of each task")
     if work.name == "world":
         said.append(f"mme is {plan.scenes} pictures of the embedded world, not the benchmark")
     for arm in arms:

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,13 @@ class JudgeMemo:
         self.counts = {"asked": 0, "reused": 0, "failed": 0}
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
-                kept = json.loads(line)
-                self._known[kept["key"]] = kept
+                with suppress(json.JSONDecodeError):  # what a kill cut off; that judge is asked again
+                    kept = json.loads(line)
+                    self._known[kept["key"]] = kept
+            # Written anew: the rest of a cut line would swallow the next answer.
+            part = path.with_name(f"{path.name}.part")
+            part.write_text("".join(json.dumps(kept) + "\n" for kept in self._known.values()), encoding="utf-8")
+            part.replace(path)
 
     @contextmanager
     def active(self) -> Iterator[JudgeMemo]:

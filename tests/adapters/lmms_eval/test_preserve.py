@@ -191,6 +191,26 @@ def test_other_settings_are_measured_on_the_stock_model_too(plan: Plan, clean: V
     assert verdict.arms[1].grounded["asked"] == 2, "once after each batch: of one, of three"
 
 
+def test_a_kernel_that_the_stock_adapter_chose_by_itself_is_not_blamed_on_the_plugin(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lmms_eval.models.simple.llava_hf import LlavaHf
+
+    made = LlavaHf.__init__
+
+    def eager(self: Any, *args: Any, **options: Any) -> None:
+        made(self, *args, **{**options, "attn_implementation": "eager"})
+
+    monkeypatch.setattr(LlavaHf, "__init__", eager)
+    verdict = preserve(replace(plan, out=tmp_path), launch)
+    assert [arm.settings["kernel"] for arm in verdict.arms] == ["eager", "sdpa", "sdpa"]
+    assert verdict.arms[2].adapter == "plain transformers: asked for"
+    assert (verdict.mode, verdict.status) == ("measured", "unchanged")
+    assert "logits" in differing(verdict), "the kernel moves bits, or this test shows nothing"
+    assert not any(check.differing for check in verdict.same)
+    assert any("the arms differ in attn_implementation" in note for note in verdict.notes)
+
+
 def test_settings_are_those_of_the_arguments() -> None:
     plan = Plan(model="flmm_llava", tasks=("mme",), out=Path("x"), model_args={"dtype": "float32", "heads": "h"})
     assert other_settings(plan) == []

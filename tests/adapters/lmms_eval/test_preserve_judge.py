@@ -75,6 +75,18 @@ def test_failures_and_silence_are_not_kept(tmp_path: Path, moody: type[Moody]) -
         assert ask("yes") == "3"
 
 
+def test_a_record_that_a_kill_cut_off_goes_on(tmp_path: Path, moody: type[Moody]) -> None:
+    path = tmp_path / "judge.jsonl"
+    with JudgeMemo(path).active():
+        assert [ask("yes"), ask("no")] == ["1", "2"]
+    path.write_text(path.read_text()[:-20])
+    with JudgeMemo(path).active() as second:
+        assert [ask("yes"), ask("no")] == ["1", "3"], "only what was lost is asked again"
+    with JudgeMemo(path).active() as third:
+        assert [ask("yes"), ask("no")] == ["1", "3"]
+    assert (second.counts["reused"], third.counts["reused"]) == (1, 2)
+
+
 def test_lmms_eval_is_left_as_it_was(tmp_path: Path) -> None:
     before = MMBench_Evaluator.get_chat_response
     with JudgeMemo(tmp_path / "judge.jsonl").active():
