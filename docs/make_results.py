@@ -2,9 +2,11 @@
 
     python docs/make_results.py                     measures (some minutes), then writes
     python docs/make_results.py --from result.json  writes from what `flmm tiny evaluate --json` printed earlier
+    python docs/make_results.py --from result.json --again other.json
+                                                    the same, and the bars beside a measurement of another seed
 
-Writes ``docs/results/tiny.csv`` (grounding and controls), ``docs/results/tiny_chat.csv``, two pictures in
-``docs/images`` and the marked places of README.md and docs/tiny.md. Every number in README comes from these files.
+Writes ``docs/results/tiny.csv`` (grounding and controls), ``tiny_chat.csv`` and ``tiny_bars.csv`` beside it, pictures
+in ``docs/images`` and the marked places of README.md and docs/tiny.md. Every number in README comes from these files.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ GROUNDING_COLUMNS = {
     "n": "phrases",
 }
 CHAT_COLUMNS = {"kind": "question", "exact": "exact", "chance": "chance", "n": "asked"}
+#: What the embedded model was to reach, wherever a number of that kind stands.
+CHAT_BAR, DECODER_BAR, REFINED_BAR = 0.9, 0.65, 0.75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--from", dest="source", type=Path, help="JSON of `flmm tiny evaluate --json`")
+    parser.add_argument("--again", type=Path, help="JSON of the same for another seed")
     args = parser.parse_args(argv)
     measured = json.loads(args.source.read_text(encoding="utf-8")) if args.source else measure(args.seed, args.scenes)
     results = ROOT / "docs" / "results"
@@ -60,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     (results / "tiny.csv").write_text(as_csv(measured["grounding"], GROUNDING_COLUMNS, measured), encoding="utf-8")
     (results / "tiny_chat.csv").write_text(as_csv(chat, CHAT_COLUMNS, measured), encoding="utf-8")
+    again = results / "tiny_evaluate_again.json"
+    if args.again:
+        again.write_text(
+            json.dumps(json.loads(args.again.read_text(encoding="utf-8")), indent=1) + "\n", encoding="utf-8"
+        )
+    if again.exists():
+        other = json.loads(again.read_text(encoding="utf-8"))
+        (results / "tiny_bars.csv").write_text(bars(measured, other), encoding="utf-8")
     picture = ROOT / "docs" / "images" / "grounded.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     grounded_scenes(measured["seed"]).save(picture, optimize=True)
@@ -90,6 +103,41 @@ def as_csv(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], measur
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns.values())
     writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def against_bars(measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """What has a bar: its name, the bar, what was reached."""
+    found = {f"chat: {kind}": (CHAT_BAR, values["exact"]) for kind, values in measured["chat"].items()}
+    for which in ("precision", "recall"):
+        found[f"captions: {which} of names"] = (CHAT_BAR, measured["captions"][which])
+    row = next(row for row in measured["grounding"] if row["method"] == "frozen LMM + heads")
+    for place in ("caption", "question"):
+        found[f"mask decoder alone, cIoU in {place}s"] = (DECODER_BAR, row[f"{place}_decoder_ciou"])
+        found[f"refined, cIoU in {place}s"] = (REFINED_BAR, row[f"{place}_refined_ciou"])
+    return found
+
+
+def bars(measured: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """CSV: every bar beside both measurements.
+
+    Raises:
+        SystemExit: They are of the same seed, or of different heads.
+    """
+    if measured["seed"] == other["seed"]:
+        raise SystemExit(f"both measurements are of seed {other['seed']}; make one with `flmm tiny evaluate --seed N`")
+    if measured["provenance"]["heads_sha256"] != other["provenance"]["heads_sha256"]:
+        raise SystemExit("the two measurements are of different heads; make that of --again anew")
+    out = io.StringIO()
+    for one in (measured, other):
+        out.write(f"# flmm tiny evaluate --seed {one['seed']} --scenes {one['scenes']} --json\n")
+    for name, value in measured["provenance"].items():
+        out.write(f"# {name}: {value}\n")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["what", "bar", f"seed {measured['seed']}", f"seed {other['seed']}"])
+    second = against_bars(other)
+    for what, (bar, value) in against_bars(measured).items():
+        writer.writerow([what, bar, _cell(value), _cell(second[what][1])])
     return out.getvalue()
 
 

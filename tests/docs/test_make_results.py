@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -42,6 +44,35 @@ def test_csv_holds_rows_and_where_they_come_from(script: ModuleType, tmp_path: P
     ]
     (tmp_path / "t.csv").write_text(text)
     assert "| ours | 0.123 | 7 |" in tables.from_csv(tmp_path / "t.csv")
+
+
+def measured(seed: int, exact: float, heads: str = "aa") -> dict[str, Any]:
+    row = {
+        "method": "frozen LMM + heads",
+        **{f"{place}_{which}_ciou": 0.7 for place in ("caption", "question") for which in ("decoder", "refined")},
+    }
+    return {
+        "seed": seed,
+        "scenes": 3,
+        "provenance": {"heads_sha256": heads},
+        "chat": {"count": {"exact": exact, "chance": 0.2, "n": 3}},
+        "captions": {"precision": 1.0, "recall": 0.5, "n": 2},
+        "grounding": [row, {"method": "whole image"}],
+    }
+
+
+def test_bars_stand_beside_both_measurements(script: ModuleType) -> None:
+    text = script.bars(measured(1, 0.25), measured(2, 0.75))
+    assert "# flmm tiny evaluate --seed 2 --scenes 3 --json" in text
+    rows = list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))
+    assert rows[0] == {"what": "chat: count", "bar": "0.9", "seed 1": "0.250", "seed 2": "0.750"}
+    assert [row["bar"] for row in rows[-4:]] == ["0.65", "0.75", "0.65", "0.75"]
+
+
+@pytest.mark.parametrize(("seed", "heads", "says"), [(1, "aa", "seed 1"), (2, "bb", "different heads")])
+def test_bars_compare_other_scenes_and_the_same_heads(script: ModuleType, seed: int, heads: str, says: str) -> None:
+    with pytest.raises(SystemExit, match=says):
+        script.bars(measured(1, 0.25), measured(seed, 0.75, heads))
 
 
 def test_the_picture_replaces_what_was_between_the_markers(script: ModuleType) -> None:
