@@ -23,6 +23,7 @@ from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, primary
 from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
 from flmm_plugin.errors import BadAnnotation, DataNotFound
 from flmm_plugin.tasks.plain_task import PlainTask, Record
+from flmm_plugin.tiny.language import CHOICE_SUFFIX, LETTERS
 
 _SCORE_ENDING = "_score.json"
 _DETAIL_ENDING = "_detail.jsonl"
@@ -144,17 +145,26 @@ class _World:
 
 
 class WorldYesNo(_World, ImageYORNDataset):
-    """The kit's own MME and POPE, prompts and scoring, on the embedded model's world."""
+    """The kit's own MME and POPE, prompt and scoring, on the embedded model's world."""
 
     DATASET_URL = {"MME_TINY": "", "POPE_TINY": ""}  # noqa: RUF012 - the kit reads it as it is
     DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
 
 
 class WorldChoices(_World, ImageMCQDataset):
-    """The kit's own MMBench, prompt and circular scoring, on the embedded model's world."""
+    """The kit's own MMBench and its circular scoring on the embedded model's world, in words that this model learnt."""
 
     DATASET_URL = {"MMBench_TINY": ""}  # noqa: RUF012
     DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
+
+    def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
+        """The message about a row: its picture, and the question with its options."""
+        row = self.data.iloc[line] if isinstance(line, int) else line
+        options = "".join(f"\n{letter}. {row[letter]}" for letter in LETTERS)
+        return [
+            {"type": "image", "value": str(row["image_path"])},
+            {"type": "text", "value": f"{row['question']}{options}{CHOICE_SUFFIX}"},
+        ]
 
 
 #: In the order in which the kit looks for a name.

@@ -85,7 +85,8 @@ def preserve(ours: ArmSpec, out: Path, *, noise: bool = False, stock: str = "aut
     grounded = right[0].grounded
     said.append(f"{grounded['asked']} grounding requests ran between the questions, {grounded['failed']} failed")
     if ours.limit is not None:
-        said.append(f"the first {ours.limit:g} rows of each data set")
+        much = f"{ours.limit:g}" if ours.limit >= 1 else f"{ours.limit:.0%} of the"
+        said.append(f"the first {much} rows of each data set")
     return decide([one for one, _ in arms], checks, noise=repeat, repeat=repeat, notes=said)
 
 

@@ -6,6 +6,7 @@ python -P -m flmm_plugin.adapters.vlmevalkit.preserve_arm SPEC.json FOLDER
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -219,7 +220,9 @@ def _one_data_set(model: WatchedModel, name: str, spec: ArmSpec, work: Path) -> 
     if data is None:
         raise UnknownArgument(f"the kit has no data set {name!r}; flmm-vlmeval list and vlmutil dlist all name them")
     if spec.limit is not None:
-        data.data = data.data.iloc[: int(spec.limit)]
+        # As lmms-eval takes it: below 1 it is a share.
+        rows = spec.limit if spec.limit >= 1 else math.ceil(spec.limit * len(data.data))
+        data.data = data.data.iloc[: int(rows)]
     infer_data_job(model, work_dir=str(work), model_name="arm", dataset=data)
     result = get_pred_file_path(str(work), "arm", name, use_env_format=True)
     found = flatten_summary_metrics(data.evaluate(result, model="exact_matching", nproc=1))

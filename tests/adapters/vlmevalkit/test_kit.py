@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_the_same_prompt_has_the_same_answer_in_both_harnesses(flmm: Any) -> Non
             assert said
             if name == "RefCOCO_SEG_TINY":
                 assert any(mask.any() for mask in parse_masks_json(said).masks)
+
+
+def test_choices_are_asked_in_words_that_the_embedded_model_learnt(flmm: Any) -> None:
+    from vlmeval.dataset import build_dataset
+
+    from flmm_plugin.tiny import language, panel
+    from flmm_plugin.tiny.world import sample_scene
+
+    rng = np.random.default_rng([panel.SEED, 60, 0])
+    learnt = language.choice_question(sample_scene(rng), rng)
+    data = build_dataset("MMBench_TINY")
+    (picture, text) = data.build_prompt(data.data.iloc[0])
+    assert text["value"] == learnt.question
+    assert (data.data.iloc[0]["answer"], Path(picture["value"]).is_file()) == (learnt.answer, True)
 
 
 def canned(doc: Any, size: tuple[int, int], seed: int) -> str:
@@ -266,6 +281,39 @@ def test_chat_is_what_it_is_without_the_plugin_in_the_kit_too(flmm: Any, tmp_pat
     masks = dataclasses.replace(ours, tasks=("RefCOCO_SEG_TINY",))
     with pytest.raises(UnknownArgument, match="asks for masks"):
         preserve(masks, tmp_path, launch=run_arm)
+
+
+def test_a_model_of_the_kit_s_own_that_asks_otherwise_is_told_apart_by_its_prompts(
+    flmm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vlmeval.config
+
+    from flmm_plugin.adapters.preserving.record import ArmSpec
+    from flmm_plugin.adapters.vlmevalkit.preserve import preserve
+    from flmm_plugin.adapters.vlmevalkit.preserve_arm import run_arm
+    from flmm_plugin.adapters.vlmevalkit.preserve_plain import PlainTransformers
+    from flmm_plugin.tiny import tiny_path
+
+    class Asking(PlainTransformers):
+        """As most models of the kit: words of its own around a question."""
+
+        def generate_inner(self, message: Any, dataset: str | None = None) -> str:
+            return super().generate_inner([*message, {"type": "text", "value": "\nBe brief."}], dataset)
+
+    models = vlmeval.config.supported_VLM
+    monkeypatch.setitem(models, "kit_plain", functools.partial(PlainTransformers, str(tiny_path())))
+    monkeypatch.setitem(models, "kit_asking", functools.partial(Asking, str(tiny_path())))
+    ours = ArmSpec(role="F-LMM", model="flmm_tiny", model_args={}, tasks=("MME_TINY",), limit=0.05)
+    alike = preserve(ours, tmp_path, stock="kit_plain", launch=run_arm)
+    assert alike.unchanged, alike.reason
+    assert alike.arms[0].adapter == "the kit's kit_plain"
+    assert {check.name: check.compared for check in alike.checks}["texts"] == 2, "a share of 40 rows"
+    otherwise = preserve(ours, tmp_path, stock="kit_asking", launch=run_arm)
+    differing = {check.name: check.differing for check in otherwise.checks}
+    assert differing["prompts"] == 2
+    assert otherwise.exit_status != 0
+    with pytest.raises(UnknownArgument, match="vlmutil mlist all"):
+        preserve(ours, tmp_path, stock="no_such_model", launch=run_arm)
 
 
 def test_the_stock_arm_owes_nothing_to_this_package() -> None:
