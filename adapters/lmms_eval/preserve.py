@@ -98,6 +98,8 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
     launch = launch or in_a_process
     _check(plan)
     out = plan.out.resolve()
+    if plan.fresh:
+        (out / "judge.jsonl").unlink(missing_ok=True)
     work = _world(plan, out) if plan.scenes else Path.cwd()
     common: dict[str, Any] = {
         "model": plan.model, "tasks": tuple(plan.tasks), "limit": plan.limit, "device": plan.device,

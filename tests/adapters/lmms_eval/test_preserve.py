@@ -249,6 +249,19 @@ def test_without_heads_attention_is_read_between_the_questions(plan: Plan, clean
     assert any("no heads" in note for note in verdict.notes)
 
 
+def test_a_fresh_start_asks_the_judge_again(tmp_path: Path) -> None:
+    def stopped(spec: ArmSpec, folder: Path) -> Arm:
+        raise ArmFailed("enough seen")
+
+    judged = tmp_path / "judge.jsonl"
+    plan = Plan(model="flmm_tiny", tasks=("flmm_tiny_choice",), out=tmp_path)
+    for fresh in (False, True):
+        judged.write_text("")
+        with pytest.raises(ArmFailed, match="enough seen"):
+            preserve(replace(plan, fresh=fresh), stopped)
+        assert judged.exists() is not fresh
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
