@@ -9,8 +9,9 @@ chat tasks; and the same heads' recipe on an LMM of the same shape that was neve
 
     docs/results/panel/tables.md, tables.csv     tables 1-6 and A1-A3 beside the paper's rows, marked as the world's
     docs/results/panel/controls.csv              every main metric with its interval and its controls
+    docs/results/panel/second_look.csv           right answers with and without a second look, by what is asked for
 
-and the table of docs/panel.md. Other weights make a work folder of their own.
+and the tables of docs/panel.md. Other weights, or another world, make a work folder of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import csv
 import hashlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,22 @@ MAIN: Mapping[str, tuple[str, ...]] = {
     "flmm_tiny_viscot_v1": _SECOND_LOOK,
     "flmm_tiny_viscot_v2": _SECOND_LOOK,
 }
-#: Answered by log-likelihoods: there is no reply to rewrite.
+#: Answered by log-likelihoods: there is no reply to rewrite, one of two words was picked.
 WITHOUT_REPLY = ("flmm_tiny_choice",)
+#: Tasks on the same questions without and with a second look, by what the columns of second_look.csv are called.
+LOOKS: Mapping[str, tuple[str, str]] = {
+    "direct": ("flmm_tiny_viscot_direct", "flmm_tiny_pope_direct"),
+    "v1": ("flmm_tiny_viscot_v1", "flmm_tiny_pope_v1"),
+    "v2": ("flmm_tiny_viscot_v2", "flmm_tiny_pope_v2"),
+}
+#: How a question of the world begins -> what it asks for.
+ASKED_FOR = {
+    "What color": "colour",
+    "What shape": "shape",
+    "What size": "size, against the picture",
+    "Where": "place in the picture",
+    "Is there": "whether there is one",
+}
 #: What the stock adapter can do; its log-likelihoods fail in transformers 5, which wants a picture for every prompt.
 CHAT = ("flmm_tiny_mme", "flmm_tiny_pope_direct")
 #: Tasks that an LMM which never learnt to speak can do: its words are given, its attention is read.
@@ -69,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, help="documents per task; nothing is written")
     args = parser.parse_args(argv)
-    work = args.work.resolve() / weights_id()
+    work = args.work.resolve() / made_of()
     folders = run_all(work, limit=args.limit)
     if folders is None or args.limit:
         return int(folders is None)
@@ -83,11 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return tables.main([str(ROOT / "docs" / "panel.md")])
 
 
-def weights_id() -> str:
-    """Tells the embedded weights apart: LMM and heads."""
+def made_of() -> str:
+    """Tells the embedded weights (LMM and heads) and the code that writes their world apart."""
     from flmm_plugin import tiny
+    from flmm_plugin.tiny.panel import panel_root
 
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(panel_root().name.encode())
     for path in (tiny.tiny_path() / "model.safetensors", tiny.heads_path()):
         whole.update(path.read_bytes())
     return whole.hexdigest()[:12]
@@ -146,6 +163,7 @@ def written(folders: Mapping[str, Path]) -> dict[str, str]:
         "tables.md": lead + render(compared, "md"),
         "tables.csv": render(compared, "csv"),
         "controls.csv": controls_csv(folders),
+        "second_look.csv": second_look_csv(folders),
     }
 
 
@@ -173,8 +191,11 @@ def controls_csv(folders: Mapping[str, Path]) -> str:
     for task, metrics in MAIN.items():
         rescored = rescore(logs[task], options=Options(metrics=metrics))
         scores = {one.metric: one for one in rescored.scores}
-        found = controlled(logs[task], metrics=metrics) if task not in WITHOUT_REPLY else None
-        values: Mapping[str, Mapping[str, float | None]] = found.values if found is not None else {}
+        values: Mapping[str, Mapping[str, float | None]] = (
+            picked_controls(logs[task], *metrics)
+            if task in WITHOUT_REPLY
+            else controlled(logs[task], metrics=metrics).values
+        )
         for metric in metrics:
             interval = scores[metric].interval
             said = "" if interval is None else f"{cell(interval.low)} to {cell(interval.high)}"
@@ -186,6 +207,60 @@ def controls_csv(folders: Mapping[str, Path]) -> str:
             row += [cell(never.get(task, {}).get(metric)), cell(truth)]
             table.writerow(row)
     return out.getvalue()
+
+
+def picked_controls(log: Path, metric: str) -> dict[str, dict[str, float | None]]:
+    """Controls of a task that picks one of two words: of the picks, as `tasks.controls` makes them of replies."""
+    from flmm_plugin.tasks.controls import logged
+    from flmm_plugin.tasks.rescoring import read_samples
+
+    lines = list(read_samples(log))
+    wanted = [str(line["target"]) for line in lines]
+    picks = [
+        {
+            "doc_id": line["doc_id"],
+            "filtered_resps": line[metric]["picked"],
+            "reference": {"image_path": line["input_media"][0]},
+        }
+        for line in lines
+    ]
+    documents = logged(picks)
+    usual = Counter(wanted).most_common(1)[0][0]
+    replies = {
+        "other_picture": [documents[one.other].reply for one in documents],
+        "constant": [usual] * len(lines),
+        "truth": wanted,
+    }
+    return {name: {metric: share(map(str.__eq__, said, wanted))} for name, said in replies.items()}
+
+
+def second_look_csv(folders: Mapping[str, Path]) -> str:
+    """Percent of right answers by what is asked for, without and with a second look."""
+    from flmm_plugin.tasks.rescoring import find_samples, read_samples, task_of
+
+    logs = {task_of(path): path for path in find_samples([folders["flmm"]])}
+    right: dict[str, dict[str, list[bool]]] = {kind: {look: [] for look in LOOKS} for kind in ASKED_FOR.values()}
+    for look, tasks in LOOKS.items():
+        for line in (line for task in tasks for line in read_samples(logs[task])):
+            question = line["reference"]["question"]
+            kind = next(kind for begins, kind in ASKED_FOR.items() if question.startswith(begins))
+            score = line["exact"] if "exact" in line else line["pope_accuracy"]
+            right[kind][look].append(bool(score["score"]))
+    out = io.StringIO()
+    out.write("# make panel: answers of the embedded model from the whole picture, and from the cut alone\n")
+    for line in provenance(folders["flmm"]):
+        out.write(f"# {line}\n")
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["asked for", "questions", *(f"right, {look}" for look in LOOKS)])
+    for kind, looks in right.items():
+        table.writerow([kind, len(looks["direct"]), *(cell(share(found)) for found in looks.values())])
+    return out.getvalue()
+
+
+def share(right: Iterable[bool]) -> float | None:
+    """Percent of what is true; None of nothing."""
+    listed = list(right)
+    return 100 * sum(listed) / len(listed) if listed else None
 
 
 def provenance(folder: Path) -> list[str]:

@@ -146,7 +146,7 @@ def logged(lines: Sequence[Record]) -> list[Logged]:
 
 def _picture(line: Record) -> Any:
     reference = line["reference"]
-    return reference.get("image_path") or line["doc_id"]
+    return reference.get("image_path") or reference.get("image_source") or line["doc_id"]
 
 
 def _possible(documents: Sequence[Logged]) -> list[str]:

@@ -19,13 +19,17 @@ from flmm_plugin.tiny.world import Scene, render, sample_scene, visible_masks
 # Pictures of these sets lie in another set's folder, with these endings.
 _FOLDERS = {"textcap": "textvqa"}
 _ENDINGS = {"docvqa": ".png", "infographicsvqa": ".jpeg"}
+_CUT = 3  # every so many pictures, one is cut
+_ASKED = ("color", "shape", "size", "where", "where")
+_SEEN_IN_PART = ("color", "shape", "size")  # what a part of a picture leaves as it was
 
 
 def write_viscot(root: Path, *, scenes: int = 60, seed: int = 1000, names: Sequence[str] = TABLE_SETS) -> Path:
     """Write Visual-CoT sets under ``root/viscot``: ``benchmark``, ``benchmark_det`` and ``cot``.
 
     Every picture gets one question that says what its object is and never where: it has to be looked for. Every third
-    picture is cut to half its height where that leaves its object whole, so that padding to a square matters.
+    picture is cut to half its height where that leaves its object whole, so that padding to a square matters; there
+    nobody is asked where the object is, which the cut has changed.
 
     Args:
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
@@ -46,8 +50,9 @@ def write_viscot(root: Path, *, scenes: int = 60, seed: int = 1000, names: Seque
         for number in range(scenes):
             rng = np.random.default_rng([seed, 40 + set_number, number])
             scene = sample_scene(rng)
-            turn = language.lookup_question(scene, rng)
-            picture, box = _picture(scene, turn.mentions[0][3], wide=number % 3 == 2)
+            wide = number % _CUT == _CUT - 1
+            turn = language.lookup_question(scene, rng, kinds=_SEEN_IN_PART if wide else _ASKED)
+            picture, box = _picture(scene, turn.mentions[0][3], wide=wide)
             path = f"{folder}/{name}_{number:04d}{_ENDINGS.get(name, '.jpg')}"
             Image.fromarray(picture).save(home / path, quality=95)  # PNG has no such setting and ignores it
             height, width = picture.shape[:2]

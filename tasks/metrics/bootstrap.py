@@ -52,12 +52,12 @@ class Ratio:
     def interval(
         self, samples: Sequence[Sample], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
     ) -> Interval:
-        """Interval of the metric; arguments as for `Statistic.interval`."""
+        """Interval of the metric; arguments as for `Statistic.interval`. Draws of nothing over nothing are left out."""
         terms = np.array([self.terms(sample) for sample in samples], dtype=np.float64)
         values = [np.zeros(0)]
         for weights in _draws(len(samples), resamples, seed):
             above, below = (weights @ terms).T
-            values.append(np.divide(above, below, out=np.zeros_like(above), where=below != 0))
+            values.append(above[below != 0] / below[below != 0])
         return _percentiles(self.scale * np.concatenate(values), level)
 
 

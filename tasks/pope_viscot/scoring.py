@@ -33,7 +33,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     return {
         **pope_process_results(doc, [reply]),
         **dict.fromkeys(METRICS, reading),
-        "reference": {key: doc[key] for key in ("question_id", "question", "answer") if key in doc},
+        "reference": {key: doc[key] for key in ("question_id", "question", "answer", "image_source") if key in doc},
     }
 
 

@@ -23,7 +23,8 @@ def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
 def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
     """lmms-eval's own score of a reply."""
     names = ("question_id", "question", "category", "answer")
-    return {**mme_process_results(doc, [reply]), "reference": {name: doc[name] for name in names}}
+    reference = {**{name: doc[name] for name in names}, "image_source": doc["question_id"]}
+    return {**mme_process_results(doc, [reply]), "reference": reference}
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,50 @@ def test_a_run_stands_beside_its_controls(script: ModuleType, tmp_path: Path, mo
     script.refuse_paths("controls.csv", text, (str(tmp_path), str(ROOT), str(Path.home())))
 
 
+def samples(folder: Path, task: str, lines: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"20260101_000000_samples_{task}.jsonl"
+    path.write_text("".join(json.dumps({"doc_id": at, **line}) + "\n" for at, line in enumerate(lines)))
+    return path
+
+
+def test_picked_words_have_controls_too(script: ModuleType, tmp_path: Path) -> None:
+    # Two questions about each of three pictures; "Yes" is right four times of six and picked every time.
+    wanted = ["Yes", "No", "Yes", "Yes", "No", "Yes"]
+    lines = [
+        {"target": word, "input_media": [f"{at // 2}.png"], "acc": {"picked": "Yes"}} for at, word in enumerate(wanted)
+    ]
+    found = script.picked_controls(samples(tmp_path, "flmm_tiny_choice", lines), "acc")
+    two_thirds = pytest.approx(200 / 3)
+    assert found == {"other_picture": {"acc": two_thirds}, "constant": {"acc": two_thirds}, "truth": {"acc": 100}}
+    lines = [{**line, "acc": {"picked": line["target"]}} for line in lines]
+    mixed = script.picked_controls(samples(tmp_path, "flmm_tiny_choice", lines), "acc")
+    assert mixed["other_picture"]["acc"] < 100
+    assert script.share([]) is None
+
+
+def test_second_looks_are_told_apart_by_what_is_asked_for(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "provenance", lambda folder: ["seed: 0"])
+    rights = {"direct": (1, 1, 1), "v1": (1, 0, 1), "v2": (1, 0, 0)}
+    for look, (viscot, pope) in script.LOOKS.items():
+        color, where, there = (float(one) for one in rights[look])
+        questions = [("What color is the star?", color), ("Where is the star?", where)]
+        lines = [{"reference": {"question": text}, "exact": {"score": score}} for text, score in questions]
+        samples(tmp_path, viscot, lines)
+        said = {"reference": {"question": "Is there a star?"}, "pope_accuracy": {"score": there}}
+        samples(tmp_path, pope, [said, said])
+    text = script.second_look_csv({"flmm": tmp_path})
+    assert "# seed: 0" in text
+    rows = {row["asked for"]: row for row in csv.DictReader(line for line in text.splitlines() if line[0] != "#")}
+    shown = ("questions", "right, direct", "right, v1", "right, v2")
+    assert [rows["colour"][name] for name in shown] == ["1", "100.00", "100.00", "100.00"]
+    assert [rows["place in the picture"][name] for name in shown] == ["1", "100.00", "0.00", "0.00"]
+    assert [rows["whether there is one"][name] for name in shown] == ["2", "100.00", "100.00", "0.00"]
+    assert [rows["colour"][name] for name in shown] != [rows["size, against the picture"][name] for name in shown]
+
+
 def test_files_that_name_the_machine_are_refused(script: ModuleType) -> None:
     with pytest.raises(SystemExit, match=r"tables.md would name /house/of/somebody"):
         script.refuse_paths("tables.md", "file: /house/of/somebody/x.json", ("/", "/house/of/somebody"))

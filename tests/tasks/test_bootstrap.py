@@ -48,6 +48,12 @@ def test_the_interval_of_a_mean_is_the_normal_one() -> None:
     assert found == pytest.approx(expected, abs=0.12)
 
 
+def test_a_draw_without_any_item_is_no_zero() -> None:
+    # One document of three has items of this kind: every draw that has it gives the same number.
+    samples = [{"a": 1, "b": 1}, {"a": 0, "b": 0}, {"a": 0, "b": 0}]
+    assert RATIO.interval(samples) == pytest.approx([RATIO(samples)] * 2)
+
+
 def test_edges() -> None:
     assert RATIO.interval([]) == Interval(0.0, 0.0)
     assert plain(share).interval([]) == Interval(0.0, 0.0)
