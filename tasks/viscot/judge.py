@@ -135,8 +135,12 @@ class Judge:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # One write of one line: several ranks append to the same file.
         line = json.dumps(record, ensure_ascii=False) + "\n"
-        with self.path.open("ab", buffering=0) as file:
-            file.write(line.encode("utf-8"))
+        with self.path.open("ab+", buffering=0) as file:
+            # A killed run may have left half a line; what follows must not be written behind it.
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            torn = end > 0 and file.read(1) != b"\n"
+            file.write((b"\n" if torn else b"") + line.encode("utf-8"))
 
 
 def judge_from_environment() -> Judge | None:

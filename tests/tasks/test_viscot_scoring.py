@@ -165,6 +165,8 @@ def test_a_half_written_line_is_asked_again(tmp_path: Path) -> None:
     again = Judge(server, "j", tmp_path)
     scores = [verdict.score for answer in ("a", "b") if (verdict := again.verdict("Q?", "yes", answer))]
     assert (scores, len(server.asked)) == ([0.7, 0.1], 1)
+    silent = Judge(Server(RuntimeError("asked again")), "j", tmp_path)
+    assert [silent.verdict("Q?", "yes", answer) is not None for answer in ("a", "b")] == [True, True]
 
 
 def test_a_failing_judge_is_given_up_and_nothing_of_it_kept(tmp_path: Path) -> None:
