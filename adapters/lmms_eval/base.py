@@ -25,6 +25,7 @@ from flmm_plugin.adapters.answering.failures import FailureLog
 from flmm_plugin.adapters.answering.loading import Settings, load_lmm
 from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.adapters.lmms_eval import provenance
+from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 
@@ -69,6 +70,7 @@ class FlmmModel(lmms):
         super().__init__()
         read = Settings.read(options, heads=heads, default_heads=self.default_heads, model=type(self).__name__)
         self._batch_size = checked_batch_size(batch_size)
+        fill_as_answers_come()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         settings = dict(read.rest)
@@ -109,18 +111,27 @@ class FlmmModel(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[Reply]:
         """Answer every request, in order: masks JSON where the task asked for masks, text elsewhere."""
+        return list(self.answers(requests))
+
+    def answers(self, requests: list[Any]) -> Iterator[Reply]:
+        """The same one by one, each as soon as it and all before it are there: what is handed over can be kept."""
         unpacked = list(unpack(requests))
         asked = [request for request in unpacked if not request.padding]
         # Of all requests, padding too: a rank with nothing else must raise with the others, not wait for them.
         self._model()
         self._answerer.refuse_what_heads_lack(unpacked)
-        replies: list[Reply] = [""] * len(unpacked)
+        replies: dict[int, Reply] = {request.index: "" for request in unpacked if request.padding}
         failures = FailureLog(self.rank)
+        given = 0
         for batch in self._batches(asked, "flmm"):
             for request, reply in zip(batch, self._answerer.answer(batch, failures), strict=True):
                 replies[request.index] = _as_lmms_eval_has_it(reply)
+            while given in replies and given < len(unpacked) - 1:
+                yield replies.pop(given)
+                given += 1
+        # Before the last one, behind which nobody has to come back.
         failures.report(len(asked))
-        return replies
+        yield from (replies[index] for index in range(given, len(unpacked)))
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Mean loss of each continuation, and whether it is what greedy decoding writes; one request at a time."""

@@ -28,8 +28,9 @@ examples:
 
 Every backbone gets one lmms_eval process over all tasks that it still lacks, with its answers kept sample by sample
 (OUT/cache): a run that was killed goes on where it stopped, and tasks whose result file is there are not run again.
-If that process fails, each of its tasks is run alone, so that one missing data set costs one column. Judged benchmarks
-need a key (OPENAI_API_KEY, see lmms-eval) and are left out without one.
+If that process fails, each of its tasks is run alone, so that one missing data set costs one column. lmms-eval's own
+adapters (--stock) hand over all answers at once: they get a process per task, and a kill costs them that task.
+Judged benchmarks need a key (OPENAI_API_KEY, see lmms-eval) and are left out without one.
 """
 
 #: Stock tasks whose score is a judge's; without a key they would print a wrong number, not none.
@@ -199,6 +200,11 @@ def complete(job: Job, args: argparse.Namespace, out: Path) -> tuple[str, ...]:
     if not pending:
         print("  all results are there", file=sys.stderr)
         return ()
+    if not job.model.startswith("flmm_"):
+        # lmms-eval keeps a stock adapter's answers when it has given all of a process.
+        for task in pending:
+            evaluate(job, (task,), args, out)
+        return job.pending()
     evaluate(job, pending, args, out)
     left = job.pending()
     if len(pending) > 1:
@@ -242,8 +248,11 @@ def finished_tasks(folder: Path) -> frozenset[str]:
 
 
 def environment(data: Path | None) -> Mapping[str, str]:
-    """The caller's environment with the data root."""
-    return {**os.environ, **({"FLMM_DATA": str(data.resolve())} if data is not None else {})}
+    """The caller's environment with the data root, and one name for all runs of a cache folder: see `answer_cache`."""
+    from flmm_plugin.adapters.lmms_eval.answer_cache import RUN_ID
+
+    named = {"FLMM_DATA": str(data.resolve())} if data is not None else {}
+    return {**os.environ, **named, RUN_ID: "reproduce"}
 
 
 def script() -> str:

@@ -113,6 +113,27 @@ def test_replies_come_in_the_order_of_the_requests(batch_size: int) -> None:
     assert sum(size for _, size in one.lmm.calls) == 7
 
 
+def test_replies_are_handed_over_as_soon_as_all_before_them_are_there() -> None:
+    docs = [{"image": Image.new("RGB", (4, 4))} for _ in range(5)]
+    one = model()
+    one.task_dict["some"] = {"test": docs}
+    lengths = [4, 8, 4, 4, 8]  # answered length by length: 0, 2, 3, then 1 and 4
+    requests = [
+        SimpleNamespace(
+            args=(f"question {n}", {"max_new_tokens": lengths[n]}, lambda doc: [doc["image"]], n, "some", "test"),
+            metadata={"__padding_only__": True} if n == 2 else {},
+        )
+        for n in range(5)
+    ]
+    stream = one.answers(requests)
+    seen = []
+    for _ in range(5):  # nobody comes back after the last
+        reply = next(stream)
+        seen.append((getattr(reply, "text", reply).removeprefix("<image>\n"), len(one.lmm.calls)))
+    assert [text for text, _ in seen] == ["question 0 (1)", "question 1 (1)", "", "question 3 (1)", "question 4 (1)"]
+    assert [calls for _, calls in seen] == [1, 3, 3, 3, 4]
+
+
 def test_chat_form_is_answered_as_well() -> None:
     one = model()
     assert ask(one, [{"image": Image.new("RGB", (4, 4))}], form="chat") == [

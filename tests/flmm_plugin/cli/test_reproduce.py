@@ -105,6 +105,14 @@ def test_stock_arm_gets_the_chat_tasks(fake: Path, monkeypatch: pytest.MonkeyPat
     assert len(reproduce.planned(args, ("mme",), LAYOUTS["1"].mask_tasks, fake)) == 1
 
 
+def test_a_stock_adapter_gets_a_process_per_task_and_all_runs_share_their_answers(fake: Path) -> None:
+    args = argparse.Namespace(batch_size=1, limit=None, device=None, data=None)
+    job = reproduce.Job("llava_hf", "pretrained=x", ("mme", "pope"), fake / "runs" / "stock")
+    assert reproduce.complete(job, args, fake) == ()
+    assert calls(fake) == ["llava_hf mme", "llava_hf pope"]
+    assert reproduce.environment(None)["LMMS_CACHE_RUN_ID"] == "reproduce"
+
+
 def test_dry_run_prints_commands_that_a_shell_takes(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = "flmm_llava:pretrained=a/b c,heads=x.safetensors"
     assert main(["reproduce", "A2", "--backbones", spec, "--dry-run", "--out", str(fake)]) == 0
