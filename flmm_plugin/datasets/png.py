@@ -165,8 +165,8 @@ class PngDataset(Sequence[Narrative]):
         maps = _names(self.map_folder)
         for index, one in enumerate(told):
             self._add(index, one, pictures, maps, reading)
-        if told and not reading.narratives:
-            first = reading.problems[0] if reading.problems else "no narrative names a segment"
+        if not reading.narratives:
+            first = reading.problems[0] if reading.problems else "the list is empty"
             raise BadAnnotation(
                 f"no narrative of {self.narratives_path} can be used with {self.panoptic_path} and {self.map_folder} "
                 f"(first: {first}); the files must be of the same split and release"

@@ -225,6 +225,8 @@ def _json(content: bytes, path: Path) -> list[Any]:
     records = parsed_json(content, f"{path}")
     if not isinstance(records, list):
         raise BadAnnotation(f"{path} is a JSON {type(records).__name__}, not a list of records; fetch it again")
+    if not records:
+        raise BadAnnotation(f"{path} has no records; fetch it again")
     return records
 
 

@@ -119,6 +119,8 @@ def damaged(kind: str, text: str) -> bytes:
         return text.encode()[: len(text) // 2]
     if kind == "utf-16":
         return text.encode("utf-16")
+    if kind == "empty":
+        return b"[]"
     if kind == "object":
         return b'{"records": []}'
     if kind == "twice":
@@ -141,7 +143,7 @@ def damaged(kind: str, text: str) -> bytes:
 
 
 DAMAGE = (
-    "truncated", "utf-16", "object", "twice", "no box", "three numbers", "two turns", "climbs", "absolute", "no id",
+    "truncated", "utf-16", "empty", "object", "twice", "no box", "three numbers", "two turns", "climbs", "absolute", "no id",
     "text",
 )  # fmt: skip
 
