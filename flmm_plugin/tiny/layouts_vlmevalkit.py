@@ -1,7 +1,7 @@
 """The world as VLMEvalKit's tables: MME and POPE (yes or no), and MMBench (choices, each question in every rotation).
 
-One ``.tsv`` per benchmark and a folder of pictures; ``image_path`` is relative to that folder. Scenes and questions of
-MME and POPE are those of `flmm_plugin.tiny.layouts` and `layouts_pope` at the same seed.
+One ``.tsv`` per benchmark and a folder of pictures; ``image_path`` is relative to that folder. Pictures and prompts of
+MME and POPE are those that lmms-eval has of `flmm_plugin.tiny.layouts` and `layouts_pope` at the same seed.
 """
 
 from __future__ import annotations
@@ -77,9 +77,10 @@ def _yes_no(
         asked = category if name == "mme" else "existence"
         for truth in (True, False):
             turn = language.yes_no_question(scene, rng, truth=truth, category=asked, short_share=0.0)
-            question = f"{turn.question} Please answer yes or no." if name == "mme" else turn.question
+            # The kit adds nothing to it: the whole prompt is the one that lmms-eval makes of the same question.
+            prompt = f"{turn.question}{language.SHORT_SUFFIX}"
             answer = "Yes" if truth else "No"
-            rows.append(dict(zip(_YES_NO, (len(rows), picture, question, answer, category), strict=True)))
+            rows.append(dict(zip(_YES_NO, (len(rows), picture, prompt, answer, category), strict=True)))
     return rows
 
 
