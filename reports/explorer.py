@@ -175,22 +175,30 @@ def _page(
 
 
 def _verdict(verdict: VerdictNote) -> str:
+    kinds: list[tuple[str, list[int | None]]] = [
+        ("compared", [one.compared for one in verdict.checks]),
+        ("differing", [one.differing for one in verdict.checks]),
+        ("stock from itself", [one.noise for one in verdict.checks]),
+        ("F-LMM from stock under the same settings", [one.same for one in verdict.checks]),
+    ]
+    columns = [(name, numbers) for name, numbers in kinds if any(number is not None for number in numbers)]
+    heads = "".join(f"<th>{name}</th>" for name in ("check", *(name for name, _ in columns)))
     rows = "".join(
-        f'<tr><th scope="row">{_h(one.name)}</th><td class="number">{one.compared}</td>'
-        f'<td class="number">{one.differing}</td></tr>'
-        for one in verdict.checks
+        f'<tr><th scope="row">{_h(one.name)}</th>'
+        + "".join(f'<td class="number">{"-" if ns[at] is None else ns[at]}</td>' for _, ns in columns)
+        + "</tr>"
+        for at, one in enumerate(verdict.checks)
     )
-    first = next((one for one in verdict.checks if one.differing), None)
+    first = next((one for one in verdict.checks if one.blamed), None)
     shown = (
         ""
-        if first is None
+        if first is None or verdict.status == "unchanged"
         else f'<p>First difference, {_h(first.name)}: {_h(first.question)}</p><div class="arms different">'
         f"<div><h4>F-LMM</h4>{_h(first.ours)}</div><div><h4>stock</h4>{_h(first.stock)}</div></div>"
     )
     return (
         f'<section class="verdict {_h(verdict.status)}"><h2>Was chat left unchanged?</h2><p>{_h(verdict.line)}</p>'
-        f"<table><thead><tr><th>check</th><th>compared</th><th>differing</th></tr></thead><tbody>{rows}</tbody></table>"
-        f"{shown}</section>\n"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{shown}</section>\n"
     )
 
 

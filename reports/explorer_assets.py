@@ -20,7 +20,8 @@ nav { display: flex; gap: 1.2rem; padding: .5rem 0; border-block: 1px solid var(
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 thead th { background: var(--soft); vertical-align: bottom; white-space: normal; } td.number { text-align: right; }
-tbody th { font-weight: 400; } .group th { font-style: italic; padding-top: .6rem; } tr.flmm th { font-weight: 600; }
+tbody th { font-weight: 400; white-space: normal; min-width: 13rem; }
+.group th { font-style: italic; padding-top: .6rem; } tr.flmm th { font-weight: 600; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--link); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }

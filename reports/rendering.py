@@ -220,7 +220,7 @@ def fragment(table: ComparisonTable) -> str:
         f'<div class="wide"><table data-table="{_h(table.layout.table)}"><caption>{_h(title_of(table))}</caption>\n'
         f"<thead><tr>{heads}</tr></thead>\n{bodies}</table></div>\n"
         + (f'<ul class="marks">{notes}</ul>\n' if notes else "")
-        + (f'<details class="runs"><summary>Provenance</summary><ul>{runs}</ul></details>\n' if runs else "")
+        + (f'<details class="runs"><summary>Runs, with provenance</summary><ul>{runs}</ul></details>\n' if runs else "")
     )
 
 

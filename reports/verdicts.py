@@ -13,14 +13,32 @@ from flmm_plugin.errors import DataNotFound
 
 @dataclass(frozen=True)
 class CheckNote:
-    """One kind of comparison: how much was compared, how much of it differed, and the first difference, if any."""
+    """One kind of comparison.
+
+    Attributes:
+        name: Of the check.
+        compared: How much was compared.
+        differing: How much of it differed between the stock arm and F-LMM.
+        noise: How much of it differed between the stock model and itself; None where that was not measured.
+        same: How much differed between F-LMM and stock under the same settings; None where they were the same anyway.
+        question: What was asked where the first difference is that is held against the plugin, "" if there is none.
+        stock: What the stock arm has there.
+        ours: What the F-LMM arm has there.
+    """
 
     name: str
     compared: int
     differing: int
+    noise: int | None = None
+    same: int | None = None
     question: str = ""
     stock: str = ""
     ours: str = ""
+
+    @property
+    def blamed(self) -> int:
+        """How much of it is held against the plugin."""
+        return self.differing if self.same is None else self.same
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,8 @@ def read_verdicts(paths: Iterable[str | Path]) -> list[VerdictNote]:
 def _read(file: Path) -> VerdictNote:
     try:
         content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        checks = tuple(_check(one) for one in content["checks"])
+        others = [{str(one["name"]): one for one in content.get(kind, ())} for kind in ("noise", "same_settings")]
+        checks = tuple(_check(one, *others) for one in content["checks"])
         return VerdictNote(file, str(content["status"]), str(content["line"]), checks)
     except (ValueError, KeyError, TypeError) as exc:
         raise DataNotFound(
@@ -58,7 +77,11 @@ def _read(file: Path) -> VerdictNote:
         ) from exc
 
 
-def _check(one: Mapping[str, Any]) -> CheckNote:
-    first = one.get("first") or {}
-    words = (str(first.get(name, "")) for name in ("question", "left", "right"))
-    return CheckNote(str(one["name"]), int(one["compared"]), int(one["differing"]), *words)
+def _check(
+    one: Mapping[str, Any], noise: Mapping[str, Mapping[str, Any]], same: Mapping[str, Mapping[str, Any]]
+) -> CheckNote:
+    name = str(one["name"])
+    first = same.get(name, one).get("first") or {}
+    words = (str(first.get(key, "")) for key in ("question", "left", "right"))
+    measured = (int(of[name]["differing"]) if name in of else None for of in (noise, same))
+    return CheckNote(name, int(one["compared"]), int(one["differing"]), *measured, *words)

@@ -215,6 +215,30 @@ def test_verdict_of_preservation_stands_first(tmp_path: Path) -> None:
         read_verdicts([tmp_path])
 
 
+def test_what_settings_did_is_shown_as_theirs(tmp_path: Path) -> None:
+    def checks(differing: int, left: str) -> list[dict[str, object]]:
+        first = {"where": "x", "left": left, "right": "Yes.", "question": "Is it?"}
+        return [{"name": "texts", "compared": 8, "differing": differing, "first": first if differing else None}]
+
+    verdict = {"status": "unchanged", "line": "UNCHANGED", "checks": checks(3, "Yes"), "noise": checks(3, "Yes"),
+               "same_settings": checks(0, "")}  # fmt: skip
+    page = tmp_path / "page.html"
+
+    def shown() -> str:
+        (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+        return write_explorer(page, [], [], verdicts=read_verdicts([tmp_path])).path.read_text()
+
+    row = '<th scope="row">texts</th><td class="number">8</td>' + '<td class="number">3</td>' * 2
+    text = shown()
+    assert "<th>stock from itself</th><th>F-LMM from stock under the same settings</th>" in text
+    assert row + '<td class="number">0</td>' in text
+    assert "First difference" not in text
+    verdict |= {"status": "changed", "same_settings": checks(1, "Yes!")}
+    text = shown()
+    assert row + '<td class="number">1</td>' in text
+    assert "<h4>F-LMM</h4>Yes.</div><div><h4>stock</h4>Yes!</div>" in text
+
+
 def test_failed_and_foreign_replies_are_shown_as_they_are(write_run: Callable[..., Path]) -> None:
     error = json.dumps({"masks": [], "boxes": [], "scores": [], "error": {"type": "BadImage", "message": "cut off"}})
     lines = [
