@@ -238,6 +238,20 @@ def test_a_combination_without_a_result_makes_the_status_non_zero(
     assert "1 of 2 combinations have no result" in said
 
 
+def test_answering_and_scoring_can_be_two_runs(
+    run: Callable[..., int], kit: Path, refer_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLMM_DATA", str(refer_folder().root))
+    out = kit / "modes"
+    scores = out / "flmm_tiny" / "flmm_tiny_RefCOCO_SEG_val_score.json"
+    words = ["--data", "RefCOCO_SEG_val", "--verbose", "--judge", "exact_matching", "--mode"]
+    assert run(out, *words, "eval") == 1, "there is nothing to score"
+    assert run(out, *words, "infer") == 0
+    assert not scores.exists()
+    assert run(out, *words, "eval") == 0
+    assert json.loads(scores.read_text())["errors"] == 0
+
+
 def test_a_configuration_file_names_both_classes(run: Callable[..., int], kit: Path) -> None:
     config = {
         "model": {"mine": {"class": "FLMM", "name": "flmm_tiny", "device": "cpu"}},
