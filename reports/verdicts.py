@@ -82,6 +82,11 @@ def _check(
 ) -> CheckNote:
     name = str(one["name"])
     first = same.get(name, one).get("first") or {}
-    words = (str(first.get(key, "")) for key in ("question", "left", "right"))
-    measured = (int(of[name]["differing"]) if name in of else None for of in (noise, same))
-    return CheckNote(name, int(one["compared"]), int(one["differing"]), *measured, *words)
+    return CheckNote(
+        name, int(one["compared"]), int(one["differing"]), _differing(noise.get(name)), _differing(same.get(name)),
+        question=str(first.get("question", "")), stock=str(first.get("left", "")), ours=str(first.get("right", "")),
+    )  # fmt: skip
+
+
+def _differing(one: Mapping[str, Any] | None) -> int | None:
+    return None if one is None else int(one["differing"])

@@ -160,7 +160,7 @@ class WatchedModel(lmms):
                 answer = self._answer(kind, key, request, reply, rows, number, len(batch))
                 self.answers[key] = answer
                 file.write(json.dumps(answer.as_json()) + "\n")
-        if kind == "generate_until" and self.spec.ground_every and self._batches % self.spec.ground_every == 0:
+        if self.spec.ground_every and self._batches % self.spec.ground_every == 0:
             self._ground(batch[-1][1])
 
     def _answer(
@@ -202,8 +202,8 @@ class WatchedModel(lmms):
             return
         context, second, third, doc_id, task, split = request.args
         doc = self.task_dict[task][split][doc_id]
-        source = third if isinstance(second, Mapping) else second
-        pictures = _pictures(source(doc))
+        # Chat form: messages, options; plain form: options, pictures; a log-likelihood: continuation, pictures.
+        pictures = _pictures((second if isinstance(third, Mapping) else third)(doc))
         if not pictures:
             return
         phrases = phrases_of(str(context))

@@ -344,6 +344,8 @@ def test_log_likelihoods_of_the_plain_arm_are_ours(
         scores.append(watched.loglikelihood(requests))
         assert list(watched.answers) == [f"loglikelihood/choices/{d}/{n}" for d in (0, 1) for n in (0, 1)]
         assert [answer.score for answer in read_answers(tmp_path / f"{role}.jsonl")] == scores[-1]
+        # Between log-likelihoods too, so that leaked state would show in the next one.
+        assert watched.grounded == {"asked": 0 if stock else 4, "failed": 0}
     assert scores[0] == scores[1]
     assert len(set(scores[0])) == 4
 
