@@ -169,7 +169,15 @@ class DataSetRun:
                 path.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Remove this process's journal, and those of runs with another number of processes."""
+        """Remove this process's journal, and what runs with another number of processes left: the kit has all answers.
+
+        The kit removes its partial files of its own number of processes alone, and a later run would take the others'
+        for newer than the results.
+        """
+        current = {f"{rank}{self._world}_{self.data}.pkl" for rank in range(self._world)}
+        for path in self.folder.glob(f"*_{self.data}.pkl"):
+            if path.name not in current and re.fullmatch(rf"\d+_{re.escape(self.data)}\.pkl", path.name):
+                path.unlink(missing_ok=True)
         for path in self._journals():
             rank, world = path.name.removesuffix(f"_{self.data}{_JOURNAL_ENDING}").split("of")
             if (int(rank), int(world)) == (self._rank, self._world) or int(world) != self._world:

@@ -221,7 +221,7 @@ def test_answers_of_an_earlier_start_s_folder_are_taken_over_with_their_record(t
     assert json.loads((starts[2] / "flmm_tiny_MME_flmm.json").read_text())["arguments"] == {"heads": "b"}
 
 
-def test_a_run_removes_its_own_journal_and_those_of_other_sizes(
+def test_a_run_removes_its_own_journal_and_what_other_numbers_of_processes_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "flmm_tiny" / "T20260101-000000"
@@ -235,6 +235,9 @@ def test_a_run_removes_its_own_journal_and_those_of_other_sizes(
     names = ["0of2_MME", "0of1_MME", "0of1_MME_TINY"]
     for name in names:
         (folder.parent / f"{name}.flmm.jsonl").touch()
+    for partial in ("02_MME", "12_MME", "01_MME", "24_MME", "01_MME_TINY"):
+        (folder / f"{partial}.pkl").touch()
     run.forget()
+    assert sorted(path.stem for path in folder.iterdir()) == ["01_MME_TINY", "02_MME", "12_MME"]
     left = sorted(path.name.split(".")[0] for path in folder.parent.glob("*.jsonl"))
     assert left == ["0of1_MME_TINY", "0of2_MME"]
