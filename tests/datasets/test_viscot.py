@@ -143,8 +143,8 @@ def damaged(kind: str, text: str) -> bytes:
 
 
 DAMAGE = (
-    "truncated", "utf-16", "empty", "object", "twice", "no box", "three numbers", "two turns", "climbs", "absolute", "no id",
-    "text",
+    "truncated", "utf-16", "empty", "object", "twice", "no box", "three numbers", "two turns", "climbs", "absolute",
+    "no id", "text",
 )  # fmt: skip
 
 
