@@ -75,9 +75,9 @@ def our_tasks() -> Any:
     return TaskManager(include_path=str(seam.TASKS_FOLDER), include_defaults=False, model_name="flmm_llava")
 
 
-def run(tasks: list[str], arguments: str) -> dict[str, Any]:
+def run(tasks: list[str], arguments: str = "", model: Any = "flmm_llava") -> dict[str, Any]:
     result: dict[str, Any] = evaluator.simple_evaluate(
-        model="flmm_llava", model_args=arguments, tasks=tasks, task_manager=our_tasks(), bootstrap_iters=0,
+        model=model, model_args=arguments, tasks=tasks, task_manager=our_tasks(), bootstrap_iters=0,
         process_docs_parallel=2, batch_size=2,
     )  # fmt: skip
     return result
@@ -110,6 +110,40 @@ def test_all_three_forms_run_and_say_what_they_did(root: Path, arguments: str) -
         assert reply["visual_cot"]["variant"] == "v2"
         assert reply["visual_cot"]["thought"] == sample["reference"]["question"]
         assert reply["masks"][0]["size"] == reply["size"] == sample["reference"]["size"]
+
+
+def test_a_model_that_is_not_ours_is_scored_by_its_text_and_box(root: Path) -> None:
+    """It reads the prompt and the picture as any model of lmms-eval does; one of its three boxes is in pixels."""
+    from lmms_eval.api.model import lmms
+
+    class Stranger(lmms):
+        is_simple = True
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            replies = []
+            for request in requests:
+                context, _, doc_to_visual, doc_id, task, split = request.args
+                doc = self.task_dict[task][split][doc_id]
+                assert context == doc["question"] + "\nAnswer the question using a single word or phrase."
+                sides = [side / (doc["width"], doc["height"])[at % 2] for at, side in enumerate(doc["box"])]
+                if doc_id == 1:
+                    sides = doc["box"]
+                else:  # picture 1 of the set is damaged, which is its reader's trouble alone
+                    assert doc_to_visual(doc)[0].size == (doc["width"], doc["height"])
+                box = dict(zip(("x_min", "y_min", "x_max", "y_max"), sides, strict=True))
+                replies.append(json.dumps({"text": doc["answer"].upper() + ".", "boxes": [box], "scores": [0.5]}))
+            return replies
+
+        def loglikelihood(self, requests: list[Any]) -> list[Any]:
+            raise NotImplementedError
+
+        def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+            raise NotImplementedError
+
+    scored = numbers(run(["flmm_viscot_sroie"], model=Stranger()), "flmm_viscot_sroie")
+    assert (scored["items"], scored["errors"], scored["boxes"]) == (3, 0, 3)
+    assert scored["exact"] == 100
+    assert scored["box_acc@0.5"] == pytest.approx(200 / 3)
 
 
 def test_a_judge_s_verdicts_are_printed_logged_and_kept(root: Path, arguments: str, a_judge: list[Any]) -> None:
