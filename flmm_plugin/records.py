@@ -25,6 +25,7 @@ FloatMap = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 EMPTY_BOX: Box = (0.0, 0.0, 0.0, 0.0)
+LARGEST_MASK = 1 << 28  # pixels; a code of a few characters may claim any size, and would be given the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +221,8 @@ def _checked_rle(rle: Mapping[str, Any]) -> tuple[int, int, Any]:
             f"run-length code covers {total} pixels, its size [{height}, {width}] has {height * width}; "
             "the mask was cut or belongs to another picture"
         )
+    if total > LARGEST_MASK:
+        raise BadAnnotation(f"run-length code of {total} pixels; no mask here is larger than {LARGEST_MASK}")
     return height, width, counts
 
 

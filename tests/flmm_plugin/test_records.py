@@ -63,6 +63,7 @@ def test_rle_of_uncompressed_counts() -> None:
         {"size": [0, 3], "counts": []},
         {"size": [2], "counts": "06"},
         {"size": [3, 3], "counts": encode_rle(np.ones((2, 3), bool))["counts"]},
+        {"size": [1 << 20, 1 << 20], "counts": [1 << 40]},
         "text",
     ],
 )
