@@ -13,6 +13,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
+
+#: Each starts the kit anew up to three times, which is slow on a machine that does other things too.
+pytestmark = pytest.mark.timeout(600)
 
 MODULE = "flmm_plugin.adapters.vlmevalkit"
 SAMPLES = 8
