@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import BaseFileLock, FileLock
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -67,6 +67,14 @@ class DiskCap:
     def room(self) -> float:
         """Bytes that may still be written; without a limit there is no end."""
         return float("inf") if self.limit is None else max(0, self.limit - self.used())
+
+
+class CacheLock(FileLock):
+    """A file lock that is a new object at each use.
+
+    lmms-eval gives everybody in the process who makes a `FileLock` of one path the same object, for ever, and
+    that object refuses to work in a forked process. It does so for that very class only.
+    """
 
 
 class ShardStore:
@@ -110,7 +118,7 @@ class ShardStore:
         self._seen_at = -1
         self._process = os.getpid()
         self._lock = threading.RLock()  # a trainer reads ahead in a thread of its own
-        with self._file_lock():
+        with CacheLock(self._lock_path):
             self._write_identity(text)
             for left in self.folder.glob("*.part"):  # shards are written under the lock: nobody is at these
                 left.unlink(missing_ok=True)
@@ -244,7 +252,7 @@ class ShardStore:
         with self._alone():
             if not self._pending:
                 return
-            with self._file_lock():
+            with CacheLock(self._lock_path):
                 kept = self._within_cap()
                 name = f"{uuid.uuid4().hex}.safetensors"
                 if kept and self._write(name, kept):
@@ -296,13 +304,6 @@ class ShardStore:
         if not self.cap.full:
             _log.warning("%s, or what is not in the cache yet is computed again in every epoch", reason)
         self.cap.full = True
-
-    def _file_lock(self) -> BaseFileLock:
-        """A lock of its own at each use.
-
-        lmms-eval makes all locks of a path one object, unless told not to; that object refuses to work in a fork.
-        """
-        return FileLock(self._lock_path, is_singleton=False)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

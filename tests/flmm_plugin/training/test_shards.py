@@ -289,3 +289,27 @@ def test_an_old_folder_is_looked_at_only_when_it_changed(tmp_path: Path, monkeyp
     os.utime(one.folder, ns=(time.time_ns(), time.time_ns()))
     one.refresh()
     assert looked
+
+
+def test_a_forked_process_writes_where_lmms_eval_shares_its_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = pytest.importorskip("lmms_eval.evaluator")
+    from filelock._api import FileLockMeta
+
+    monkeypatch.setattr(FileLockMeta, "__call__", FileLockMeta.__call__)  # what comes next is undone
+    monkeypatch.setattr(evaluator._enable_reentrant_filelocks, "_patched", False, raising=False)
+    evaluator._enable_reentrant_filelocks()
+    before = store(tmp_path)
+
+    def write() -> None:
+        after = store(tmp_path)
+        after.put("a", record(1))
+        after.flush()
+
+    worker = multiprocessing.get_context("fork").Process(target=write, daemon=True)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    before.refresh()
+    assert before.get("a") == record(1)
