@@ -296,7 +296,6 @@ class Slow(FrozenReader):
 
 def test_a_build_that_is_killed_goes_on(reader: FrozenReader, some: list[TrainingSample], tmp_path: Path) -> None:
     def slowly() -> None:
-        torch.set_num_threads(1)  # OpenMP's threads of the parent do not live in a forked child
         build(opened(tmp_path, Slow(reader.lmm), shard_bytes=1), some, progress=False)
 
     process = multiprocessing.get_context("fork").Process(target=slowly, daemon=True)

@@ -64,7 +64,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
 ) -> None:
     backbone = load_llava("mha")
-    # In a child as the killed ones are: sums over another number of threads round otherwise.
     assert forked(lambda: run(recipe, tmp_path / "whole", backbone)) == 0
     dice = random.Random(os.getpid())  # another run of the tests tries other moments
     moments = [("_backward", dice.randint(1, 4)), ("step", dice.randint(1, 3)), ("save_state", 1), ("finish", 1)]
