@@ -16,9 +16,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from flmm_plugin import json_lines
 
 _NO_ANSWER = "Failed to obtain answer via API"  # MMBench's own words, by which it knows that it has no answer
 
@@ -35,18 +37,10 @@ class JudgeMemo:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, dict[str, str]] = {}
+        # What a kill cut off is not there; that judge is asked again.
+        self._known: dict[str, dict[str, str]] = {kept["key"]: kept for kept in json_lines.read(path)}
         self._times: Counter[str] = Counter()
         self.counts = {"asked": 0, "reused": 0, "failed": 0}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with suppress(json.JSONDecodeError):  # what a kill cut off; that judge is asked again
-                    kept = json.loads(line)
-                    self._known[kept["key"]] = kept
-            # Written anew: the rest of a cut line would swallow the next answer.
-            part = path.with_name(f"{path.name}.part")
-            part.write_text("".join(json.dumps(kept) + "\n" for kept in self._known.values()), encoding="utf-8")
-            part.replace(path)
 
     @contextmanager
     def active(self) -> Iterator[JudgeMemo]:
@@ -114,9 +108,7 @@ class JudgeMemo:
 
     def _keep(self, key: str, content: str, model: str) -> None:
         self._known[key] = {"key": key, "content": content, "model": model}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._known[key]) + "\n")
+        json_lines.append(self._path, self._known[key])
 
 
 def _mmbench_through_the_layer(evaluator: Any, prompt: str) -> str:

@@ -20,6 +20,7 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from flmm_plugin import json_lines
 from flmm_plugin.adapters.answering.requests import GROUND_FLAG
 from flmm_plugin.adapters.lmms_eval.preserve_stock import StockUnusable
 from flmm_plugin.adapters.preserving.record import ArmSpec, read_answers
@@ -155,11 +156,9 @@ class WatchedModel(lmms):
         if first and self.spec.stock and self.watch.error:
             raise StockUnusable(f"{kind}: {self.watch.error}")
         rows = self.watch.rows
-        with self._record.open("a", encoding="utf-8") as file:
-            for number, ((key, request), reply) in enumerate(zip(batch, replies, strict=True)):
-                answer = self._answer(kind, key, request, reply, rows, number, len(batch))
-                self.answers[key] = answer
-                file.write(json.dumps(answer.as_json()) + "\n")
+        for number, ((key, request), reply) in enumerate(zip(batch, replies, strict=True)):
+            self.answers[key] = self._answer(kind, key, request, reply, rows, number, len(batch))
+        json_lines.append(self._record, *(self.answers[key].as_json() for key, _ in batch))
         if self.spec.ground_every and self._batches % self.spec.ground_every == 0:
             self._ground(batch[-1][1])
 

@@ -5,7 +5,6 @@ A folder holds an arm: ``answers.jsonl`` while it runs, ``arm.json`` (and ``logi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import json_lines
 from flmm_plugin.reports.preservation import Answer, Arm
 
 
@@ -63,12 +63,19 @@ class ArmSpec:
         return cls(**{**content, "tasks": tuple(content["tasks"])})
 
 
+def part_of(limit: float, what: str) -> str:
+    """A limit in words; below 1 it is a share, as in lmms-eval.
+
+    >>> part_of(0.005, "rows")
+    'the first 0.5 % of the rows'
+    """
+    much = f"{limit:g}" if limit >= 1 else f"{100 * limit:g} % of the"
+    return f"the first {much} {what}"
+
+
 def read_answers(path: Path) -> Iterator[Answer]:
     """An arm's record; a last line that was cut off by a kill is left out."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                yield Answer.from_json(json.loads(line))
+    return map(Answer.from_json, json_lines.read(path))
 
 
 def write_arm(folder: Path, arm: Arm) -> None:

@@ -6,12 +6,15 @@ the kit has all answers. A line is found again by all that was asked (`messages.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from flmm_plugin import json_lines
+
+_FIELDS = 3  # of a line: identity, digest, answer
 
 
 class Journal:
@@ -27,12 +30,10 @@ class Journal:
         self.path = path
         whole = json.dumps(identity, sort_keys=True, default=str)
         self._identity = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        lines = [line for file in {path, *others} for line in _lines(file)]
+        lines = [line for file in {path, *others} for line in json_lines.read(file) if len(line) == _FIELDS]
         self._known = {digest: answer for whose, digest, answer in lines if whose == self._identity}
         #: Whether answers of another identity are there.
         self.foreign = any(whose != self._identity for whose, _, _ in lines)
-        # What a kill cut off in the middle of a line must not swallow the next one.
-        self._open_line = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
         #: Answers that were found, and answers that were added.
         self.found = self.added = 0
 
@@ -46,18 +47,4 @@ class Journal:
         """Write an answer down; it is on disk when this returns."""
         self._known[digest] = answer
         self.added += 1
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._open_line + json.dumps([self._identity, digest, answer]) + "\n")
-        self._open_line = False
-
-
-def _lines(path: Path) -> list[tuple[str, str, str]]:
-    """Identity, digest and answer of each line that is whole."""
-    found: list[tuple[str, str, str]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                whose, digest, answer = json.loads(line)
-                found.append((whose, digest, answer))
-    return found
+        json_lines.append(self.path, [self._identity, digest, answer])

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from vlmeval.vlm.base import BaseModel
 
+from flmm_plugin import json_lines
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.provenance import commit
 from flmm_plugin.adapters.preserving.faults import FAULTS
@@ -105,8 +106,7 @@ class WatchedModel(BaseModel):
                 inputs=dict(rows[-1].inputs), asked=str(list(rows[-1].asked)),
             )  # fmt: skip
         self.answers[key] = said
-        with self._record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(said.as_json()) + "\n")
+        json_lines.append(self._record, said.as_json())
         if self.spec.ground_every and (number + 1) % self.spec.ground_every == 0:
             self._ground(message, question)
         return text

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from flmm_plugin import json_lines
 
 
 def atomic_save(state: Any, path: Path) -> None:
@@ -28,5 +29,4 @@ class Log:
     def write(self, **row: Any) -> None:
         """Append one row and echo it."""
         row["seconds"] = round(time.monotonic() - self.start, 1)
-        with self.path.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        json_lines.append(self.path, row)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import flmm_plugin
+from flmm_plugin import json_lines
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.errors import TrainingStopped
 from flmm_plugin.heads.checkpoint import HEADS_NAME
@@ -72,8 +73,7 @@ class RunFolder:
     def name_problem(self, problem: Problem, process: int = 0) -> None:
         """Append a problem to the list of the run."""
         line = {"kind": problem.kind, "where": problem.where, "dropped": problem.dropped, "process": process}
-        with self.problems.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        json_lines.append(self.problems, line)
 
     def record(
         self, run: TrainedRun, lmm: GroundedLMM, samples: TrainingSet, *, processes: int, seals: Sequence[FrozenSeal]

@@ -23,6 +23,7 @@ from typing import Any
 
 from loguru import logger
 
+from flmm_plugin import json_lines
 from flmm_plugin.data import cache_folder as plugin_cache
 from flmm_plugin.tasks.metrics.viscot import judge_score
 
@@ -101,7 +102,8 @@ class Judge:
         with self._lock:
             self._failures = 0
             self._known[key] = found
-            self._append({"key": key, **asdict(found), "question": question, "answer": answer, "reference": reference})
+            asked = {"question": question, "answer": answer, "reference": reference}
+            json_lines.append(self.path, {"key": key, **asdict(found), **asked})  # several ranks write to the same file
         return found
 
     def _ask(self, question: str, reference: str, answer: str) -> Any:
@@ -130,17 +132,6 @@ class Judge:
                 f"viscot: {failures} failures in a row, the judge is not asked again in this run. What it said is kept "
                 f"in {self.path}: run the same command again (with lmms-eval's --use_cache to keep the answers too)"
             )
-
-    def _append(self, record: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One write of one line: several ranks append to the same file.
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-        with self.path.open("ab+", buffering=0) as file:
-            # A killed run may have left half a line; what follows must not be written behind it.
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(end - 1, 0))
-            torn = end > 0 and file.read(1) != b"\n"
-            file.write((b"\n" if torn else b"") + line.encode("utf-8"))
 
 
 def judge_from_environment() -> Judge | None:
@@ -189,14 +180,11 @@ def _key(model: str, question: str, reference: str, answer: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Verdict]:
-    """Verdicts of earlier runs; a line that a killed run left half written is skipped."""
+    """Verdicts of earlier runs; a line that a killed run left half written is not there."""
     found: dict[str, Verdict] = {}
-    if not path.is_file():
-        return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for record in json_lines.read(path):
         try:
-            record = json.loads(line)
             found[record["key"]] = Verdict(*(record[name] for name in ("score", "reply", "model", "prompt", "date")))
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             logger.warning(f"viscot: a line of {path} is damaged and is not used")
     return found
