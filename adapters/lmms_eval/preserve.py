@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
-from flmm_plugin.adapters.preserving.record import ArmSpec, read_arm
+from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
@@ -186,8 +186,7 @@ def notes(plan: Plan, arms: list[Arm], work: Path) -> list[str]:
     if other := list(dict.fromkeys([*other_settings(plan), *loaded_otherwise(stock, ours)])):
         said.append(f"the arms differ in {', '.join(other)}: the stock model was measured under both settings")
     if plan.limit is not None:
-        part = f"{plan.limit:g}" if plan.limit >= 1 else f"{plan.limit:.4g} of all"
-        said.append(f"the first {part} documents of each task")
+        said.append(part_of(plan.limit, "documents of each task"))
     if work.name == "world":
         said.append(f"mme is {plan.scenes} pictures of the embedded world, not the benchmark")
     for arm in arms:

@@ -20,7 +20,7 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.preserving.record import ArmSpec, read_arm
+from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
@@ -85,8 +85,7 @@ def preserve(ours: ArmSpec, out: Path, *, noise: bool = False, stock: str = "aut
     grounded = right[0].grounded
     said.append(f"{grounded['asked']} grounding requests ran between the questions, {grounded['failed']} failed")
     if ours.limit is not None:
-        much = f"{ours.limit:g}" if ours.limit >= 1 else f"{ours.limit:.0%} of the"
-        said.append(f"the first {much} rows of each data set")
+        said.append(part_of(ours.limit, "rows of each data set"))
     return decide([one for one, _ in arms], checks, noise=repeat, repeat=repeat, notes=said)
 
 
