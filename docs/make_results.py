@@ -24,18 +24,11 @@ from typing import Any
 
 from PIL import Image
 
+from flmm_plugin.tiny.evaluate import HEADINGS, MEASURED
+
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE_BEGIN, PICTURE_END = "<!-- picture:begin -->", "<!-- picture:end -->"
-GROUNDING_COLUMNS = {
-    "method": "method",
-    "decoder_ciou": "mask decoder alone, cIoU",
-    "refined_ciou": "refined, cIoU",
-    "refined_miou": "refined, mIoU",
-    "caption_refined_ciou": "in captions, cIoU",
-    "refer_refined_ciou": "phrase lists, cIoU",
-    "question_refined_ciou": "in questions, cIoU",
-    "n": "phrases",
-}
+GROUNDING_COLUMNS = {"method": "method", **HEADINGS, "n": "phrases"}
 CHAT_COLUMNS = {"kind": "question", "exact": "exact", "chance": "chance", "n": "asked"}
 #: What the embedded model was to reach, wherever a number of that kind stands.
 CHAT_BAR, DECODER_BAR, REFINED_BAR = 0.9, 0.65, 0.75
@@ -111,7 +104,7 @@ def against_bars(measured: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     found = {f"chat: {kind}": (CHAT_BAR, values["exact"]) for kind, values in measured["chat"].items()}
     for which in ("precision", "recall"):
         found[f"captions: {which} of names"] = (CHAT_BAR, measured["captions"][which])
-    row = next(row for row in measured["grounding"] if row["method"] == "frozen LMM + heads")
+    row = next(row for row in measured["grounding"] if row["method"] == MEASURED)
     for place in ("caption", "question"):
         found[f"mask decoder alone, cIoU in {place}s"] = (DECODER_BAR, row[f"{place}_decoder_ciou"])
         found[f"refined, cIoU in {place}s"] = (REFINED_BAR, row[f"{place}_refined_ciou"])

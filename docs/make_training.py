@@ -21,17 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.tiny.evaluate import HEADINGS, MEASURED
+
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = {
-    "decoder_ciou": "mask decoder alone, cIoU",
-    "refined_ciou": "refined, cIoU",
-    "refined_miou": "refined, mIoU",
-    "caption_refined_ciou": "in captions, cIoU",
-    "refer_refined_ciou": "phrase lists, cIoU",
-    "question_refined_ciou": "in questions, cIoU",
-}
-#: The row of `flmm tiny evaluate` that is not a control.
-MEASURED = "frozen LMM + heads"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,10 +83,10 @@ def table(trained: Mapping[str, Any], shipped: Mapping[str, Any], record: Mappin
     }
     out.write("".join(f"# {key}: {value}\n" for key, value in said.items()))
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["heads", *COLUMNS.values(), "keyword F1", "phrases"])
+    writer.writerow(["heads", *HEADINGS.values(), "keyword F1", "phrases"])
     for name, measured in (("flmm train flmm_tiny", trained), ("shipped", shipped)):
         row = next(one for one in measured["grounding"] if one["method"] == MEASURED)
-        numbers = [f"{row[column]:.3f}" for column in COLUMNS]
+        numbers = [f"{row[column]:.3f}" for column in HEADINGS]
         writer.writerow([name, *numbers, f"{measured['keywords']['f1']:.3f}", row["n"]])
     return out.getvalue()
 

@@ -22,6 +22,17 @@ from flmm_plugin.tiny.world import COLORS, SHAPES, BoolArray, Scene, render, sam
 
 Picture = npt.NDArray[np.uint8]
 SIZE = 224
+#: The row that is no control.
+MEASURED = "frozen LMM + heads"
+#: Numbers of a row that tables show -> their headings.
+HEADINGS = {
+    "decoder_ciou": "mask decoder alone, cIoU",
+    "refined_ciou": "refined, cIoU",
+    "refined_miou": "refined, mIoU",
+    "caption_refined_ciou": "in captions, cIoU",
+    "refer_refined_ciou": "phrase lists, cIoU",
+    "question_refined_ciou": "in questions, cIoU",
+}
 WHERE = ("caption", "refer", "question")
 CHANCE = {
     "color": 1 / 8,
@@ -231,7 +242,7 @@ def measure_grounding(method: str, lmm: Any, world: World, asked: list[list[Aske
 
 def measure_right_and_wrong(lmm: Any, world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
     """The row of the LMM and, from the same masks, its control: a phrase's mask scored against the *next* object."""
-    method = "frozen LMM + heads"
+    method = MEASURED
     right, wrong = _tallies(method, lmm, world, asked)
     return [
         row(method, right.decoder, right.refined),

@@ -14,16 +14,6 @@ from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_both_harnesses", ROOT / "docs" / "make_both_harnesses.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def leave_results(work: Path) -> None:
     """What both harnesses leave of one task; the kit's cIoU is higher by 1.5."""
     kit, lmms = work / "vlmevalkit" / "flmm_tiny", work / "lmms_eval"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -25,17 +24,12 @@ REPORT = """<?xml version="1.0"?><testsuites><testsuite>
 
 
 @pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_conformance", ROOT / "docs" / "make_conformance.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+def script(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(script, "ROOT", tmp_path)
     for name in ("CSV", "PAGE", "RECORDS"):
-        monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
-    module.PAGE.write_text(f"# Page\n{module.BEGIN}\nold\n{module.END}\nrest\n")
-    return module
+        monkeypatch.setattr(script, name, tmp_path / getattr(script, name).name)
+    script.PAGE.write_text(f"# Page\n{script.BEGIN}\nold\n{script.END}\nrest\n")
+    return script
 
 
 def test_cases_are_counted_by_family_and_check(script: ModuleType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -18,16 +17,6 @@ from flmm_plugin.tasks.refcoco import scoring as refcoco
 from flmm_plugin.tasks.task_files import TASKS_FOLDER, aggregations
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_panel", ROOT / "docs" / "make_panel.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_it_shows_the_whole_group_and_metrics_that_exist(script: ModuleType) -> None:

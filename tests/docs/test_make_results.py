@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,16 +19,6 @@ MEASURED = {
     "provenance": {"torch": "2.15.0", "heads_sha256": "abc"},
     "rows": [{"method": "ours", "a": 0.12345, "n": 7}, {"method": "whole image", "a": None, "n": 7}],
 }
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_csv_holds_rows_and_where_they_come_from(script: ModuleType, tmp_path: Path) -> None:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_training", ROOT / "docs" / "make_training.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def measured(script: ModuleType, number: float, heads: str) -> dict[str, Any]:
-    row = {"method": script.MEASURED, "n": 9, **dict.fromkeys(script.COLUMNS, number)}
-    control = {"method": "whole image", "n": 9, **dict.fromkeys(script.COLUMNS, 0.0)}
+    row = {"method": script.MEASURED, "n": 9, **dict.fromkeys(script.HEADINGS, number)}
+    control = {"method": "whole image", "n": 9, **dict.fromkeys(script.HEADINGS, 0.0)}
     return {
         "seed": 1, "scenes": 2, "grounding": [control, row], "keywords": {"f1": number},
         "provenance": {"heads_sha256": heads},
