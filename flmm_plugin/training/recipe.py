@@ -360,4 +360,4 @@ def _text_of(path: str | PathLike[str]) -> tuple[str, str]:
     name = str(path)
     if name in recipes():
         return (resources.files("flmm_plugin.training") / _CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), name
-    raise UnknownArgument(f"no recipe {name!r}: neither a file nor {nearest(name, recipes())}")
+    raise UnknownArgument(f"no recipe {name!r}, and no such file; {nearest(name, recipes())}")
