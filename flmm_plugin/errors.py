@@ -55,6 +55,10 @@ class ToolNotFound(FlmmError):
     """A program or model that a metric needs, not this package, is not on this machine."""
 
 
+class OutputFailed(FlmmError):
+    """A result cannot be written where it was asked for: a full or read-only disk, a place that is something else."""
+
+
 class BadCache(FlmmError):
     """A cache of features whose files contradict what they say they are, or that has no room."""
 

@@ -1,0 +1,148 @@
+"""Write files so that they appear under their name only when they are whole, and name the place when they cannot.
+
+Every output of this package goes through here: a full disk, a read-only folder or a killed process leaves the file
+that was there before, and the error says which place cannot take what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flmm_plugin.errors import OutputFailed
+
+#: Ending of a file that is being written; its name begins with a dot and the name that the file will get.
+PART = ".part"
+
+_FIXES = {
+    errno.ENOSPC: "the disk is full; make room or name another place",
+    errno.EDQUOT: "your quota is used up; make room or name another place",
+    errno.EROFS: "it is on a read-only disk; name another place",
+    errno.EACCES: "you may not write there; name another place or change its permissions",
+    errno.EPERM: "you may not write there; name another place or change its permissions",
+    errno.ENOTDIR: "a file stands where a folder should be; name another place",
+    errno.EEXIST: "a file stands where a folder should be; name another place",
+    errno.EISDIR: "a folder stands where the file should be; name another place",
+    errno.ENOENT: "its folder is gone; make it again or name another place",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
+}
+
+
+@contextlib.contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into an `OutputFailed` that names the place and the fix.
+
+    Args:
+        place: File or folder that the block writes to.
+
+    Raises:
+        OutputFailed: The block raised an `OSError`.
+    """
+    try:
+        yield
+    except OSError as exc:
+        fix = _FIXES.get(exc.errno or 0, "name another place")
+        raise OutputFailed(f"cannot write {place} ({exc.strerror or exc}): {fix}") from exc
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give the block a file to write beside `path`; rename it to `path` when the block ends without an error.
+
+    Args:
+        path: Where the file appears. Its folder is made; a file that stands there is replaced.
+
+    Yields:
+        An empty file in the same folder, on the disk before it is renamed, removed if the block raises.
+
+    Raises:
+        OutputFailed: The place cannot be written.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            _flush(part)
+            part.chmod(0o644)  # mkstemp makes private files; results are for sharing
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+
+def write(path: Path, content: str | bytes | Iterable[str]) -> Path:
+    """Write a file whole or not at all.
+
+    Args:
+        path: Where it appears.
+        content: Text (written as UTF-8), parts of a text, or bytes.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OutputFailed: The place cannot be written; a file that stood there is as it was.
+    """
+    with new_file(path) as part:
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            with part.open("w", encoding="utf-8") as out:
+                out.writelines([content] if isinstance(content, str) else content)
+    return path
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, with those above it, and see that files can be written to it.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OutputFailed: It cannot be made or takes no files.
+    """
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path, prefix=".", suffix=PART)
+        os.close(handle)
+        os.unlink(name)
+    return path
+
+
+def check_file_place(path: Path) -> None:
+    """See that a file could be written at `path`, before the work that makes its content.
+
+    Raises:
+        OutputFailed: Something else stands there, or its folder takes no files.
+    """
+    if path.is_dir():
+        raise OutputFailed(f"cannot write {path}: {_FIXES[errno.EISDIR]}")
+    make_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder.
+
+    Args:
+        folder: Nobody else may be writing to it: the caller holds its lock.
+    """
+    for part in folder.glob(f".*{PART}"):
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Force a file onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,58 @@
+"""Files appear whole or not at all, and a place that takes none is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flmm_plugin import files
+from flmm_plugin.errors import OutputFailed
+
+
+@pytest.mark.parametrize("content", ["text", b"bytes", ["two ", "parts"]])
+def test_a_file_is_written_whole_and_nothing_is_left_beside_it(tmp_path: Path, content: str | bytes) -> None:
+    path = files.write(tmp_path / "new" / "file.txt", content)
+    assert path.read_bytes() in (b"text", b"bytes", b"two parts")
+    assert [one.name for one in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    path = files.write(tmp_path / "file.txt", "old")
+
+    def parts() -> object:
+        yield "half of the new"
+        raise ValueError("the rest cannot be made")
+
+    with pytest.raises(ValueError, match="rest"):
+        files.write(path, parts())  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
+    path = files.write(tmp_path / "file.txt", "old")
+    with pytest.raises(OutputFailed, match="full"), files.new_file(path):
+        Path("/dev/full").write_bytes(b"more than it takes")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("make", [files.make_folder, lambda path: files.write(path / "x", ""), files.check_file_place])
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, make: object) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OutputFailed, match="taken"):
+        make(tmp_path / "taken" / "below")  # type: ignore[operator]
+
+
+def test_a_folder_where_a_file_should_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OutputFailed, match="folder"):
+        files.check_file_place(tmp_path)
+    with pytest.raises(OutputFailed, match="folder"):
+        files.write(tmp_path, "text")
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".file.txt.abc.part", "kept.part", ".hidden"):
+        (tmp_path / name).write_text("")
+    files.sweep(tmp_path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".hidden", "kept.part"]
