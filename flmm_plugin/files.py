@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from flmm_plugin.errors import OutputFailed
 
 #: Ending of a file that is being written; its name begins with a dot and the name that the file will get.
 PART = ".part"
+
+#: Bytes of a disk that large outputs leave free.
+KEEP_FREE = 256 << 20
 
 _FIXES = {
     errno.ENOSPC: "the disk is full; make room or name another place",
@@ -50,14 +54,15 @@ def naming(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give the block a file to write beside `path`; rename it to `path` when the block ends without an error.
 
     Args:
         path: Where the file appears. Its folder is made; a file that stands there is replaced.
+        durable: Whether it survives a crash of the machine too; False where many small files can be made again.
 
     Yields:
-        An empty file in the same folder, on the disk before it is renamed, removed if the block raises.
+        An empty file in the same folder, removed if the block raises.
 
     Raises:
         OutputFailed: The place cannot be written.
@@ -69,7 +74,8 @@ def new_file(path: Path) -> Iterator[Path]:
         part = Path(name)
         try:
             yield part
-            _flush(part)
+            if durable:
+                _flush(part)
             part.chmod(0o644)  # mkstemp makes private files; results are for sharing
             part.replace(path)
         except BaseException:
@@ -126,6 +132,20 @@ def check_file_place(path: Path) -> None:
     if path.is_dir():
         raise OutputFailed(f"cannot write {path}: {_FIXES[errno.EISDIR]}")
     make_folder(path.parent)
+
+
+def check_room(folder: Path, size: int) -> None:
+    """See that a disk has room for `size` bytes, and some to spare for what else is written.
+
+    Raises:
+        OutputFailed: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if size + KEEP_FREE > free:
+        raise OutputFailed(
+            f"cannot write {folder}: {size / 1e9:.1f} GB are needed and its disk has {free / 1e9:.1f} GB free; make "
+            "room or name another place"
+        )
 
 
 def sweep(folder: Path) -> None:
