@@ -1,8 +1,9 @@
 """Annotations converted once to Arrow, so that a run starts in seconds however large the official files are.
 
 `flmm data prepare` writes ``<root>/.flmm/prepared/<key>.arrow``: one row per item, one column per field, nested fields
-as JSON text, paths relative to the root. The file names its sources with their sizes and times of change; a reader that
-finds one of them changed reads the official files as ever, so a prepared file can be stale but never wrong.
+as JSON text, paths relative to the root; behind it stands the SHA-256 of all that. The file names the content of its
+sources and the code of the readers; a reader that finds one of them changed, or one bit of the file flipped, reads the
+official files as ever. So a prepared file can be stale but never wrong.
 
 Records are frozen dataclasses of numbers, texts, paths, tuples, mappings and other such records; the types that they
 declare say how they are read back.
@@ -11,6 +12,8 @@ declare say how they are read back.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import types
 import typing
@@ -20,12 +23,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+from flmm_plugin import files
 from flmm_plugin.data import WORKPLACE
 from flmm_plugin.errors import BadAnnotation
 
 T = TypeVar("T")
 
-_FORMAT = 1
+_FORMAT = 2
+_DIGEST_BYTES = 32
 _PLAIN = (str, int, float, bool)
 _WRITING: ContextVar[list[Path] | None] = ContextVar("flmm_prepared_writing", default=None)
 
@@ -75,10 +80,22 @@ def items_of(
     return made
 
 
-def _state(source: Path) -> list[int]:
-    """What tells a changed source: of a file its size and time, of a folder its time."""
-    facts = source.stat()
-    return [facts.st_size if source.is_file() else 0, facts.st_mtime_ns]
+def _state(source: Path) -> str:
+    """What tells a changed source: of a file its content (times can be set back), of a folder its time of change."""
+    if source.is_dir():
+        return f"folder of {source.stat().st_mtime_ns}"
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _readers() -> str:
+    """The hash of the readers' code: another reader may make other items of the same files."""
+    package = Path(__file__).parents[1]
+    code = hashlib.sha256()
+    for path in sorted([*(package / "datasets").rglob("*.py"), package / "records.py"]):
+        code.update(path.read_bytes())
+    return code.hexdigest()
 
 
 def _write(path: Path, state: Mapping[str, Any], record: type[Any], root: Path, made: Prepared) -> None:
@@ -90,13 +107,17 @@ def _write(path: Path, state: Mapping[str, Any], record: type[Any], root: Path, 
         for name, hint in fields.items()
     }
     table = pa.table(columns)
-    facts = {"format": _FORMAT, "record": record.__qualname__, "sources": state, "extra": made.extra}
+    facts = {**_made_of(record, state), "extra": made.extra}
     table = table.replace_schema_metadata({b"flmm": json.dumps(facts).encode("utf-8")})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    partial.replace(path)
+    content = sink.getvalue().to_pybytes()
+    files.write(path, content + hashlib.sha256(content).digest())
+
+
+def _made_of(record: type[Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": _FORMAT, "record": record.__qualname__, "readers": _readers(), "sources": state}
 
 
 def _read(path: Path, state: Mapping[str, Any], record: type[Any], root: Path) -> Prepared | None:
@@ -106,15 +127,20 @@ def _read(path: Path, state: Mapping[str, Any], record: type[Any], root: Path) -
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as mapped:
-            table = pa.ipc.open_file(mapped).read_all()
-            facts = json.loads(table.schema.metadata[b"flmm"])
-            if (facts["format"], facts["record"], facts["sources"]) != (_FORMAT, record.__qualname__, state):
-                return None
-            hints = typing.get_type_hints(record)
-            columns = [_decoded_column(table.column(name).to_pylist(), hint, root) for name, hint in hints.items()]
-            items = tuple(record(**dict(zip(hints, row, strict=True))) for row in zip(*columns, strict=True))
-            return Prepared(items, facts["extra"])
+        content = memoryview(path.read_bytes())
+        table_bytes, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        # Before Arrow sees a byte: it reads a flipped bit as other data, or not at all and ends the process.
+        if hashlib.sha256(table_bytes).digest() != digest:
+            return None
+        table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(table_bytes))).read_all()
+        facts = json.loads(table.schema.metadata[b"flmm"])
+        extra = facts.pop("extra")
+        if facts != _made_of(record, state):
+            return None
+        hints = typing.get_type_hints(record)
+        columns = [_decoded_column(table.column(name).to_pylist(), hint, root) for name, hint in hints.items()]
+        items = tuple(record(**dict(zip(hints, row, strict=True))) for row in zip(*columns, strict=True))
+        return Prepared(items, extra)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
 

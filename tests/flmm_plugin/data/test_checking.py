@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmm_plugin.cli import main
+from flmm_plugin.data import prepared
 from flmm_plugin.data.checking import check
 from flmm_plugin.data.prepared import items_of, writing
 from flmm_plugin.data.registry import BENCHMARKS, Archive, benchmark_of
@@ -103,20 +104,60 @@ def test_every_task_and_benchmark_of_the_registry_exists() -> None:
 # --- prepared ------------------------------------------------------------------------------------------------------
 
 
-def test_prepared_items_are_the_same_and_the_official_files_are_not_read(refer_folder: Callable[..., Any]) -> None:
+def test_prepared_items_are_the_same_and_the_official_files_are_not_read(
+    refer_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = refer_folder()
     plain = ReferDataset(folder.root, "refcoco", "val")
     with writing() as written:
         ReferDataset(folder.root, "refcoco", "val")
     assert [path.name for path in written] == ["refcoco-unc-val.arrow"]
-    refs = folder.root / "coco/refcoco/refs(unc).p"
-    state, content = refs.stat(), refs.read_bytes()
-    refs.write_bytes(b"x" * len(content))
-    os.utime(refs, ns=(state.st_atime_ns, state.st_mtime_ns))
+    monkeypatch.setattr(ReferDataset, "_read", _never)
     quick = ReferDataset(folder.root, "refcoco", "val")
     assert list(quick) == list(plain)
     assert quick.split_counts == plain.split_counts
     assert all((quick.rle(one) == plain.rle(two)) for one, two in zip(quick, plain, strict=True))
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("the official files are read")
+
+
+def test_sources_are_known_by_content_not_by_size_and_time(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    with writing():
+        ReferDataset(folder.root, "refcoco", "val")
+    instances = folder.root / "coco/refcoco/instances.json"
+    state, content = instances.stat(), instances.read_text()
+    instances.write_text(content.replace('"height": 60', '"height": 61'))
+    os.utime(instances, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert instances.stat().st_size == state.st_size
+    assert ReferDataset(folder.root, "refcoco", "val")[0].height == 61
+
+
+def test_a_flipped_bit_anywhere_is_seen(refer_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = refer_folder()
+    with writing() as written:
+        ReferDataset(folder.root, "refcoco", "val")
+    content = written[0].read_bytes()
+    monkeypatch.setattr(ReferDataset, "_read", _never)
+    ReferDataset(folder.root, "refcoco", "val")
+    for place in range(0, len(content), max(1, len(content) // 60)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        written[0].write_bytes(flipped)
+        with pytest.raises(AssertionError, match="official"):
+            ReferDataset(folder.root, "refcoco", "val")
+
+
+def test_another_reader_makes_its_own_items(refer_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = refer_folder()
+    with writing():
+        ReferDataset(folder.root, "refcoco", "val")
+    monkeypatch.setattr(prepared, "_readers", lambda: "of the next release")
+    monkeypatch.setattr(ReferDataset, "_read", _never)
+    with pytest.raises(AssertionError, match="official"):
+        ReferDataset(folder.root, "refcoco", "val")
 
 
 def test_a_changed_source_or_a_damaged_file_is_read_anew(refer_folder: Callable[..., Any]) -> None:
@@ -229,7 +270,7 @@ def test_grand_f_and_reasonseg_are_prepared_too(tmp_path: Path) -> None:
         assert list(dataset(tmp_path, "val")) == plain
 
 
-def test_narratives_are_prepared_with_their_problems(tmp_path: Path) -> None:
+def test_narratives_are_prepared_with_their_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flmm_plugin.datasets.png import PngDataset
     from flmm_plugin.tiny.layouts_png import write_png
 
@@ -241,9 +282,7 @@ def test_narratives_are_prepared_with_their_problems(tmp_path: Path) -> None:
     with writing() as written:
         PngDataset(tmp_path)
     assert [path.stem for path in written] == ["png-val"]
-    state, content = file.stat(), file.read_bytes()
-    file.write_bytes(b"x" * len(content))  # whoever reads it now fails
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    monkeypatch.setattr(PngDataset, "_read", _never)
     quick = PngDataset(tmp_path)
     assert list(quick) == list(plain)
     assert quick.told == plain.told == len(told) + 1
