@@ -16,6 +16,7 @@ from flmm_plugin.data.downloading import problem_of
 from flmm_plugin.data.probing import Split, splits_of
 from flmm_plugin.data.registry import Archive, Benchmark, Part
 from flmm_plugin.errors import FlmmError
+from flmm_plugin.file_kinds import is_web_page, kind_of
 from flmm_plugin.images import open_image
 
 Status = Literal["ok", "note", "bad"]
@@ -69,7 +70,7 @@ def check(
 
 
 def _part(part: Part, root: Path, name: str) -> Finding:
-    found = next((root / place for place in part.places if (root / place).exists()), None)
+    found = part.found(root)
     if found is None:
         fix = f"flmm data download {name} --root '{root}'" if part.source is not None else part.how
         status: Status = "note" if part.optional else "bad"
@@ -84,11 +85,14 @@ def _part(part: Part, root: Path, name: str) -> Finding:
         problem = problem_of(found, source.size, source.sha256)
         if problem is not None:
             # Another release of an annotation file may be what somebody wants: a run goes on, and says its hash.
-            detail = f"{found}: {problem}: not the official file, or damaged; delete it and download again"
+            detail = f"{found} is {kind_of(found)} of {problem}: not the official file, or damaged; delete it and "
+            detail += "download again"
             return Finding("bad", part.what, detail)
         return Finding("ok", part.what, f"{found} (size and sha256 as official)")
-    if found.stat().st_size == 0:
-        return Finding("bad", part.what, f"{found} is empty; delete it and download again")
+    with found.open("rb") as file:
+        beginning = file.read(512)
+    if not beginning or is_web_page(beginning):
+        return Finding("bad", part.what, f"{found} is {kind_of(found)}; delete it and download again")
     return Finding("ok", part.what, f"{found} ({found.stat().st_size} bytes)")
 
 
@@ -123,7 +127,7 @@ def _pictures(
 def _damage(path: Path, deep: bool) -> str | None:
     """What is wrong with a picture, None if nothing was found."""
     if not path.is_file():
-        return "missing; unpack its archive again"
+        return f"{kind_of(path)}; unpack its archive again" if path.exists() else "missing; unpack its archive again"
     if deep:
         try:
             open_image(path)
@@ -138,4 +142,4 @@ def _damage(path: Path, deep: bool) -> str | None:
     for start, (end, within) in _ENDS.items():
         if head.startswith(start):
             return None if end in tail[-within:] else "truncated: its end is missing; unpack its archive again"
-    return "empty" if size == 0 else "neither JPEG nor PNG by its first bytes; unpack its archive again"
+    return f"{kind_of(path)}, neither JPEG nor PNG; unpack its archive again"

@@ -1,28 +1,48 @@
-"""Fetch a file so that it can be interrupted: it resumes, it is verified, and only then has its name.
+"""Fetch a file so that it can be interrupted: it resumes, it is tested, and only then has its name.
 
-The standard library is enough for that. What is fetched lies in ``<root>/.flmm/downloads``; a file that is there whole
-and verified is not fetched again.
+What is fetched lies in ``<root>/.flmm/downloads``. A rest that an interrupted download left belongs to one address and
+one version of the file there (its ETag or date): another address or version begins anew. A file that fails its test is
+thrown away, and the next mirror is asked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
+import json
+import logging
+import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from flmm_plugin import files
 from flmm_plugin.data import WORKPLACE
 from flmm_plugin.data.registry import Archive, Hub
-from flmm_plugin.data.unpacking import unpack
+from flmm_plugin.data.unpacking import problem_of_archive, unpack
 from flmm_plugin.errors import BadAnnotation, DataNotFound
+from flmm_plugin.file_kinds import is_web_page, kind_of_bytes
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60
 
 #: Called with (bytes so far, bytes in all or None).
 Progress = Callable[[int, int | None], None]
+
+_log = logging.getLogger(__name__)
+
+
+class _Lock(FileLock):
+    """A file lock of its own class: lmms-eval shares objects of `FileLock` itself between all that ask for a path."""
+
+
+class _WrongFile(Exception):
+    """What a server sent is not the file that was asked for."""
 
 
 def fetch(archive: Archive, root: Path, progress: Progress = lambda *_: None) -> Path:
@@ -34,31 +54,41 @@ def fetch(archive: Archive, root: Path, progress: Progress = lambda *_: None) ->
         progress: Told how far it is.
 
     Returns:
-        The verified file, in the workplace.
+        The tested file, in the workplace.
 
     Raises:
         DataNotFound: No mirror could be reached; the message has what each said.
-        BadAnnotation: What came has another size or hash than the official file; it was deleted.
+        BadAnnotation: What came is another file than the official one, is damaged or is a web page; it was deleted.
+        OutputFailed: The root cannot be written, or has no room.
     """
-    target = root / WORKPLACE / "downloads" / archive.name
-    if target.is_file() and problem_of(target, archive.size, archive.sha256) is None:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    said: list[str] = []
-    for url in archive.urls:
-        try:
-            _stream(url, partial, archive.size, progress)
-        except (OSError, urllib.error.URLError) as exc:
-            said.append(f"{url}: {exc}")
-            continue
-        problem = problem_of(partial, archive.size, archive.sha256)
+    with _alone(archive, root) as target:
+        return _fetch(archive, target, progress)
+
+
+def _fetch(archive: Archive, target: Path, progress: Progress) -> Path:
+    """Download to `target`, whose lock is held."""
+    if target.is_file():
+        problem = _problem(target, archive)
         if problem is None:
-            partial.replace(target)
             return target
-        partial.unlink()
-        said.append(f"{url}: {problem}")
-    kind = BadAnnotation if any("expected" in one for one in said) else DataNotFound
+        _log.warning("%s is not the official file (%s); it is fetched again", target, problem)
+    said: list[str] = []
+    wrong = False
+    for url in archive.urls:
+        partial = _rest_of(target, url)
+        try:
+            _arrive(url, partial, archive, progress)
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            said.append(f"{url}: {type(exc).__name__}: {exc}")
+        except _WrongFile as exc:
+            _forget(partial)
+            said.append(f"{url}: what came was deleted: {exc}")
+            wrong = True
+        else:
+            partial.replace(target)
+            _forget(partial)
+            return target
+    kind = BadAnnotation if wrong else DataNotFound
     raise kind(
         f"{archive.name} could not be fetched ({'; '.join(said)}). What has arrived is kept: run the same command "
         f"again, or put the file into {target.parent} yourself"
@@ -72,21 +102,26 @@ def install(source: Archive | Hub, root: Path, progress: Progress = lambda *_: N
         One line that says what happened.
 
     Raises:
-        DataNotFound, BadAnnotation: As `fetch` and `flmm_plugin.data.unpacking.unpack`.
+        DataNotFound, BadAnnotation, OutputFailed: As `fetch` and `flmm_plugin.data.unpacking.unpack`.
     """
     if isinstance(source, Hub):
         return _from_hub(source, root)
-    file = fetch(source, root, progress)
-    if source.file is not None:
+    with _alone(source, root) as download:
+        if source.file is None:
+            file = _fetch(source, download, progress)
+            folder = root / source.into
+            written = unpack(file, folder)
+            for name, into in source.inner.items():
+                written += unpack(folder / name, root / into)
+            return f"{written} files in {folder} (the archive stays in {file}; delete it when all is checked)"
         target = root / source.file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
+        # Another process may have put it there while this one waited.
+        if not (target.is_file() and _problem(target, source) is None):
+            file = _fetch(source, download, progress)
+            with files.naming(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
         return f"{target}"
-    folder = root / source.into
-    written = unpack(file, folder)
-    for name, into in source.inner.items():
-        written += unpack(folder / name, root / into)
-    return f"{written} files in {folder} (the archive stays in {file}; delete it when all is checked)"
 
 
 def problem_of(path: Path, size: int | None, sha256: str | None) -> str | None:
@@ -102,33 +137,138 @@ def problem_of(path: Path, size: int | None, sha256: str | None) -> str | None:
     return None
 
 
-def _stream(url: str, partial: Path, size: int | None, progress: Progress) -> None:
-    """Append what is missing of a file; from the start where the server does not resume."""
-    have = partial.stat().st_size if partial.is_file() else 0
-    if size is not None and have == size:
-        return
-    if size is not None and have > size:
-        partial.unlink()
-        have = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "flmm-plugin", "Range": f"bytes={have}-"})
+def _problem(path: Path, archive: Archive) -> str | None:
+    """What is wrong with a download: its size and hash where they are known, else whether it reads as an archive."""
+    with path.open("rb") as file:
+        beginning = file.read(512)
+    if is_web_page(beginning):
+        return f"it is {kind_of_bytes(beginning)} (a login, quota or error page), not the file"
+    problem = problem_of(path, archive.size, archive.sha256)
+    if problem is not None:
+        return f"it is {kind_of_bytes(beginning)} of {problem}"
+    if archive.sha256 is None and archive.file is None:
+        return problem_of_archive(path)
+    return None
+
+
+@contextmanager
+def _alone(archive: Archive, root: Path) -> Iterator[Path]:
+    """Hold the lock of a download, whose place is handed over; a killed process leaves no lock behind."""
+    target = root / WORKPLACE / "downloads" / archive.name
+    files.make_folder(target.parent)
+    lock = _Lock(target.with_name(f".{target.name}.lock"))
+    with files.naming(target.parent):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _log.warning("another process is fetching %s; waiting for it", target.name)
+            lock.acquire()
     try:
-        answer: Any = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        yield target
+    finally:
+        lock.release()
+
+
+def _rest_of(target: Path, url: str) -> Path:
+    """Where what has arrived from an address is kept."""
+    return target.with_name(f".{target.name}.{hashlib.sha256(url.encode()).hexdigest()[:12]}{files.PART}")
+
+
+def _version_file(partial: Path) -> Path:
+    return partial.with_suffix(".version")
+
+
+def _forget(partial: Path) -> None:
+    for path in (partial, _version_file(partial)):
+        path.unlink(missing_ok=True)
+
+
+def _version_of(answer: Any) -> str | None:
+    """What names this version of a file, in the form that ``If-Range`` takes; a weak ETag does not say so."""
+    tag = answer.headers.get("ETag")
+    if tag and not tag.startswith("W/"):
+        return str(tag)
+    date = answer.headers.get("Last-Modified")
+    return str(date) if date else None
+
+
+def _resumable(partial: Path, archive: Archive) -> tuple[int, str | None]:
+    """How many bytes are there to go on from, and the version that they are of.
+
+    Without a version, a rest is used only if a hash will tell whether what it grew into is right.
+    """
+    if partial.is_symlink() or not partial.is_file():
+        _forget(partial)
+        return 0, None
+    have = partial.stat().st_size
+    try:
+        version = json.loads(_version_file(partial).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        version = None
+    usable = isinstance(version, str) or archive.sha256 is not None
+    if not usable or (archive.size is not None and have > archive.size):
+        _forget(partial)
+        return 0, None
+    return have, version if isinstance(version, str) else None
+
+
+def _arrive(url: str, partial: Path, archive: Archive, progress: Progress) -> None:
+    """Fetch a file from one address and test it; one that grew out of an old rest is fetched anew if it is wrong."""
+    resumed = _stream(url, partial, archive, progress)
+    problem = _problem(partial, archive)
+    if problem is not None and resumed:
+        _forget(partial)
+        _stream(url, partial, archive, progress)
+        problem = _problem(partial, archive)
+    if problem is not None:
+        raise _WrongFile(problem)
+
+
+def _stream(url: str, partial: Path, archive: Archive, progress: Progress) -> bool:
+    """Append what is missing of a file; from the start where the server does not resume, or has another version.
+
+    Returns:
+        Whether a rest was gone on with.
+    """
+    have, version = _resumable(partial, archive)
+    if archive.size is not None and have == archive.size:
+        return True
+    headers = {"User-Agent": "flmm-plugin"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if version is not None:
+            headers["If-Range"] = version
+    try:
+        answer: Any = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as exc:
-        if exc.code == 416 and have:  # nothing is left: the part is the whole, or of another file; verified next
-            return
+        if exc.code == 416 and have:  # nothing is left: the part is the whole, or of another file; tested next
+            return True
         raise
     with answer:
-        resumed = answer.status == 206
+        begins = answer.headers.get("Content-Range", f"bytes {have}-")
+        if answer.status == 206 and not begins.startswith(f"bytes {have}-"):
+            raise _WrongFile(f"it is a range that was not asked for ({begins})")
+        resumed = have > 0 and answer.status == 206
         have = have if resumed else 0
         length = answer.headers.get("Content-Length")
-        total = have + int(length) if length is not None else size
-        with partial.open("ab" if resumed else "wb") as out:
+        total = have + int(length) if length is not None else archive.size
+        files.check_room(partial.parent, (total or 0) - have)
+        if not resumed:
+            _forget(partial)
+            files.write(_version_file(partial), json.dumps(_version_of(answer)))
+        with files.naming(partial):
+            handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(handle, "ab") as out:
             while chunk := answer.read(_CHUNK):
-                out.write(chunk)
+                with files.naming(partial):
+                    out.write(chunk)
                 have += len(chunk)
                 progress(have, total)
+            with files.naming(partial):
+                out.flush()
     if total is not None and have < total:
         raise OSError(f"the connection ended after {have} of {total} bytes")
+    return resumed
 
 
 def _from_hub(source: Hub, root: Path) -> str:
@@ -138,6 +278,7 @@ def _from_hub(source: Hub, root: Path) -> str:
     target = root / source.into
     flat = len(source.patterns) == 1 and source.patterns[0].startswith("*")
     place = root / WORKPLACE / "hub" / source.repo if flat else target
+    files.make_folder(place)
     try:
         snapshot_download(
             source.repo, repo_type="dataset", local_dir=place, allow_patterns=list(source.patterns) or None
@@ -152,7 +293,8 @@ def _from_hub(source: Hub, root: Path) -> str:
         found = found or [path for path in place.rglob(source.patterns[0]) if path.is_file()]
         if not found:
             raise DataNotFound(f"{source.repo} has no file {source.patterns[0]}; look at its page for where it went")
-        target.mkdir(parents=True, exist_ok=True)
-        for path in found:
-            path.replace(target / path.name)
+        with files.naming(target):
+            target.mkdir(parents=True, exist_ok=True)
+            for path in found:
+                path.replace(target / path.name)
     return f"{target}"

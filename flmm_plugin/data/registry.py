@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.errors import UnknownArgument
@@ -77,6 +78,10 @@ class Part:
         """Bytes of the download, if stated."""
         return self.source.size if isinstance(self.source, Archive) else None
 
+    def found(self, root: Path) -> Path | None:
+        """The first of its places under a root that exists, None if none does."""
+        return next((root / place for place in self.places if (root / place).exists()), None)
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -100,6 +105,19 @@ class Benchmark:
     def size(self) -> int:
         """Bytes of all downloads whose size is stated."""
         return sum(part.size or 0 for part in self.parts)
+
+    def here(self, root: Path) -> str:
+        """How many of the parts that its tasks cannot do without are under a root, as every listing says it.
+
+        Returns:
+            ``3 of 5 parts``: three are there, two are missing.
+        """
+        needed = [part for part in self.parts if not part.optional]
+        return f"{sum(part.found(root) is not None for part in needed)} of {len(needed)} parts"
+
+    def is_here(self, root: Path) -> bool:
+        """Whether every part that its tasks cannot do without is under a root."""
+        return all(part.optional or part.found(root) is not None for part in self.parts)
 
 
 _COCO_PICTURES = "pictures: Flickr terms of use; COCO annotations: CC BY 4.0"

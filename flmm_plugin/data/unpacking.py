@@ -6,18 +6,20 @@ alone, so that an interrupted unpacking goes on where it stopped.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from flmm_plugin.errors import BadAnnotation
+from flmm_plugin import files
+from flmm_plugin.errors import BadAnnotation, FlmmError
+from flmm_plugin.file_kinds import kind_of
 
-_KEEP_FREE = 256 << 20
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,72 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int], None] = lambda
         How many files were written; those already there are not counted.
 
     Raises:
-        BadAnnotation: Not an archive, damaged, with a path that leads out of the folder, with a link or a device, or
-            larger than the disk has room for. Nothing of such a path was written.
+        BadAnnotation: Not an archive, damaged, with a path that leads out of the folder, with a link or a device.
+            Nothing of such a path was written.
+        OutputFailed: The folder cannot be written or its disk has no room.
+    """
+    with _members_of(archive) as members:
+        return _write(members, folder, archive, progress)
+
+
+def problem_of_archive(archive: Path) -> str | None:
+    """Read an archive to its end, with the checksums that it carries.
+
+    Returns:
+        What is wrong with it, None if it reads.
     """
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                return _write(list(_zip_members(opened, archive)), folder, archive, progress)
-        if tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as opened_tar:
-                return _write(list(_tar_members(opened_tar, archive)), folder, archive, progress)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as exc:
+        with _members_of(archive) as members:
+            for member in members:
+                for _ in _content(member, archive):
+                    pass
+    except BadAnnotation as exc:
+        return str(exc)
+    return None
+
+
+@contextmanager
+def _members_of(archive: Path) -> Iterator[list[_Member]]:
+    """Open an archive and list its files."""
+    with contextlib.ExitStack() as stack:
+        with _reading(archive):
+            if zipfile.is_zipfile(archive):
+                members = list(_zip_members(stack.enter_context(zipfile.ZipFile(archive)), archive))
+            elif tarfile.is_tarfile(archive):
+                members = list(_tar_members(stack.enter_context(tarfile.open(archive)), archive))
+            else:
+                raise BadAnnotation(
+                    f"{archive} is no zip or tar archive but {kind_of(archive)}; delete it and download again"
+                )
+        yield members
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """Name whatever the decoders raise on bytes of strangers; they have no common kind of error."""
+    try:
+        yield
+    except FlmmError:
+        raise
+    except Exception as exc:
         raise BadAnnotation(
-            f"{archive} is damaged ({type(exc).__name__}: {exc}); delete it and download again"
+            f"{archive} is damaged or not readable ({type(exc).__name__}: {exc}); delete it and download again"
         ) from exc
-    raise BadAnnotation(f"{archive} is no zip or tar archive; delete it and download again")
+
+
+def _content(member: _Member, archive: Path) -> Iterator[bytes]:
+    """The bytes of a member in chunks.
+
+    Raises:
+        BadAnnotation: It cannot be read, or has another size than the archive says.
+    """
+    size = 0
+    with _reading(archive), member.open() as source:
+        while chunk := source.read(_CHUNK):
+            size += len(chunk)
+            yield chunk
+    if size != member.size:
+        raise BadAnnotation(f"{member.name} of {archive} is cut short; delete the archive and download again")
 
 
 def safe_path(name: str, folder: Path, archive: Path) -> Path:
@@ -68,6 +121,8 @@ def safe_path(name: str, folder: Path, archive: Path) -> Path:
         BadAnnotation: Its path is absolute, climbs, or goes through a link that leads out of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts or not name.isprintable():
+        raise BadAnnotation(f"{archive} has a file named {name!r}; get the archive from its official source")
     drive = bool(path.parts) and path.parts[0].endswith(":")
     target = folder.joinpath(*path.parts)
     outside = path.is_absolute() or ".." in path.parts or drive
@@ -117,23 +172,13 @@ def _write(members: list[_Member], folder: Path, archive: Path, progress: Callab
         for member, target in zip(members, targets, strict=True)
         if not (target.is_file() and target.stat().st_size == member.size)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(member.size for member, _ in todo)
-    free = shutil.disk_usage(folder).free
-    if needed + _KEEP_FREE > free:
-        raise BadAnnotation(
-            f"unpacking {archive} takes {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; make room or "
-            "give another --root"
-        )
+    files.make_folder(folder)
+    files.check_room(folder, sum(member.size for member, _ in todo))
     written = {target for _, target in todo}
     for member, target in zip(members, targets, strict=True):
         if target in written:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".part")
-            with member.open() as source, partial.open("wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
-            if partial.stat().st_size != member.size:
-                raise BadAnnotation(f"{member.name} of {archive} is cut short; delete the archive and download again")
-            partial.replace(target)
+            with files.new_file(target, durable=False) as part, part.open("wb") as out:
+                for chunk in _content(member, archive):
+                    out.write(chunk)
         progress(member.size)
     return len(todo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,20 +14,28 @@ from typing import Any
 
 import pytest
 
+from flmm_plugin import files
+from flmm_plugin.data import downloading
 from flmm_plugin.data.downloading import fetch, install, problem_of
 from flmm_plugin.data.registry import Archive
-from flmm_plugin.errors import BadAnnotation, DataNotFound
+from flmm_plugin.errors import BadAnnotation, DataNotFound, OutputFailed
 
 CONTENT = bytes(range(256)) * 40
 
 
 class Files(ThreadingHTTPServer):
-    """Serves ``files``; ``cut`` ends the first answers early, ``resumes`` says whether ranges are understood."""
+    """Serves ``files``; ``cut`` ends the first answers early, ``resumes`` says whether ranges are understood.
+
+    ``tags`` holds the ETag of each file that has one; ``says_length`` whether answers state their length.
+    """
 
     files: dict[str, bytes]
+    tags: dict[str, str]
     asked: list[tuple[str, str]]
     cut: int
     resumes: bool
+    says_length: bool
+    slow: float
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,13 +48,19 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self.send_error(404)
             return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if self.server.resumes else 0
-        if start >= len(content):
+        tag = self.server.tags.get(name)
+        resumes = self.server.resumes and self.headers.get("If-Range") in (None, tag)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if resumes else 0
+        if start and start >= len(content):
             self.send_error(416)
             return
-        self.send_response(206 if self.server.resumes else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_response(206 if resumes else 200)
+        if self.server.says_length:
+            self.send_header("Content-Length", str(len(content) - start))
+        if tag:
+            self.send_header("ETag", tag)
         self.end_headers()
+        time.sleep(self.server.slow)
         body = content[start:]
         if self.server.cut:
             body, self.server.cut = body[: self.server.cut], 0
@@ -58,7 +73,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Files]:
     files = Files(("127.0.0.1", 0), Handler)
-    files.files, files.asked, files.cut, files.resumes = {"data.bin": CONTENT}, [], 0, True
+    files.files, files.tags, files.asked = {"data.bin": CONTENT}, {}, []
+    files.cut, files.resumes, files.says_length, files.slow = 0, True, True, 0.0
     thread = threading.Thread(target=files.serve_forever, daemon=True)
     thread.start()
     yield files
@@ -105,10 +121,106 @@ def test_another_file_than_the_official_one_is_not_kept(server: Files, tmp_path:
 
 
 def test_a_larger_rest_of_another_file_is_thrown_away(server: Files, tmp_path: Path) -> None:
-    partial = tmp_path / ".flmm/downloads/data.bin.part"
-    partial.parent.mkdir(parents=True)
+    partial = rest_of(archive(server), tmp_path)
     partial.write_bytes(b"x" * (len(CONTENT) + 5))
     assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
+
+
+def rest_of(source: Archive, root: Path) -> Path:
+    """Where the rest of an interrupted download from the first address lies."""
+    folder = root / ".flmm/downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    return downloading._rest_of(folder / source.name, source.urls[0])
+
+
+def zipped(**members: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return made.getvalue()
+
+
+LOGIN = b"<!DOCTYPE html><html><head><title>Sign in - Drive</title></head><body>quota</body></html>"
+WHOLE = zipped(a=b"1" * 5000, b=bytes(range(256)) * 20)
+FLIPPED = WHOLE[:2000] + bytes([WHOLE[2000] ^ 1]) + WHOLE[2001:]
+
+
+@pytest.mark.parametrize("bad", [LOGIN, FLIPPED, WHOLE[:3000], b""], ids=["login", "flipped", "cut", "empty"])
+def test_an_archive_without_a_hash_is_tested_before_it_gets_its_name(server: Files, tmp_path: Path, bad: bytes) -> None:
+    server.says_length = False
+    server.files.update({"first.zip": bad, "second.zip": WHOLE})
+    alone = archive(server, "first.zip", size=None, sha256=None)
+    with pytest.raises(BadAnnotation, match="Sign in" if bad is LOGIN else "damaged|no zip"):
+        fetch(alone, tmp_path)
+    kept = [path.name for path in (tmp_path / ".flmm/downloads").iterdir() if not path.name.endswith(".lock")]
+    assert kept == []
+    path = fetch(archive(server, "first.zip", "second.zip", size=None, sha256=None), tmp_path)
+    assert path.read_bytes() == WHOLE
+
+
+def test_a_damaged_download_of_an_earlier_version_is_fetched_again(server: Files, tmp_path: Path) -> None:
+    server.files["a.zip"] = WHOLE
+    source = archive(server, "a.zip", size=None, sha256=None)
+    fetch(source, tmp_path).write_bytes(LOGIN)
+    assert fetch(source, tmp_path).read_bytes() == WHOLE
+
+
+def test_a_rest_of_another_version_is_not_gone_on_with(server: Files, tmp_path: Path) -> None:
+    source = archive(server, "a.zip", size=None, sha256=None)
+    server.files["a.zip"], server.tags["a.zip"], server.cut = zipped(a=b"0" * 5000), '"old"', 3000
+    with pytest.raises(DataNotFound, match="ended"):
+        fetch(source, tmp_path)
+    server.files["a.zip"], server.tags["a.zip"], server.cut = WHOLE, '"new"', 2000
+    with pytest.raises(DataNotFound, match="ended"):
+        fetch(source, tmp_path)
+    assert fetch(source, tmp_path).read_bytes() == WHOLE
+    assert [wanted for _, wanted in server.asked] == ["bytes=0-", "bytes=3000-", "bytes=2000-"]
+
+
+def test_a_rest_without_a_version_begins_anew_unless_a_hash_guards_it(server: Files, tmp_path: Path) -> None:
+    server.files["a.zip"] = WHOLE
+    source = archive(server, "a.zip", size=None, sha256=None)
+    rest_of(source, tmp_path).write_bytes(b"stale")
+    assert fetch(source, tmp_path).read_bytes() == WHOLE
+    guarded = archive(server)
+    rest_of(guarded, tmp_path).write_bytes(b"stale")
+    assert fetch(guarded, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_link_in_the_way_is_not_written_through(server: Files, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"mine")
+    rest_of(archive(server), tmp_path).symlink_to(tmp_path / "elsewhere")
+    assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
+    assert (tmp_path / "elsewhere").read_bytes() == b"mine"
+
+
+def test_two_downloads_at_once_are_one(server: Files, tmp_path: Path) -> None:
+    server.slow = 0.3
+    found: list[str] = []
+    source = archive(server, file="place/data.bin")
+    threads = [threading.Thread(target=lambda: found.append(install(source, tmp_path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [str(tmp_path / "place/data.bin")] * 3
+    assert len(server.asked) == 1
+
+
+def test_a_root_that_cannot_be_written_is_named(server: Files, tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("a file")
+    with pytest.raises(OutputFailed, match="root"):
+        install(archive(server), tmp_path / "root")
+    assert server.asked == []
+
+
+def test_a_disk_without_room_is_named_before_the_download(
+    server: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "KEEP_FREE", 1 << 60)
+    with pytest.raises(OutputFailed, match="free"):
+        fetch(archive(server), tmp_path)
 
 
 def test_files_go_to_their_place_and_archives_are_unpacked(server: Files, tmp_path: Path) -> None:

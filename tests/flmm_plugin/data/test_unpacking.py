@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tarfile
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from flmm_plugin import files
 from flmm_plugin.data import unpacking
 from flmm_plugin.data.unpacking import is_archive, unpack
-from flmm_plugin.errors import BadAnnotation
+from flmm_plugin.errors import BadAnnotation, FlmmError, OutputFailed
 
 
 def zipped(path: Path, **files: bytes) -> Path:
@@ -107,10 +110,46 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
         unpack(tmp_path / "b.zip", tmp_path / "in")
 
 
+def test_flipped_bytes_are_named_or_harmless(tmp_path: Path) -> None:
+    zip_bytes = zipped(tmp_path / "a.zip", one=b"1" * 300, two__three=bytes(range(256))).read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_LZMA) as opened:
+        opened.writestr("one", bytes(range(256)))
+    tar_bytes = tarred(tmp_path / "a.tar.gz", member("one"), content=bytes(range(256))).read_bytes()
+    random = Random(0)
+    for whole in (zip_bytes, (tmp_path / "x.zip").read_bytes(), tar_bytes):
+        for trial in range(150):
+            content = bytearray(whole)
+            content[random.randrange(len(content))] = random.randrange(256)
+            (tmp_path / "flipped").write_bytes(content)
+            with contextlib.suppress(FlmmError):
+                unpack(tmp_path / "flipped", tmp_path / f"out{trial % 7}")
+
+
+@pytest.mark.parametrize("name", ["\0x", "a\0b", "", "a\nb"])
+def test_names_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadAnnotation, match="named"):
+        unpacking.safe_path(name, tmp_path, tmp_path / "a.zip")
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"mine")
+    (tmp_path / "in/one.part").symlink_to(tmp_path / "elsewhere")
+    unpack(zipped(tmp_path / "a.zip", one=b"1"), tmp_path / "in")
+    assert (tmp_path / "elsewhere").read_bytes() == b"mine"
+    assert (tmp_path / "in/one").read_bytes() == b"1"
+
+
+def test_what_a_wrong_file_is_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_text("<html><head><title>Quota exceeded</title></head></html>")
+    with pytest.raises(BadAnnotation, match="Quota exceeded"):
+        unpack(tmp_path / "a.zip", tmp_path / "in")
+
+
 def test_an_archive_larger_than_the_disk_is_refused_before_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacking, "_KEEP_FREE", 1 << 60)
-    with pytest.raises(BadAnnotation, match="GB free; make room"):
+    monkeypatch.setattr(files, "KEEP_FREE", 1 << 60)
+    with pytest.raises(OutputFailed, match="GB free; make room"):
         unpack(zipped(tmp_path / "a.zip", one=b"1"), tmp_path / "in")
     assert not (tmp_path / "in/one").exists()
