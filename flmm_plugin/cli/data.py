@@ -89,24 +89,30 @@ def _list(args: argparse.Namespace) -> int:
     elif args.names and "all" not in args.names:
         print("\n\n".join(_detail(one, root) for one in chosen))
     else:
-        print(f"benchmarks, and what of them is under {root}")
+        print(f"benchmarks, and how many of the parts that they need are under {root}")
+        print(f"  {'name':<10} {'here':<13} {'download':>8}  what: its first task")
         for one in chosen:
-            here = sum(_present(part, root) for part in one.parts)
-            size = f"{one.size / 1e9:.1f} GB" if one.size > 1e8 else f"{one.size / 1e6:.1f} MB" if one.size else "-"
-            print(f"  {one.name:<10} {here:>2} of {len(one.parts):<3} parts  {size:>8}  {one.title}: {one.tasks[0]}")
+            print(f"  {one.name:<10} {one.here(root):<13} {_size(one.size):>8}  {one.title}: {one.tasks[0]}")
         print("sizes: downloads whose size is stated; parts of one archive count once. More: flmm data list NAME")
     return 0
 
 
+def _size(size: int) -> str:
+    if size > 1e8:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size else "-"
+
+
 def _facts(benchmark: Benchmark, root: Path) -> dict[str, Any]:
-    return {**asdict(benchmark), "here": {part.what: _present(part, root) for part in benchmark.parts}}
+    return {**asdict(benchmark), "here": {part.what: part.found(root) is not None for part in benchmark.parts}}
 
 
 def _detail(benchmark: Benchmark, root: Path) -> str:
     lines = [f"{benchmark.name}: {benchmark.title}", f"  paper  {benchmark.paper}"]
     lines.append(f"  tasks  {', '.join(benchmark.tasks)}")
     for part in benchmark.parts:
-        state = "have" if _present(part, root) else "absent" if part.optional else "MISSING"
+        missing = "absent" if part.optional else "MISSING"
+        state = missing if part.found(root) is None else "have"
         lines.append(f"  {state:<7}  {part.what}")
         lines.append(f"      places   {', '.join(part.places)}")
         lines.append(f"      from     {_source(part)}")
@@ -150,10 +156,6 @@ def _source(part: Part) -> str:
     if isinstance(part.source, Hub):
         return f"hub data set {part.source.repo}"
     return part.how
-
-
-def _present(part: Part, root: Path) -> bool:
-    return any((root / place).exists() for place in part.places)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -267,5 +269,5 @@ def _missing(args: argparse.Namespace, root: Path) -> Iterator[tuple[Benchmark, 
     """Parts that are in none of their places; looked at one by one, since one archive may bring several."""
     for benchmark in _chosen(args):
         for part in benchmark.parts:
-            if not _present(part, root):
+            if part.found(root) is None:
                 yield benchmark, part

@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_NAME = re.compile(r"^(task|group):[ \t]*(?P<name>[^\s#]+)[ \t]*$", re.MULTILINE)
+if TYPE_CHECKING:
+    from flmm_plugin.data.registry import Benchmark
 
-# Folder of tasks -> the benchmark of `flmm data` that they read.
+# Folder of tasks -> the benchmark of `flmm data` that they read; refcoco's holds three.
 _BENCHMARK_OF = {
     "png": "png",
     "keywords": "png",
@@ -20,6 +21,8 @@ _BENCHMARK_OF = {
     "viscot": "viscot",
     "pope_viscot": "pope",
 }
+
+_NAME = re.compile(r"^(task|group):[ \t]*(?P<name>[^\s#]+)[ \t]*$", re.MULTILINE)
 
 
 def add_subcommand(commands: Any) -> None:
@@ -76,29 +79,24 @@ def _task_needs(path: Path, name: str) -> str:
 
     if path.parent.name == "tiny":
         return "nothing: its data writes itself"
-    if path.parent.name in _BENCHMARK_OF:
-        return _parts_needed(_BENCHMARK_OF[path.parent.name], data_root())
-    if path.parent.name != "refcoco":
+    root, wanted = data_root(), _benchmarks_of(path.parent.name, name)
+    if not wanted:
         return "see the README of its folder"
-    dataset = next((known for known in ("refcoco+", "refcocog", "refcoco") if known in name), None)
-    root = data_root()
-    wanted = ("refcoco", "refcoco+", "refcocog") if dataset is None else (dataset,)
-    absent = [one for one in wanted if not _has_annotations(root, one)]
-    return f"{', '.join(absent)} under {root} (set FLMM_DATA)" if absent else f"nothing: its data is under {root}"
-
-
-def _parts_needed(name: str, root: Path) -> str:
-    from flmm_plugin.data.registry import benchmark_of
-
-    needed = [part for part in benchmark_of(name).parts if not part.optional]
-    here = sum(any((root / place).exists() for place in part.places) for part in needed)
-    if here == len(needed):
+    missing = [one for one in wanted if not one.is_here(root)]
+    if not missing:
         return f"nothing: its data is under {root}"
-    return f"{len(needed) - here} of {len(needed)} parts of {name} under {root} (flmm data list {name})"
+    here = ", ".join(f"{one.here(root)} of {one.name}" for one in missing)
+    return f"data: {here} are under {root} (flmm data list {missing[0].name})"
 
 
-def _has_annotations(root: Path, dataset: str) -> bool:
-    return any((root / place / dataset / "instances.json").is_file() for place in ("coco", "."))
+def _benchmarks_of(folder: str, task: str) -> list[Benchmark]:
+    """The benchmarks that a task or group reads; a group of RefCOCO's folder that names none reads all three."""
+    from flmm_plugin.data.registry import BENCHMARKS
+
+    if folder == "refcoco":
+        family = [BENCHMARKS[name] for name in ("refcoco+", "refcocog", "refcoco")]
+        return [one for one in family if one.name in task][:1] or family
+    return [BENCHMARKS[name] for name in (_BENCHMARK_OF.get(folder),) if name]
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -116,7 +114,8 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _aligned(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
-    widths = [max((len(row[column]) for row in rows), default=0) for column in columns]
+    rows = [dict(zip(columns, columns, strict=True)), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in columns]
     return "\n".join(
         "  " + "  ".join(row[column].ljust(width) for column, width in zip(columns, widths, strict=True)).rstrip()
         for row in rows

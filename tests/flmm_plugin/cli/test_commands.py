@@ -113,20 +113,37 @@ def test_list_names_every_task_file_and_model(capsys: pytest.CaptureFixture[str]
 def test_list_says_what_is_missing(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLMM_DATA", str(tmp_path))
     needs = {task["name"]: task["needs"] for task in listing.tasks()}
-    assert needs["flmm_refcoco_val"] == f"refcoco under {tmp_path} (set FLMM_DATA)"
-    assert needs["flmm_refcoco+_val"].startswith("refcoco+ under")
-    assert needs["flmm_viscot"] == f"11 of 11 parts of viscot under {tmp_path} (flmm data list viscot)"
+    assert needs["flmm_refcoco_val"] == f"data: 0 of 3 parts of refcoco are under {tmp_path} (flmm data list refcoco)"
+    assert needs["flmm_viscot"] == f"data: 0 of 11 parts of viscot are under {tmp_path} (flmm data list viscot)"
+    assert needs["refcoco+_seg"].startswith("data: 0 of 3 parts of refcoco+ are")
+    assert "of refcocog" in needs["flmm_res"]
     assert needs["flmm_all_tiny"].startswith("nothing")
-    for place in ("coco/refcoco", "refcoco+"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "instances.json").write_text("{}")
+    (tmp_path / "coco/refcoco").mkdir(parents=True)
+    (tmp_path / "coco/train2014").mkdir()
+    (tmp_path / "coco/refcoco/instances.json").write_text("{}")
+    needs = {task["name"]: task["needs"] for task in listing.tasks()}
+    assert needs["flmm_refcoco_val"].startswith("data: 2 of 3 parts of refcoco are")
+    (tmp_path / "coco/refcoco/refs(unc).p").write_bytes(b"")
     needs = {task["name"]: task["needs"] for task in listing.tasks()}
     assert needs["flmm_refcoco_val"].startswith("nothing")
-    assert needs["flmm_refcoco+_val"].startswith("nothing")
-    assert needs["flmm_refcocog_val"].startswith("refcocog under")
+    assert needs["flmm_refcocog_val"].startswith("data: 1 of 3 parts of refcocog are")
     models = {model["name"]: model["needs"] for model in listing.models()}
     assert "lacks the embedded weights" in models["flmm_tiny"]
     assert "pretrained=" in models["flmm_llava"]
+
+
+def test_both_listings_count_the_same_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLMM_DATA", str(tmp_path))
+    (tmp_path / "reason_seg/ReasonSeg/val").mkdir(parents=True)
+    assert main(["data", "list"]) == 0
+    said = capsys.readouterr().out
+    needs = {task["name"]: task["needs"] for task in listing.tasks()}
+    for benchmark, task in {"png": "flmm_png", "reasonseg": "flmm_reasonseg_val", "viscot": "flmm_viscot"}.items():
+        count = re.search(rf"^  {benchmark} +(\d+ of \d+) parts", said, re.MULTILINE)
+        assert count is not None
+        assert f"data: {count[1]} parts of {benchmark} are under" in needs[task]
 
 
 # --- flmm doctor ----------------------------------------------------------------------------------------------------
