@@ -1,20 +1,25 @@
 """Write files so that they appear under their name only when they are whole, and name the place when they cannot.
 
 Every output of this package goes through here: a full disk, a read-only folder or a killed process leaves the file
-that was there before, and the error says which place cannot take what.
+that was there before, and the error says which place cannot take what. Text and JSON that somebody else may have
+written or damaged are read here too, with an error that names the file and the place in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from flmm_plugin.errors import OutputFailed
+from filelock import FileLock
+
+from flmm_plugin.errors import FlmmError, OutputFailed
 
 #: Ending of a file that is being written; its name begins with a dot and the name that the file will get.
 PART = ".part"
@@ -62,12 +67,15 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         durable: Whether it survives a crash of the machine too; False where many small files can be made again.
 
     Yields:
-        An empty file in the same folder, removed if the block raises.
+        An empty file in the same folder, removed if the block raises; a device or a pipe (``/dev/stdout``) itself.
 
     Raises:
         OutputFailed: The place cannot be written.
     """
     with naming(path):
+        if _is_device(path):
+            yield path
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         os.close(handle)
@@ -75,7 +83,7 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         try:
             yield part
             if durable:
-                _flush(part)
+                flush(part)
             part.chmod(0o644)  # mkstemp makes private files; results are for sharing
             part.replace(path)
         except BaseException:
@@ -131,7 +139,8 @@ def check_file_place(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputFailed(f"cannot write {path}: {_FIXES[errno.EISDIR]}")
-    make_folder(path.parent)
+    if not _is_device(path):
+        make_folder(path.parent)
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -159,8 +168,60 @@ def sweep(folder: Path) -> None:
             part.unlink()
 
 
-def _flush(path: Path) -> None:
-    """Force a file onto the disk."""
+class Lock(FileLock):
+    """A lock on a file, which the system lets go when its process ends, however it ends.
+
+    It is a new object at each use: lmms-eval gives everybody in the process who makes a `FileLock` of one path the same
+    object, for ever, and that object refuses to work in a forked process. It does so for that very class only.
+    """
+
+
+def read_text(path: Path, error: type[FlmmError]) -> str:
+    """Read a text file in UTF-8.
+
+    Args:
+        path: A file.
+        error: What to raise where it cannot be read, or holds other bytes.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise error(
+            f"{path} is not UTF-8 text (byte 0x{exc.object[exc.start]:02x} at place {exc.start}); it is damaged, or "
+            "was saved in another encoding: get it again, or save it as UTF-8"
+        ) from exc
+    except OSError as exc:
+        raise error(f"{path} cannot be read ({exc.strerror or exc})") from exc
+
+
+def parse_json(text: str | bytes, what: str, error: type[FlmmError]) -> Any:
+    """Parse JSON.
+
+    Args:
+        text: To parse.
+        what: Names the text in the message: a file, or a file and a line.
+        error: What to raise where it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise error(f"{what} is nested too deeply to be read; it is damaged, or holds something else") from exc
+    except ValueError as exc:
+        raise error(f"{what} is cut off or not JSON ({exc}); write or fetch it again") from exc
+
+
+def read_json(path: Path, error: type[FlmmError]) -> Any:
+    """`parse_json` of what `read_text` reads."""
+    return parse_json(read_text(path, error), str(path), error)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether something stands there that takes what is written and must not be replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def flush(path: Path) -> None:
+    """Force a file, or the names in a folder, onto the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

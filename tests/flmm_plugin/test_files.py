@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flmm_plugin import files
-from flmm_plugin.errors import OutputFailed
+from flmm_plugin.errors import BadAnnotation, OutputFailed
 
 
 @pytest.mark.parametrize("content", ["text", b"bytes", ["two ", "parts"]])
@@ -56,3 +56,22 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
         (tmp_path / name).write_text("")
     files.sweep(tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == [".hidden", "kept.part"]
+
+
+def test_a_device_is_written_and_not_replaced() -> None:
+    files.check_file_place(Path("/dev/null"))
+    files.write(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(OutputFailed, match="/dev/full"):
+        files.write(Path("/dev/full"), "text")
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("content", [b'{"a": ', b"\xff\xfe", b"[" * 100_000, b"1" + b"0" * 5000])
+def test_what_is_no_json_is_named_with_the_error_asked_for(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "given.json"
+    with pytest.raises(BadAnnotation, match="given.json"):
+        files.read_json(path, BadAnnotation)
+    path.write_bytes(content)
+    with pytest.raises(BadAnnotation, match="given.json"):
+        files.read_json(path, BadAnnotation)
