@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -27,9 +26,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_plugin import files
 from flmm_plugin.attention import AttentionCapture, attention_name
 from flmm_plugin.backbones.base import Backbone, EncodedChat
-from flmm_plugin.errors import BadCheckpoint, CaptureError, DataNotFound
+from flmm_plugin.errors import BadCheckpoint, CaptureError, DataNotFound, OutputFailed
 from flmm_plugin.replay import read_sequence
 
 RECORDS = Path(__file__).with_name("verified.json")
@@ -167,7 +167,7 @@ def read_records(path: Path = RECORDS) -> Records:
     if not path.is_file():
         return Records()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, BadCheckpoint)
         triples = tuple(Verified(**{**one, "triple": Triple(**one["triple"])}) for one in content["triples"])
         prints = tuple(
             AttentionFingerprint(**{**one, "triple": Triple(**one["triple"])}) for one in content["fingerprints"]
@@ -187,13 +187,12 @@ def write_records(records: Records, path: Path = RECORDS) -> None:
         "triples": [asdict(one) for one in records.triples],
         "fingerprints": [asdict(one) for one in records.fingerprints],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as exc:
-        partial.unlink(missing_ok=True)
-        raise DataNotFound(f"cannot write {path} ({exc}); record from a checkout that you may write to") from exc
+        with files.naming(path):
+            path.parent.stat()  # it is the package's own: where it is not there, nothing is to be made
+        files.write(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    except OutputFailed as exc:
+        raise DataNotFound(f"{exc}; record from a checkout that you may write to") from exc
 
 
 def installed_triple(kernel: str) -> Triple:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin import json_lines
+from flmm_plugin import files, json_lines
 from flmm_plugin.reports.preservation import Answer, Arm
 
 
@@ -83,9 +83,7 @@ def write_arm(folder: Path, arm: Arm) -> None:
     lines = "".join(json.dumps(answer.as_json()) + "\n" for answer in arm.answers.values())
     fields = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm) if field.name != "answers"}
     for name, text in (("answers.jsonl", lines), ("arm.json", json.dumps(fields, indent=1, default=str))):
-        part = folder / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
+        files.write(folder / name, text)
 
 
 def read_arm(folder: Path) -> Arm | None:

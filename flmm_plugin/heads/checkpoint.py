@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import flmm_plugin
+from flmm_plugin import files
 from flmm_plugin.errors import BadCheckpoint, UnknownArgument
 from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
@@ -39,7 +38,8 @@ def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float
 
     Args:
         path: Ends in ``.safetensors``.
-        heads: With the manifest to store; its ``storage``, ``created_by`` and ``sha256`` are set here.
+        heads: With the manifest to store; its ``storage``, ``created_by`` and ``sha256`` are set here, and absolute
+            paths leave it.
         storage: ``float16`` halves the file and rounds the parameters; buffers (SAM's position code) stay float32.
 
     Returns:
@@ -47,6 +47,7 @@ def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float
 
     Raises:
         BadCheckpoint: A parameter is not finite, or too large for float16.
+        OutputFailed: The place cannot be written.
     """
     if storage not in _STORAGE:
         raise UnknownArgument(f"storage {storage!r} is not one of {', '.join(_STORAGE)}")
@@ -62,12 +63,12 @@ def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float
             )
         state[name] = stored.contiguous()
     manifest = dataclasses.replace(
-        heads.manifest,
+        heads.manifest.without_places(),
         storage=storage,
         created_by=heads.manifest.created_by or f"flmm-plugin {flmm_plugin.__version__}",
         sha256=tensors_sha256(state),
     )
-    _write_atomically(Path(path), to_safetensors(state, metadata={METADATA_KEY: manifest.to_json()}))
+    files.write(Path(path), to_safetensors(state, metadata={METADATA_KEY: manifest.to_json()}))
     return manifest
 
 
@@ -204,18 +205,3 @@ def _load_strict(heads: GroundingHeads, state: Mapping[str, Tensor], path: Path)
 def _some(names: list[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:limit])}{more}"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a checkpoint is for sharing
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

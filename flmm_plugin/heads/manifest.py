@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch
+from flmm_plugin.public import public
 
 FORMAT_VERSION = 1
 PLACEMENTS = ("exact", "cells", "whole")
@@ -118,6 +119,11 @@ class HeadsManifest:
     def stores_image_encoder(self) -> bool:
         """Whether SAM's image encoder is in the file; that of an official size is only where it was joined."""
         return isinstance(self.sam, Mapping) or self.sam_joined
+
+    def without_places(self) -> HeadsManifest:
+        """The same without absolute paths: heads files are for sharing."""
+        said = {name: public(getattr(self, name)) for name in ("backbone", "data", "notes", "created_by")}
+        return replace(self, **said)
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flmm_plugin import json_lines
+from flmm_plugin import files, json_lines
 
 
 def atomic_save(state: Any, path: Path) -> None:
-    """Write beside, then rename: a killed run leaves the last good file."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    """Save a state whole or not at all: a killed run leaves the last good file.
+
+    Raises:
+        OutputFailed: The place cannot be written.
+    """
+    content = io.BytesIO()  # in one piece: how a full disk is told depends on who writes
+    torch.save(state, content)
+    files.write(path, content.getvalue())
 
 
 class Log:

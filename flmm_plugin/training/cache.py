@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flmm_plugin import files
 from flmm_plugin.errors import BadCache, BadImage
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import ImageEmbedding
@@ -52,10 +53,10 @@ class Records:
 
 
 class PictureHashes:
-    """SHA-256 of picture files, each read once as long as its size and date stay."""
+    """SHA-256 of picture files, each read once as long as it stays the same file, unchanged."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[int, int, str]] = {}
+        self._known: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def of(self, path: Path) -> str:
         """Hash of a file's bytes.
@@ -65,16 +66,18 @@ class PictureHashes:
         """
         try:
             stat = path.stat()
+            # Size and time of a file may be set back; the time of its last change of any kind may not.
+            state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
             known = self._known.get(str(path))
-            if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
-                return known[2]
+            if known is not None and known[0] == state:
+                return known[1]
             whole = hashlib.sha256()
             with path.open("rb") as file:
                 while piece := file.read(_PIECE_BYTES):
                     whole.update(piece)
         except OSError as exc:
             raise BadImage(f"the picture {str(path)!r} cannot be read: {exc}") from exc
-        self._known[str(path)] = (stat.st_size, stat.st_mtime_ns, whole.hexdigest())
+        self._known[str(path)] = (state, whole.hexdigest())
         return whole.hexdigest()
 
 
@@ -100,7 +103,7 @@ class FeatureCache:
         shard_seconds: float = SHARD_SECONDS,
     ) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         self.cap = DiskCap(self.folder, cap_bytes)
         options: dict[str, Any] = {"cap": self.cap, "shard_bytes": shard_bytes, "shard_seconds": shard_seconds}
         self.words = ShardStore(self.folder, "words", words_identity, **options)

@@ -1,28 +1,34 @@
 """Where a killed run goes on: one folder per checkpoint, there as a whole or not at all.
 
 A checkpoint is written beside its place, made durable, and renamed; so whatever kills the process, or fills the disk,
-the newest folder with a checkpoint's name is a whole one. Weights and optimiser are saved by accelerate, which knows
-how each way of distributing holds them; counters and random states beside them, one file per process.
+the newest folder with a checkpoint's name is a whole one. A disk may damage it later: the hash of every file is kept
+with it, and a run goes on from the newest checkpoint whose files are what they were. Weights and optimiser are saved by
+accelerate, which knows how each way of distributing holds them; counters and random states beside them, one file per
+process.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from flmm_plugin import files
 from flmm_plugin.errors import BadCheckpoint
 
 _NAME = re.compile(r"step_(\d{8})")
 _PART = ".part"
+_HASHES = "sha256.json"  # SHA-256 of every other file of a checkpoint, by its path in the folder
 
 
 class Checkpoints:
@@ -48,6 +54,31 @@ class Checkpoints:
         steps = self.steps()
         return self.at(steps[-1]) if steps else None
 
+    def newest_whole(self, told: Callable[[str], None]) -> Path | None:
+        """The last one whose files are what they were, None if there is no checkpoint; damaged later ones go.
+
+        Args:
+            told: Gets a sentence for each that is damaged.
+
+        Raises:
+            BadCheckpoint: There are some, and all are damaged.
+        """
+        damaged: dict[Path, str] = {}
+        for step in reversed(self.steps()):
+            trouble = _damage(self.at(step))
+            if trouble is None:
+                for path, why in damaged.items():
+                    told(f"the checkpoint {path} is damaged ({why}): it is removed, the run goes on from step {step}")
+                    shutil.rmtree(path, ignore_errors=True)
+                return self.at(step)
+            damaged[self.at(step)] = trouble
+        if damaged:
+            said = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
+            raise BadCheckpoint(
+                f"no checkpoint in {self.folder} is whole ({said}); bring one back, or give --restart to begin anew"
+            )
+        return None
+
     def at(self, step: int) -> Path:
         """Folder of a step's checkpoint."""
         return self.folder / f"step_{step:08d}"
@@ -66,17 +97,21 @@ class Checkpoints:
     def finish(self, step: int) -> Path:
         """Give the folder of `begin` its name; then the oldest ones go."""
         part, whole = self.part(step), self.at(step)
-        for path in sorted(part.rglob("*")):
-            if path.is_file():
-                _make_durable(path)
-        _make_durable(part)
+        files.write(part / _HASHES, json.dumps(_hashes(part), indent=1))
+        for path in (*_files_of(part), part):
+            files.flush(path)
         if whole.exists():  # a run that was told to go on from an earlier step comes by again
             shutil.rmtree(whole)
         os.rename(part, whole)
-        _make_durable(self.folder)
+        files.flush(self.folder)
         for step_before in self.steps()[: -self.keep]:
             shutil.rmtree(self.at(step_before), ignore_errors=True)
         return whole
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written; the caller holds the lock of the run's folder."""
+        for part in self.folder.glob(f"*{_PART}"):
+            shutil.rmtree(part, ignore_errors=True)
 
     def give_up(self, step: int) -> None:
         """Remove what `begin` made: the disk is full, and its space may let others finish."""
@@ -134,9 +169,31 @@ def load_process(folder: Path, process: int, processes: int) -> dict[str, Any]:
     return content
 
 
-def _make_durable(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint, by their path in it."""
+    found: dict[str, str] = {}
+    for path in _files_of(folder):
+        if path != folder / _HASHES:
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is whole."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        wanted = files.read_json(folder / _HASHES, BadCheckpoint)
+        there = _hashes(folder)
+    except (BadCheckpoint, OSError) as exc:
+        return str(exc)
+    if not isinstance(wanted, dict):
+        return f"{_HASHES} holds no hashes"
+    missing = sorted(wanted.keys() - there.keys())
+    changed = sorted(name for name in wanted.keys() & there.keys() if wanted[name] != there[name])
+    if not missing and not changed:
+        return None
+    return ", ".join([*(f"{name} is missing" for name in missing), *(f"{name} is not what it was" for name in changed)])

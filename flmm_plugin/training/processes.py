@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +21,10 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from flmm_plugin.errors import TrainingStopped
+from flmm_plugin.errors import FlmmError, TrainingStopped
 from flmm_plugin.training.recipe import TrainRecipe
+
+Shared = TypeVar("Shared")
 
 
 class Processes:
@@ -75,21 +77,27 @@ class Processes:
         """The whole state of a prepared module, on every process."""
         whole: dict[str, Tensor] = self.accelerator.get_state_dict(model)
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            shared = [whole if self.main else None]  # sharded modules give it to the main process alone
-            broadcast_object_list(shared)
-            whole = cast("dict[str, Tensor]", shared[0])
+            whole = self.shared(whole)  # sharded modules give it to the main process alone
         return whole
+
+    def shared(self, value: Shared) -> Shared:
+        """What the main process has, on every process."""
+        if self.count == 1:
+            return value
+        values = [value if self.main else None]
+        broadcast_object_list(values)
+        return cast(Shared, values[0])
 
     def together(self, act: Callable[[], Any]) -> None:
         """Do something that may fail; where it fails on one process, it fails on all.
 
         Raises:
-            TrainingStopped: It failed here, or elsewhere.
+            FlmmError: It failed here; `TrainingStopped`: or elsewhere.
         """
-        failed: TrainingStopped | None = None
+        failed: FlmmError | None = None
         try:
             act()
-        except TrainingStopped as exc:
+        except FlmmError as exc:
             failed = exc
         if self.summed([int(failed is not None)])[0]:
             raise failed or TrainingStopped("another process had to stop; its own message says why")

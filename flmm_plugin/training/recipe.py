@@ -14,11 +14,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.files import read_text
 from flmm_plugin.phrases import MERGES
 from flmm_plugin.training.strict import built, change, choice, nearest, plain
+from flmm_plugin.yaml_text import read_yaml
 
 _CONFIGS = "configs"
 
@@ -327,10 +327,7 @@ def read_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Tra
         UnknownArgument: No such recipe, or an unknown key or value.
     """
     text, source = _text_of(path)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise UnknownArgument(f"{source} is not YAML: {' '.join(str(exc).split())}") from exc
+    content = read_yaml(text, source)
     if not isinstance(content, dict):
         raise UnknownArgument(
             f"{source} holds no keys; a recipe begins with e.g. `backbone: {{pretrained: flmm_tiny}}`"
@@ -339,11 +336,7 @@ def read_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Tra
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise UnknownArgument(f"{override!r} is no key=value; e.g. optimiser.lr=2e-4 or data.root=/data")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as exc:
-            raise UnknownArgument(f"{override!r}: the value is not YAML ({exc}); quote it") from exc
-        change(content, key.split("."), parsed, override)
+        change(content, key.split("."), read_yaml(value, f"the value of {_short(override)}"), override)
     return TrainRecipe.from_dict(content, source)
 
 
@@ -353,10 +346,14 @@ def recipes() -> tuple[str, ...]:
     return tuple(sorted(one.name[: -len(".yaml")] for one in folder.iterdir() if one.name.endswith(".yaml")))
 
 
+def _short(override: str) -> str:
+    return repr(override if len(override) <= 60 else f"{override[:60]}...")
+
+
 def _text_of(path: str | PathLike[str]) -> tuple[str, str]:
     given = Path(path)
     if given.is_file():
-        return given.read_text(encoding="utf-8"), str(given)
+        return read_text(given, UnknownArgument), str(given)
     name = str(path)
     if name in recipes():
         return (resources.files("flmm_plugin.training") / _CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import Timeout
 
 import flmm_plugin
-from flmm_plugin import json_lines
+from flmm_plugin import files, json_lines
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.errors import TrainingStopped
+from flmm_plugin.errors import OutputFailed, TrainingStopped, UnknownArgument
 from flmm_plugin.heads.checkpoint import HEADS_NAME
 from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.recipe import TrainRecipe
+from flmm_plugin.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from flmm_plugin.grounded_lmm import GroundedLMM
@@ -49,31 +50,78 @@ class RunFolder:
         self.page = path / "validation.html"
         self._recipe = path / "recipe.yaml"
         self._record = path / "run.json"
+        self._named: list[dict[str, Any]] | None = None
+        self._lock = files.Lock(path / ".lock")
 
     def open(self, *, restart: bool = False) -> None:
-        """Make the folder, or check that it belongs to the same recipe.
+        """Make the folder, or check that it belongs to the same recipe; it is this run's until `close`.
 
         Raises:
-            TrainingStopped: It holds a run of another recipe.
+            OutputFailed: It cannot be written.
+            TrainingStopped: It holds a run of another recipe, or another process trains in it.
         """
+        files.make_folder(self.path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise TrainingStopped(
+                f"another process trains in {self.path}; wait for it or stop it, or name another folder with --out"
+            ) from exc
+        files.sweep(self.path)
         if restart:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             for path in (self.heads, self.last, self.log, self.problems, self.page, self._recipe, self._record):
                 path.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if self._recipe.exists():
-            before = yaml.safe_load(self._recipe.read_text(encoding="utf-8"))
-            if found := differences(before, self.recipe.to_dict()):
-                raise TrainingStopped(
-                    f"{self.path} holds a run of another recipe ({'; '.join(found[:4])}); name another folder, or give "
-                    "--restart to begin anew"
-                )
-        _write(self._recipe, yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        if self._recipe.exists() and (found := differences(self._recipe_before(), self.recipe.to_dict())):
+            raise TrainingStopped(
+                f"{self.path} holds a run of another recipe ({'; '.join(found[:4])}); name another folder, or give "
+                "--restart to begin anew"
+            )
+        files.write(self._recipe, yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+
+    def close(self) -> None:
+        """Let other runs into the folder."""
+        self._lock.release()
+
+    def check(self) -> None:
+        """See that the folder is still there: what is written into a new one would be half a run.
+
+        Raises:
+            OutputFailed: It is gone.
+        """
+        if not self._recipe.exists():
+            raise OutputFailed(
+                f"{self.path} is gone, or what was in it; put it back, or run the same line again to begin anew"
+            )
+
+    def go_on_after(self, step: int) -> None:
+        """Cut from the log what was done after a step that is done again, and what is not a whole line."""
+        if self.log.exists():
+            kept = [row for row in json_lines.read(self.log) if isinstance(row, dict) and row.get("step", 0) <= step]
+            files.write(self.log, (json.dumps(row) + "\n" for row in kept))
 
     def name_problem(self, problem: Problem, process: int = 0) -> None:
-        """Append a problem to the list of the run."""
+        """Append a problem to the list of the run, once."""
         line = {"kind": problem.kind, "where": problem.where, "dropped": problem.dropped, "process": process}
-        json_lines.append(self.problems, line)
+        if self._named is None:
+            self._named = [row for row in json_lines.read(self.problems) if isinstance(row, dict)]
+        if line not in self._named:
+            self._named.append(line)
+            json_lines.append(self.problems, line)
+
+    def _recipe_before(self) -> Mapping[str, Any]:
+        try:
+            before = read_yaml(files.read_text(self._recipe, UnknownArgument), str(self._recipe))
+        except UnknownArgument as exc:
+            before, why = None, str(exc)
+        else:
+            why = f"{self._recipe} holds no recipe"
+        if not isinstance(before, Mapping) or not before:
+            raise TrainingStopped(
+                f"{why}, so it cannot be told which run is in {self.path}: write its recipe back (the same line with "
+                f"--print > {self._recipe}), or give --restart to begin anew"
+            )
+        return before
 
     def record(
         self, run: TrainedRun, lmm: GroundedLMM, samples: TrainingSet, *, processes: int, seals: Sequence[FrozenSeal]
@@ -103,7 +151,7 @@ class RunFolder:
             "machine": platform.machine(),
             "processes": processes,
         }
-        _write(self._record, json.dumps(content, indent=1))
+        files.write(self._record, json.dumps(content, indent=1))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
@@ -122,9 +170,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = 
         else:
             found.append(f"{above}{key}: {one}, now {other}")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

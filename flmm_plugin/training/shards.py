@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from flmm_plugin.errors import BadCache
+from flmm_plugin import files
+from flmm_plugin.errors import BadCache, OutputFailed
 
 FORMAT = "flmm features 1"
 SHARD_BYTES = 256 << 20
@@ -69,14 +69,6 @@ class DiskCap:
         return float("inf") if self.limit is None else max(0, self.limit - self.used())
 
 
-class CacheLock(FileLock):
-    """A file lock that is a new object at each use.
-
-    lmms-eval gives everybody in the process who makes a `FileLock` of one path the same object, for ever, and
-    that object refuses to work in a forked process. It does so for that very class only.
-    """
-
-
 class ShardStore:
     """Records of one identity.
 
@@ -109,7 +101,7 @@ class ShardStore:
         self.folder = root / f"{kind}-{self.identity[:16]}"
         self.cap = cap or DiskCap(root)
         self.shard_bytes, self.shard_seconds = shard_bytes, shard_seconds
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         self._lock_path = root / ".lock"
         self._where: dict[str, str] = {}
         self._shards: set[str] = set()
@@ -118,7 +110,7 @@ class ShardStore:
         self._seen_at = -1
         self._process = os.getpid()
         self._lock = threading.RLock()  # a trainer reads ahead in a thread of its own
-        with CacheLock(self._lock_path):
+        with self._locked():
             self._write_identity(text)
             for left in self.folder.glob("*.part"):  # shards are written under the lock: nobody is at these
                 left.unlink(missing_ok=True)
@@ -252,7 +244,7 @@ class ShardStore:
         with self._alone():
             if not self._pending:
                 return
-            with CacheLock(self._lock_path):
+            with self._locked():
                 kept = self._within_cap()
                 name = f"{uuid.uuid4().hex}.safetensors"
                 if kept and self._write(name, kept):
@@ -284,18 +276,15 @@ class ShardStore:
         return kept
 
     def _write(self, name: str, records: Mapping[str, bytes]) -> bool:
-        part = self.folder / f"{name}.part"
         arrays = {address: np.frombuffer(record, dtype=np.uint8) for address, record in records.items()}
         try:
-            save_file(arrays, part, metadata={"format": FORMAT, "identity": self.identity})
-            _make_durable(part)
-            os.replace(part, self.folder / name)
-            _make_durable(self.folder)
-        except (OSError, SafetensorError) as exc:
-            part.unlink(missing_ok=True)
-            number = getattr(exc, "errno", None)
+            with files.new_file(self.folder / name) as part:
+                save_file(arrays, part, metadata={"format": FORMAT, "identity": self.identity})
+            files.flush(self.folder)
+        except (OSError, OutputFailed, SafetensorError) as exc:
+            number = getattr(exc.__cause__ or exc, "errno", None)
             if number not in (errno.ENOSPC, errno.EDQUOT) and "No space" not in str(exc):
-                raise
+                raise self._unwritable(exc) from exc
             self._stop(f"the disk of {self.cap.root} is full; make room")
             return False
         return True
@@ -314,13 +303,30 @@ class ShardStore:
         with self._lock:
             yield
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time, of all that write to the cache."""
+        lock = files.Lock(self._lock_path)
+        try:
+            lock.acquire()
+        except OSError as exc:
+            raise self._unwritable(exc) from exc
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _unwritable(self, exc: Exception) -> BadCache:
+        return BadCache(
+            f"{self.folder} cannot be written ({exc}); keep the cache's folder until the run ends, or give another "
+            "cache.folder"
+        )
+
     def _write_identity(self, text: str) -> None:
         """What the folder is for, in words; shards say for themselves, this file is for people."""
         path = self.folder / "identity.json"
         if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
-            part = self.folder / "identity.json.part"
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+            files.write(path, text)
 
 
 def size_text(size: float) -> str:
@@ -333,12 +339,3 @@ def size_text(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size:.0f} B"
-
-
-def _make_durable(path: Path) -> None:
-    """Force a file, or the names in a folder, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

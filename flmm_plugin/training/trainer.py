@@ -8,6 +8,7 @@ The frozen parts (LMM, SAM's image encoder) are outside of what accelerate wraps
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,10 +19,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from flmm_plugin import files
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.errors import FlmmError, TrainingStopped
+from flmm_plugin.errors import FlmmError, OutputFailed, TrainingStopped
 from flmm_plugin.heads import GroundingHeads, save_heads
+from flmm_plugin.public import public
 from flmm_plugin.tiny.runs import Log
 from flmm_plugin.training.batches import Batches
 from flmm_plugin.training.building import trainable
@@ -42,7 +45,6 @@ from flmm_plugin.training.tracking import chosen_trackers, flat
 from flmm_plugin.training.validation import Scores, Shown, ValidationReport, count
 
 LOG_EVERY = 10  # steps between two lines of the log
-_BAD_IN_A_ROW = 25  # steps without a usable gradient after which a run has no future
 
 
 def train(
@@ -66,7 +68,10 @@ def train(
         progress: Show a bar.
 
     Raises:
-        TrainingStopped: Nothing to learn from, too much that cannot be used, a full disk, or another recipe's folder.
+        TrainingStopped: Nothing to learn from, too much that cannot be used, a full disk, another recipe's folder, or
+            one that another process trains in.
+        OutputFailed: A place cannot be written, said before anything is loaded.
+        BadCheckpoint: All checkpoints of an earlier part of the run are damaged.
         FrozenWeightsChanged: The frozen models are not what they were.
     """
     return Trainer(
@@ -97,10 +102,29 @@ class Trainer:
         self.processes = Processes(recipe, trackers, Path(out))
         self.accelerator, self.main = self.processes.accelerator, self.processes.main
         self.folder = RunFolder(Path(out), recipe)
-        self.processes.together(lambda: self.folder.open(restart=restart) if self.main else None)
         self.log = Log(self.folder.log)
         self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.saving.keep)
         self._show = progress and self.main
+        try:
+            self.processes.together(lambda: self._open(restart) if self.main else None)
+            self._load(backbone)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other runs into the folder; `run` does so at its end."""
+        self.folder.close()
+
+    def _open(self, restart: bool) -> None:
+        """Take the run's folder, and see that all places can be written before anything is loaded."""
+        self.folder.open(restart=restart)
+        self.checkpoints.sweep()
+        if self.recipe.cache.enabled:
+            files.make_folder(self._cache_folder)
+
+    def _load(self, backbone: Backbone | None) -> None:
+        recipe = self.recipe
         self.samples = TrainingSet(recipe)
         self.held_out = TrainingSet(recipe, recipe.validation.parts)
         if not len(self.samples):
@@ -129,13 +153,13 @@ class Trainer:
 
     def run(self) -> TrainedRun:
         """All steps that the newest checkpoint does not hold yet."""
-        self._resume()
-        if self.main:
-            self._announce()
-        self.accelerator.init_trackers("flmm-train", config=flat(self.recipe.to_dict()))
-        started, before = time.monotonic(), self.state.seconds
-        stopped_early = self._exhausted
         try:
+            self._resume()
+            if self.main:
+                self._announce()
+            self.accelerator.init_trackers("flmm-train", config=flat(public(self.recipe.to_dict())))
+            started, before = time.monotonic(), self.state.seconds
+            stopped_early = self._exhausted
             with self._bar() as bar:
                 for batch in () if stopped_early else self.batches.after(self.state.step):
                     lines = self.stepper.step(batch)
@@ -144,6 +168,7 @@ class Trainer:
                     bar.update()
                     bar.set_postfix_str(_postfix(lines, self.scores), refresh=False)
                     if self.main and (step % LOG_EVERY == 0 or step == self.batches.steps):
+                        self.folder.check()
                         self.log.write(step=step, epoch=self._epochs(), **_rounded(lines))
                         self.accelerator.log(lines, step=step)
                     if self._validation_due(step):
@@ -157,6 +182,7 @@ class Trainer:
             if isinstance(self.source, CachedReader):
                 self.source.cache.close()
             self.accelerator.end_training()  # also the end of what the processes have in common
+            self.close()
 
     # The feature cache.
 
@@ -250,29 +276,40 @@ class Trainer:
             self.accelerator.save_state(str(checkpoints.part(step)))
             save_process(checkpoints.part(step), self.processes.index, {**content, "processes": self.processes.count})
 
-        together(lambda: self._guarded(lambda: checkpoints.begin(step) if self.main else None))
+        def begin() -> None:
+            self.folder.check()
+            checkpoints.begin(step)
+
+        together(lambda: self._guarded(begin) if self.main else None)
         together(lambda: self._guarded(fill))
         together(lambda: self._guarded(lambda: checkpoints.finish(step) if self.main else None))
 
     def _guarded(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except (OSError, RuntimeError, SafetensorError) as exc:  # how a full disk is told depends on who writes
+        # How a full disk is told depends on who writes.
+        except (OSError, RuntimeError, SafetensorError, OutputFailed) as exc:
             self.checkpoints.give_up(self.state.step)
-            newest = self.checkpoints.newest()
-            kept = "nothing was saved before" if newest is None else f"{newest} is whole"
             raise TrainingStopped(
-                f"the checkpoint of step {self.state.step} cannot be written ({exc}); {kept}: make room and run the "
-                "same line again, it goes on from there"
+                f"the checkpoint of step {self.state.step} cannot be written ({exc}); {self.saved}: make room there, "
+                "or mend what is said, and run the same line again, it goes on from there"
             ) from exc
+
+    @property
+    def saved(self) -> str:
+        """What a run that ends now has left on disk, in half a sentence."""
+        newest = self.checkpoints.newest()
+        return "nothing was saved before" if newest is None else f"{newest} is whole"
 
     def _write_heads(self, path: Path) -> None:
         heads = self.lmm.heads
         assert heads is not None
         notes = {
-            "recipe": self.recipe.to_dict(),
+            "recipe": public(self.recipe.to_dict()),
             "step": self.state.step,
             "scores": None if self.scores is None else asdict(self.scores),
+            "data": self.samples.digests,
+            "frozen": [seal.digest for seal in self.seals],
         }
         heads.manifest = replace(heads.manifest, notes=notes)
         self._guarded(lambda: save_heads(path, heads, storage=self.recipe.saving.storage))
@@ -316,25 +353,46 @@ class Trainer:
     # Beginning, and going on.
 
     def _resume(self) -> None:
-        newest = self.checkpoints.newest()
+        newest = self._newest_whole()
         if newest is None:
             torch.manual_seed(self.recipe.seed + 1)
-            return
-        self.accelerator.load_state(str(newest))
-        content = load_process(newest, self.processes.index, self.processes.count)
-        for name, value in content["progress"].items():
-            setattr(self.state, name, value)
-        self.preparer.restore(content["problems"])
-        if content["scores"] is not None:
-            self.scores = Scores(**content["scores"])
+        else:
+            self.accelerator.load_state(str(newest))
+            content = load_process(newest, self.processes.index, self.processes.count)
+            for name, value in content["progress"].items():
+                setattr(self.state, name, value)
+            self.preparer.restore(content["problems"])
+            if content["scores"] is not None:
+                self.scores = Scores(**content["scores"])
+        if self.main:
+            self.folder.go_on_after(self.state.step)
+
+    def _newest_whole(self) -> Path | None:
+        """The checkpoint to go on from: one process looks, all take the same."""
+        found: list[str | None] = []
+
+        def told(sentence: str) -> None:
+            print(sentence, file=sys.stderr)
+
+        def look() -> None:
+            newest = self.checkpoints.newest_whole(told) if self.main else None
+            found.append(None if newest is None else str(newest))
+
+        self.processes.together(look)
+        chosen = self.processes.shared(found[0])
+        return None if chosen is None else Path(chosen)
+
+    @property
+    def _cache_folder(self) -> Path:
+        options = self.recipe.cache
+        return Path(options.folder) if options.folder else self.folder.features
 
     def _source(self) -> FeatureSource:
         reader, options = FrozenReader(self.lmm), self.recipe.cache
         if not options.enabled:
             return reader
         cap = None if options.cap_gb is None else int(options.cap_gb * 1e9)
-        folder = Path(options.folder) if options.folder else self.folder.features
-        return CachedReader(reader, FeatureCache.of_reader(folder, reader, cap_bytes=cap))
+        return CachedReader(reader, FeatureCache.of_reader(self._cache_folder, reader, cap_bytes=cap))
 
     def _announce(self) -> None:
         self.log.write(
@@ -351,7 +409,7 @@ class Trainer:
         for problem in (*self.samples.problems, *self.held_out.problems):
             self.folder.name_problem(problem)
         if self._advice:
-            self.accelerator.print(self._advice)
+            print(self._advice, file=sys.stderr)  # the result has standard output for itself
 
     def _heard_of(self, problem: Problem) -> None:
         self.folder.name_problem(problem, self.processes.index)

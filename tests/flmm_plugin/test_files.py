@@ -70,8 +70,8 @@ def test_a_device_is_written_and_not_replaced() -> None:
 @pytest.mark.parametrize("content", [b'{"a": ', b"\xff\xfe", b"[" * 100_000, b"1" + b"0" * 5000])
 def test_what_is_no_json_is_named_with_the_error_asked_for(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "given.json"
-    with pytest.raises(BadAnnotation, match="given.json"):
+    with pytest.raises(BadAnnotation, match=r"given\.json"):
         files.read_json(path, BadAnnotation)
     path.write_bytes(content)
-    with pytest.raises(BadAnnotation, match="given.json"):
+    with pytest.raises(BadAnnotation, match=r"given\.json"):
         files.read_json(path, BadAnnotation)

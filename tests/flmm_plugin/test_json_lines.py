@@ -60,7 +60,7 @@ def test_a_record_is_written_whole_or_not_at_all(tmp_path: Path, torn: bool) -> 
     if torn:
         path.write_bytes(path.read_bytes() + b'{"numb')
     before = path.read_bytes()
-    with no_file_grows_beyond(1000), pytest.raises(OutputFailed, match="records.jsonl"):
+    with no_file_grows_beyond(1000), pytest.raises(OutputFailed, match=r"records\.jsonl"):
         json_lines.append(path, {"number": 2}, {"text": "x" * 2000})
     assert path.read_bytes() == before
     json_lines.append(path, {"number": 3})

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
+from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, OutputFailed, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import BackboneFacts, GroundingHeads, HeadsManifest, load_heads, read_manifest, save_heads
 from flmm_plugin.heads import checkpoint as checkpoint_module
@@ -94,8 +94,8 @@ def test_a_write_that_fails_leaves_the_old_file(make_heads: Make, path: Path, mo
     def full(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint_module.os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputFailed, match="no space"):
         save_heads(path, make_heads(seed=1))
     assert path.read_bytes() == before
     assert [one.name for one in path.parent.iterdir()] == [path.name]

@@ -173,3 +173,144 @@ def test_random_states_come_back(tmp_path: Path) -> None:
     (tmp_path / "process_0.pt").write_bytes(b"PK")
     with pytest.raises(BadCheckpoint, match="goes on from the one before"):
         load_process(tmp_path, 0, 1)
+
+
+def newest(out: Path) -> Path:
+    return sorted((out / "checkpoints").iterdir())[-1]
+
+
+def damage(kind: str, folder: Path) -> None:
+    victim = next(path for path in sorted(folder.iterdir()) if path.name.startswith("model"))
+    if kind == "empty":
+        for path in folder.iterdir():
+            path.unlink()
+    elif kind == "cut optimiser":
+        path = folder / "optimizer.bin"
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "missing":
+        victim.unlink()
+    elif kind == "no hashes":
+        (folder / "sha256.json").write_text("[]")
+    else:
+        content = bytearray(victim.read_bytes())
+        content[-5] ^= 4  # a number in a tensor: nothing but a hash can tell
+        victim.write_bytes(content)
+
+
+def test_damaged_checkpoints_are_told_from_whole_ones(tmp_path: Path) -> None:
+    for kind in ("empty", "cut optimiser", "missing", "no hashes", "flipped"):
+        checkpoints = Checkpoints(tmp_path / kind, keep=2)
+        for step in (10, 20):
+            folder = checkpoints.begin(step)
+            for name in ("model.safetensors", "optimizer.bin", "process_0.pt"):
+                (folder / name).write_bytes(bytes(200))
+            checkpoints.finish(step)
+        said: list[str] = []
+        assert checkpoints.newest_whole(said.append) == checkpoints.at(20)
+        assert not said
+        damage(kind, checkpoints.at(20))
+        assert checkpoints.newest_whole(said.append) == checkpoints.at(10), kind
+        assert len(said) == 1
+        assert "step_00000020 is damaged" in said[0]
+        assert checkpoints.steps() == [10]
+        damage(kind, checkpoints.at(10))
+        with pytest.raises(BadCheckpoint, match=r"step_00000010.*--restart"):
+            checkpoints.newest_whole(said.append)
+        assert checkpoints.steps() == [10], "what may be mended stays"
+
+
+def test_what_a_killed_run_left_is_mended_or_said(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = load_llava("mha")
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run(recipe, whole, backbone)
+    assert killed_after(3, "step", recipe, out, backbone, before=False) == -signal.SIGKILL
+    assert newest(out).name == "step_00000002"
+    # A step that was logged and is done again, half a line, half a file, half a checkpoint.
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss": 1.0}\n{"step": 3, "lo')
+    (out / ".heads.safetensors.abc.part").write_bytes(b"half")
+    (out / "checkpoints" / "step_00000004.part").mkdir()
+    run(recipe, out, backbone)
+    assert same_bits(weights(whole), weights(out))
+    assert not list(out.rglob("*.part"))
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == sorted(set(steps))
+
+    damage("flipped", newest(out))
+    capsys.readouterr()
+    again = run(recipe, out, backbone)
+    assert "step_00000004 is damaged" in capsys.readouterr().err
+    assert again.steps == 4
+    assert same_bits(weights(whole), weights(out))
+
+    for content in (b"", bytes(400), b"\xff\xfe", b"seed: [", b"- 1"):
+        (out / "recipe.yaml").write_bytes(content)
+        with pytest.raises(TrainingStopped, match=r"recipe\.yaml.*--restart"):
+            Trainer(recipe, out, backbone=backbone, progress=False)
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    backbone, out = load_llava("mha"), tmp_path / "run"
+    first = Trainer(recipe, out, backbone=backbone, progress=False)
+    before = sorted(path.name for path in out.iterdir())
+    for restart in (False, True):
+        with pytest.raises(TrainingStopped, match="another process trains in"):
+            Trainer(recipe, out, backbone=backbone, restart=restart, progress=False)
+    assert sorted(path.name for path in out.iterdir()) == before
+    first.close()
+    assert killed_after(1, "step", recipe, out, backbone, before=True) == -signal.SIGKILL
+    assert run(recipe, out, backbone).steps == 4
+
+
+@pytest.mark.parametrize("key", ["out", "cache"])
+def test_a_place_that_takes_no_files_is_said_before_anything_is_loaded(
+    recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    from dataclasses import replace
+
+    from flmm_plugin.errors import OutputFailed
+
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setattr(Trainer, "_load", None)
+    below = tmp_path / "taken" / "below"
+    if key == "cache":
+        recipe = replace(recipe, cache=replace(recipe.cache, folder=str(below)))
+    with pytest.raises(OutputFailed, match="taken"):
+        Trainer(recipe, below if key == "out" else tmp_path / "run", progress=False)
+
+
+def test_a_folder_that_is_gone_is_not_made_anew_in_the_middle(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    real = Stepper.step
+
+    def step(self: Stepper, *args: Any) -> Any:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return real(self, *args)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(TrainingStopped, match="is gone"):
+        run(recipe, tmp_path / "run", load_llava("mha"))
+
+
+def test_heads_that_are_shared_do_not_say_where_things_lay(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from flmm_plugin.heads import read_manifest
+
+    root = Path(recipe.data.root or "")
+    assert root.is_absolute()
+    run(replace(recipe, steps=1), tmp_path / "run", load_llava("mha"))
+    manifest = read_manifest(tmp_path / "run")
+    assert str(tmp_path) not in manifest.to_json()
+    assert manifest.notes["recipe"]["data"]["root"] == root.name
+    assert len(manifest.notes["frozen"]) == 2

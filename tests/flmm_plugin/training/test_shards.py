@@ -185,7 +185,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards, "_make_durable", full)
+    monkeypatch.setattr(shards.files, "flush", full)
     one.put("b", record(2))
     one.flush()
     assert one.cap.full
