@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from flmm_plugin.errors import FlmmError, OutputFailed
+from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed
 
 #: Ending of a file that is being written; its name begins with a dot and the name that the file will get.
 PART = ".part"
@@ -131,12 +131,19 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def check_file_place(path: Path) -> None:
+def check_file_place(path: Path, *, parents: bool = True) -> None:
     """See that a file could be written at `path`, before the work that makes its content.
+
+    Args:
+        path: Where the file is to appear.
+        parents: Make its folder; False: a folder that is not there was misspelt.
 
     Raises:
         OutputFailed: Something else stands there, or its folder takes no files.
+        DataNotFound: There is no such folder.
     """
+    if not (parents or path.parent.exists()):
+        raise DataNotFound(f"there is no folder {path.parent} to write into; make it, or name another place")
     if path.is_dir():
         raise OutputFailed(f"cannot write {path}: {_FIXES[errno.EISDIR]}")
     if not _is_device(path):

@@ -21,9 +21,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from flmm_plugin import files
 from flmm_plugin.reports.comparison import ComparisonTable
 from flmm_plugin.reports.explorer_assets import SCRIPT, STYLE
-from flmm_plugin.reports.files import write_atomically
 from flmm_plugin.reports.rendering import fragment
 from flmm_plugin.reports.sample_files import PhraseView, SampleView
 from flmm_plugin.reports.verdicts import VerdictNote
@@ -73,7 +73,7 @@ def write_explorer(
     bar = tqdm(shown, desc="pictures", disable=not progress)
     places = [pictures.place(sample.image) for sample in bar]
     facts = PageFacts(out, len(shown), pictures.count, pictures.left_out, pictures.unreadable)
-    write_atomically(out, _page(title, notes, tables, figures, verdicts, shown, places, pictures, facts))
+    files.write(out, _page(title, notes, tables, figures, verdicts, shown, places, pictures, facts))
     return facts
 
 

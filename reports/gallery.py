@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flmm_plugin.reports.files import write_atomically
+from flmm_plugin import files
 from flmm_plugin.reports.page_assets import SCRIPT, STYLE
 
 Picture = Image.Image | str | Path
@@ -80,7 +80,7 @@ def write_page(out_html: str | Path, title: str, sections: Sequence[Section], *,
     Raises:
         ValueError: A table row has not as many cells as there are columns.
     """
-    return write_atomically(Path(out_html), [page(title, sections, lead=lead)])
+    return files.write(Path(out_html), page(title, sections, lead=lead))
 
 
 def page(title: str, sections: Sequence[Section], *, lead: str = "") -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
+from flmm_plugin import files
 from flmm_plugin.reports.preservation import Arm, Check, Verdict
 
 _WORD = {"unchanged": "CHAT UNCHANGED", "changed": "CHAT CHANGED", "uncomparable": "COULD NOT COMPARE"}
@@ -147,6 +148,5 @@ def write_files(verdict: Verdict, paths: Sequence[tuple[str, Any]]) -> None:
     """Write the verdict into files: pairs of ``json`` or ``junit`` and a path; a None path is left out."""
     for kind, path in paths:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             content = as_junit(verdict) if kind == "junit" else json.dumps(as_json(verdict), indent=1) + "\n"
-            path.write_text(content, encoding="utf-8")
+            files.write(path, content)

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound, ToolNotFound
+from flmm_plugin.public import public
 
 if TYPE_CHECKING:
     from flmm_plugin.training.ablations import Measured, Study
@@ -62,7 +64,12 @@ def add_subcommand(commands: Any) -> None:
     parser.add_argument("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
     parser.add_argument("--list", action="store_true", help="the study's parts and arms, and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=_ablate)
+    parser.set_defaults(run=_ablate, stopped=_stopped)
+
+
+def _stopped(args: argparse.Namespace) -> str:
+    """What a study that somebody stops has saved."""
+    return f"finished arms, and checkpoints of the one at hand, are in {args.out}: the same line goes on from there"
 
 
 def _ablate(args: argparse.Namespace) -> int:
@@ -76,7 +83,7 @@ def _ablate(args: argparse.Namespace) -> int:
         return 0
     for line in left_out:
         _say(line)
-    args.out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(args.out)
     found: list[Measured] = []
     rows: list[dict[str, str]] = []
     for one in run_study(
@@ -99,8 +106,8 @@ def _write(
     args: argparse.Namespace, rows: list[dict[str, str]], picture: bytes, found: Sequence[Measured]
 ) -> list[dict[str, str]]:
     """Table and figure of what is known by now: a command that is stopped leaves those of its finished arms."""
-    (args.out / f"{args.study}.csv").write_text(as_csv(rows, provenance(args, found)), encoding="utf-8")
-    (args.out / f"{args.study}.png").write_bytes(picture)
+    files.write(args.out / f"{args.study}.csv", as_csv(rows, provenance(args, found)))
+    files.write(args.out / f"{args.study}.png", picture)
     return rows
 
 
@@ -194,10 +201,8 @@ def selector_figure(rows: Sequence[Mapping[str, str]]) -> bytes:
 
 def provenance(args: argparse.Namespace, found: Sequence[Measured]) -> dict[str, str]:
     """What made the numbers: the command, the data, the frozen model and the versions, as a run recorded them."""
-    import json
-
-    record = json.loads((found[0].folder / "run.json").read_text(encoding="utf-8"))
-    words = ["flmm", "ablate", args.study, *args.changes, "--config", Path(args.config).name]
+    record = files.read_json(found[0].folder / "run.json", DataNotFound)
+    words = ["flmm", "ablate", args.study, *public(args.changes), "--config", Path(args.config).name]
     words += ["--parts", *args.parts] if args.parts else []
     words += ["--skip", *(repr(name) if " " in name else name for name in args.skip)] if args.skip else []
     words += ["--seeds", str(args.seeds)] if args.seeds != 1 else []

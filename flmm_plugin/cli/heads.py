@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin import files
 from flmm_plugin.cli import localize
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
 
@@ -192,10 +193,7 @@ def _sam(text: str) -> str | dict[str, Any]:
         raise DataNotFound(
             f"there is no file {path}; give vit_b, vit_l, vit_h, or a JSON file of a small SAM's numbers"
         )
-    try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise BadCheckpoint(f"{path} is not JSON ({exc}); it must hold the numbers of a small SAM") from exc
+    numbers = files.read_json(path, BadCheckpoint)
     if not isinstance(numbers, dict):
         raise BadCheckpoint(f"{path} must hold a JSON object with the numbers of a small SAM")
     return numbers
@@ -333,10 +331,9 @@ def _check_out(out: Path, overwrite: bool) -> None:
     """Before anything is read: a wrong OUT should not cost minutes."""
     if out.suffix != ".safetensors":
         raise DataNotFound(f"heads are written as .safetensors; give {out.with_suffix('.safetensors')}")
-    if not out.parent.is_dir():
-        raise DataNotFound(f"there is no folder {out.parent} to write into; make it, or give another OUT")
     if out.exists() and not overwrite:
         raise DataNotFound(f"{out} is there already; give another OUT, or --overwrite")
+    files.check_file_place(out, parents=False)
 
 
 def _megabytes(path: Path) -> str:

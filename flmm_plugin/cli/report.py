@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.errors import DataNotFound, UnknownArgument
+from flmm_plugin import files
+from flmm_plugin.errors import UnknownArgument
 
 _EXAMPLES = """\
 examples:
@@ -110,6 +111,12 @@ def run(args: argparse.Namespace) -> int:
         args.results, args.check = [*args.results, Path(args.check)], ""
     if not args.results and args.figure != "6":
         raise UnknownArgument("give result files or folders: flmm report RESULTS --table 1; flmm report --help")
+    if args.figure and args.out is None:
+        raise UnknownArgument(f"say where to write the picture: --figure {args.figure} --out {args.figure}.png")
+    if args.out is not None:
+        files.check_file_place(args.out, parents=False)
+    if args.html is not None:
+        files.check_file_place(args.html)
     runs = read_results(args.results)
     if args.check is not None:
         return _check(args, runs)
@@ -145,24 +152,13 @@ def _format_of(out: Path | None) -> str:
     return endings.get(out.suffix.lower(), "md") if out is not None else "md"
 
 
-def _require_folder(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise DataNotFound(f"there is no folder {out.parent} to write into; make it, or give another --out")
-
-
-def _write(out: Path, text: str) -> None:
-    _require_folder(out)
-    out.write_text(text, encoding="utf-8")
+def _write(out: Path, content: str | bytes) -> None:
+    files.write(out, content)
     print(f"wrote {out}", file=sys.stderr)
 
 
 def _figure(args: argparse.Namespace, runs: Sequence[Any]) -> None:
-    if args.out is None:
-        raise UnknownArgument(f"say where to write the picture: --figure {args.figure} --out {args.figure}.png")
-    content = _drawn(args, runs)
-    _require_folder(args.out)
-    args.out.write_bytes(content)
-    print(f"wrote {args.out}", file=sys.stderr)
+    _write(args.out, _drawn(args, runs))
 
 
 def _drawn(args: argparse.Namespace, runs: Sequence[Any]) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin import json_lines
 from flmm_plugin.errors import UnknownArgument
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def add_subcommand(commands: Any) -> None:
     parser.add_argument("--restart", action="store_true", help="forget an earlier run in the folder (not its cache)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, stopped=_stopped)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -85,15 +87,33 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     from flmm_plugin.training.trainer import Trainer
 
+    if not recipe.cache.enabled and (args.estimate or args.build_cache_only):
+        raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
     pages = Pages()
     trainer = Trainer(
         recipe,
-        args.out or Path("runs") / Path(args.config).stem,
+        _folder(args),
         restart=args.restart,
         on_validation=lambda report: pages.write(trainer.folder.page, report),
         progress=not args.quiet,
     )
-    if recipe.cache.enabled:
+    with contextlib.closing(trainer):
+        return _run(args, trainer)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.out or Path("runs") / Path(args.config).stem
+
+
+def _stopped(args: argparse.Namespace) -> str:
+    """What a run that somebody stops has saved."""
+    from flmm_plugin.training.checkpoints import saved_in
+
+    return f"{saved_in(_folder(args))}: the same line goes on from there" if args.config else ""
+
+
+def _run(args: argparse.Namespace, trainer: Trainer) -> int:
+    if trainer.recipe.cache.enabled:
         told = trainer.estimate()
         if told is not None and trainer.main:
             print(told.as_text(), file=sys.stderr)
@@ -101,8 +121,6 @@ def _train(args: argparse.Namespace) -> int:
             return 0
         if args.build_cache_only:
             return _build(trainer)
-    elif args.estimate or args.build_cache_only:
-        raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
     run = trainer.run()
     if trainer.main:
         print(as_json(run) if args.json else as_text(run))
@@ -194,9 +212,8 @@ class Pages:
 def _logged(log: Path) -> dict[int, list[Any]]:
     """Validations in a run's log, by step."""
     rows: dict[int, list[Any]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        one = json.loads(line)
-        if "recall" in one:
+    for one in json_lines.read(log):
+        if isinstance(one, dict) and "recall" in one:
             names = ("step", "epoch", "ciou", "decoder_ciou", "miou", "recall", "keyword_f1")
             rows[int(one["step"])] = [one.get(name) for name in names]
     return rows

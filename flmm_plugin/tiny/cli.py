@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import files
+
 
 def add_subcommands(subparsers: Any) -> None:
     """Add all commands to the subparsers of ``flmm tiny``; each sets ``run(args) -> int``."""
@@ -94,15 +96,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _baselines(args: argparse.Namespace) -> int:
-    from flmm_plugin.errors import DataNotFound
     from flmm_plugin.tiny import baselines
 
-    if args.out is not None and not args.out.parent.is_dir():
-        raise DataNotFound(f"there is no folder {args.out.parent} to write into; make it, or give another --out")
+    if args.out is not None:
+        files.check_file_place(args.out, parents=False)
     measured = baselines.measure_training_free(seed=args.seed, scenes=args.scenes)
     print(baselines.as_text(measured["rows"]))
     if args.out is not None:
-        args.out.write_text(baselines.as_csv(measured), encoding="utf-8")
+        files.write(args.out, baselines.as_csv(measured))
     return 0
 
 
@@ -161,8 +162,9 @@ def _device(name: str) -> str:
 def install(out: Path) -> Path:
     """Copy checkpoint, heads and controls of a training folder into this installation."""
     target = Path(__file__).parent / "weights"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(out / "lmm", target / "lmm")
-    for file in sorted(out.glob("*.safetensors")):  # heads and the heads of both controls
-        shutil.copy(file, target / file.name)
+    with files.naming(target):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(out / "lmm", target / "lmm")
+        for file in sorted(out.glob("*.safetensors")):  # heads and the heads of both controls
+            shutil.copy(file, target / file.name)
     return target

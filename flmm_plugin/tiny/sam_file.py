@@ -10,9 +10,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from flmm_plugin import files
 from flmm_plugin.tiny import sam_path
 from flmm_plugin.tiny.runs import Log
 from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
@@ -21,8 +22,7 @@ from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
 def write_sam(state: dict[str, Tensor], path: Path, config: SamConfig) -> Path:
     """Store a SAM's weights in float16, with the numbers and the recipe that made it."""
     metadata = {"sam": json.dumps(SAM_NUMBERS), "recipe": json.dumps(asdict(config))}
-    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, path, metadata=metadata)
-    return path
+    return files.write(path, save({name: tensor.half().contiguous() for name, tensor in state.items()}, metadata))
 
 
 def make_sam(out: Path, config: SamConfig, device: str = "cpu", *, install: bool = False) -> Path:
@@ -34,7 +34,7 @@ def make_sam(out: Path, config: SamConfig, device: str = "cpu", *, install: bool
         device: Where it learns.
         install: Also put the file where the package looks for it.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     state = train_sam(out, config, Log(out / "heads_log.jsonl"), device)
     if install:
         write_sam(state, sam_path(), config)

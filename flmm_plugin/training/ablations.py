@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flmm_plugin import files
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.errors import TrainingStopped, UnknownArgument
 from flmm_plugin.heads.sam import OFFICIAL_FILES
@@ -309,8 +310,8 @@ def arm_recipe(config: str | Path, changes: Sequence[str], seed: int, out: Path)
 def finished_run(folder: Path, recipe: TrainRecipe) -> Measured | None:
     """What a run that came to its end has measured; None where there is none of this recipe on the same samples."""
     try:
-        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        cost: dict[str, Any] = json.loads((folder / _COST).read_text(encoding="utf-8"))
+        record: dict[str, Any] = files.read_json(folder / _RECORD, TrainingStopped)
+        cost: dict[str, Any] = files.read_json(folder / _COST, TrainingStopped)
         result, before, now = record["result"], record["recipe"], recipe.to_dict()
         if result["scores"] is None or differences(before, now) or before["validation"] != now["validation"]:
             return None
@@ -318,7 +319,7 @@ def finished_run(folder: Path, recipe: TrainRecipe) -> Measured | None:
             "", "", recipe.seed, result["scores"], result["steps"], result["seconds"], cost["decoder_gflop"],
             record["frozen"][0], folder,
         )  # fmt: skip
-    except (OSError, ValueError, LookupError):
+    except (TrainingStopped, TypeError, AttributeError, LookupError):
         return None
 
 
@@ -348,7 +349,7 @@ def _trained(recipe: TrainRecipe, folder: Path, backbone: Backbone | None, progr
     # A finished run that was measured on other samples is no part of this study.
     trainer = Trainer(recipe, folder, backbone=backbone, progress=progress, restart=(folder / _RECORD).exists())
     trainer.run()
-    (folder / _COST).write_text(json.dumps({"decoder_gflop": _decoder_gflop(trainer)}), encoding="utf-8")
+    files.write(folder / _COST, json.dumps({"decoder_gflop": _decoder_gflop(trainer)}))
     measured = finished_run(folder, recipe)
     assert measured is not None, f"{folder / _RECORD} does not hold the run that just ended"
     return measured, trainer.lmm.backbone

@@ -26,6 +26,7 @@ import torch
 from flmm_plugin import files
 from flmm_plugin.errors import BadCheckpoint
 
+FOLDER = "checkpoints"  # of a run's folder
 _NAME = re.compile(r"step_(\d{8})")
 _PART = ".part"
 _HASHES = "sha256.json"  # SHA-256 of every other file of a checkpoint, by its path in the folder
@@ -116,6 +117,12 @@ class Checkpoints:
     def give_up(self, step: int) -> None:
         """Remove what `begin` made: the disk is full, and its space may let others finish."""
         shutil.rmtree(self.part(step), ignore_errors=True)
+
+
+def saved_in(run: Path) -> str:
+    """What the folder of a run holds of it by now, in half a sentence."""
+    newest = Checkpoints(run / FOLDER, keep=1).newest()
+    return f"no step is saved in {run} yet" if newest is None else f"{newest} is saved"
 
 
 def random_states() -> dict[str, Any]:

@@ -102,6 +102,10 @@ class Processes:
         if self.summed([int(failed is not None)])[0]:
             raise failed or TrainingStopped("another process had to stop; its own message says why")
 
+    def by_main(self, act: Callable[[], Any]) -> None:
+        """Do something on the main process alone; where it fails, all fail. Raises as `together`."""
+        self.together(lambda: act() if self.main else None)
+
 
 def _has_accelerator() -> bool:
     """Whether accelerate would find something better than a CPU."""

@@ -19,6 +19,7 @@ from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.errors import OutputFailed, TrainingStopped, UnknownArgument
 from flmm_plugin.heads.checkpoint import HEADS_NAME
 from flmm_plugin.seal import FrozenSeal
+from flmm_plugin.training.checkpoints import FOLDER
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.yaml_text import read_yaml
 
@@ -45,7 +46,7 @@ class RunFolder:
         self.last = path / "last.safetensors"
         self.log = path / "log.jsonl"
         self.problems = path / "problems.jsonl"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / FOLDER
         self.features = path / "features"
         self.page = path / "validation.html"
         self._recipe = path / "recipe.yaml"

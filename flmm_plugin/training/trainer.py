@@ -12,17 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from flmm_plugin import files
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.errors import FlmmError, OutputFailed, TrainingStopped
+from flmm_plugin.errors import FlmmError, TrainingStopped
 from flmm_plugin.heads import GroundingHeads, save_heads
 from flmm_plugin.public import public
 from flmm_plugin.tiny.runs import Log
@@ -30,7 +30,7 @@ from flmm_plugin.training.batches import Batches
 from flmm_plugin.training.building import trainable
 from flmm_plugin.training.cache import CachedReader, FeatureCache
 from flmm_plugin.training.cache_building import BuildReport, CacheEstimate, build, estimate
-from flmm_plugin.training.checkpoints import Checkpoints, load_process, save_process
+from flmm_plugin.training.checkpoints import Checkpoints
 from flmm_plugin.training.features import FeatureSource, FrozenReader
 from flmm_plugin.training.frozen import load_lmm, seals_of, without_encoder
 from flmm_plugin.training.losses import HeadsLoss
@@ -40,6 +40,7 @@ from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.training.results import Progress, TrainedRun
 from flmm_plugin.training.run_folder import RunFolder
 from flmm_plugin.training.samples import TrainingSample, TrainingSet
+from flmm_plugin.training.saving import Saver
 from flmm_plugin.training.stepping import Stepper
 from flmm_plugin.training.tracking import chosen_trackers, flat
 from flmm_plugin.training.validation import Scores, Shown, ValidationReport, count
@@ -104,9 +105,10 @@ class Trainer:
         self.folder = RunFolder(Path(out), recipe)
         self.log = Log(self.folder.log)
         self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.saving.keep)
+        self.saver = Saver(self.processes, self.folder, self.checkpoints)
         self._show = progress and self.main
         try:
-            self.processes.together(lambda: self._open(restart) if self.main else None)
+            self.processes.by_main(lambda: self._open(restart))
             self._load(backbone)
         except BaseException:
             self.close()
@@ -155,8 +157,7 @@ class Trainer:
         """All steps that the newest checkpoint does not hold yet."""
         try:
             self._resume()
-            if self.main:
-                self._announce()
+            self.processes.by_main(self._announce)
             self.accelerator.init_trackers("flmm-train", config=flat(public(self.recipe.to_dict())))
             started, before = time.monotonic(), self.state.seconds
             stopped_early = self._exhausted
@@ -167,10 +168,8 @@ class Trainer:
                     self.state.seconds = before + time.monotonic() - started
                     bar.update()
                     bar.set_postfix_str(_postfix(lines, self.scores), refresh=False)
-                    if self.main and (step % LOG_EVERY == 0 or step == self.batches.steps):
-                        self.folder.check()
-                        self.log.write(step=step, epoch=self._epochs(), **_rounded(lines))
-                        self.accelerator.log(lines, step=step)
+                    if step % LOG_EVERY == 0 or step == self.batches.steps:
+                        self.processes.by_main(partial(self._log, lines))
                     if self._validation_due(step):
                         stopped_early = self._validate()
                     if step % self.recipe.saving.every == 0 or step == self.batches.steps or stopped_early:
@@ -245,15 +244,23 @@ class Trainer:
             self.state.best, self.state.best_step, self.state.stale = score, self.state.step, 0
         else:
             self.state.stale += 1
-        if self.main:
-            numbers = {key: value for key, value in asdict(self.scores).items() if value is not None}
-            self.log.write(step=self.state.step, epoch=self._epochs(), **_rounded(numbers), best=better)
-            self.accelerator.log({f"validation/{key}": value for key, value in numbers.items()}, step=self.state.step)
-            if better:
-                self._write_heads(self.folder.heads)
-            if self.on_validation is not None:
-                self.on_validation(ValidationReport(self.state.step, self._epochs(), self.scores, tuple(shown), better))
+        self.processes.by_main(partial(self._report, self.scores, tuple(shown), better))
         return self._exhausted
+
+    def _report(self, scores: Scores, shown: tuple[Shown, ...], better: bool) -> None:
+        """Write down a validation."""
+        numbers = {key: value for key, value in asdict(scores).items() if value is not None}
+        self.log.write(step=self.state.step, epoch=self._epochs(), **_rounded(numbers), best=better)
+        self.accelerator.log({f"validation/{key}": value for key, value in numbers.items()}, step=self.state.step)
+        if better:
+            self._write_heads(self.folder.heads)
+        if self.on_validation is not None:
+            self.on_validation(ValidationReport(self.state.step, self._epochs(), scores, shown, better))
+
+    def _log(self, lines: dict[str, float]) -> None:
+        self.folder.check()
+        self.log.write(step=self.state.step, epoch=self._epochs(), **_rounded(lines))
+        self.accelerator.log(lines, step=self.state.step)
 
     @property
     def _exhausted(self) -> bool:
@@ -267,39 +274,9 @@ class Trainer:
         return cast("Sequence[TrainingSample]", tqdm(samples, desc="validate", leave=False, disable=not self._show))
 
     def _save(self) -> None:
-        """One checkpoint; a full disk leaves the one before."""
-        step, together, checkpoints = self.state.step, self.processes.together, self.checkpoints
         scores = None if self.scores is None else asdict(self.scores)
         content = {"progress": asdict(self.state), "problems": self.preparer.state(), "scores": scores}
-
-        def fill() -> None:
-            self.accelerator.save_state(str(checkpoints.part(step)))
-            save_process(checkpoints.part(step), self.processes.index, {**content, "processes": self.processes.count})
-
-        def begin() -> None:
-            self.folder.check()
-            checkpoints.begin(step)
-
-        together(lambda: self._guarded(begin) if self.main else None)
-        together(lambda: self._guarded(fill))
-        together(lambda: self._guarded(lambda: checkpoints.finish(step) if self.main else None))
-
-    def _guarded(self, write: Callable[[], Any]) -> None:
-        try:
-            write()
-        # How a full disk is told depends on who writes.
-        except (OSError, RuntimeError, SafetensorError, OutputFailed) as exc:
-            self.checkpoints.give_up(self.state.step)
-            raise TrainingStopped(
-                f"the checkpoint of step {self.state.step} cannot be written ({exc}); {self.saved}: make room there, "
-                "or mend what is said, and run the same line again, it goes on from there"
-            ) from exc
-
-    @property
-    def saved(self) -> str:
-        """What a run that ends now has left on disk, in half a sentence."""
-        newest = self.checkpoints.newest()
-        return "nothing was saved before" if newest is None else f"{newest} is whole"
+        self.saver.save(self.state.step, content)
 
     def _write_heads(self, path: Path) -> None:
         heads = self.lmm.heads
@@ -312,17 +289,13 @@ class Trainer:
             "frozen": [seal.digest for seal in self.seals],
         }
         heads.manifest = replace(heads.manifest, notes=notes)
-        self._guarded(lambda: save_heads(path, heads, storage=self.recipe.saving.storage))
+        storage = self.recipe.saving.storage
+        self.saver.guarded(self.state.step, lambda: save_heads(path, heads, storage=storage))
 
     def _finish(self, stopped_early: bool) -> TrainedRun:
         """The last heads, and proof that nothing else was trained."""
         self._synced()
-        if self.main:
-            for seal in self.seals:
-                seal.verify()
-            self._write_heads(self.folder.last)
-            if self.state.best is None:
-                self._write_heads(self.folder.heads)
+        self.processes.by_main(self._write_last)
         run = TrainedRun(
             heads=self.folder.heads,
             last=self.folder.last,
@@ -334,10 +307,16 @@ class Trainer:
             seconds=round(self.state.seconds, 1),
             stopped_early=stopped_early,
         )
-        if self.main:
-            self.folder.record(run, self.lmm, self.samples, processes=self.processes.count, seals=self.seals)
-        self.accelerator.wait_for_everyone()
+        record = partial(self.folder.record, processes=self.processes.count, seals=self.seals)
+        self.processes.by_main(lambda: record(run, self.lmm, self.samples))
         return run
+
+    def _write_last(self) -> None:
+        for seal in self.seals:
+            seal.verify()
+        self._write_heads(self.folder.last)
+        if self.state.best is None:
+            self._write_heads(self.folder.heads)
 
     def _synced(self) -> GroundingHeads:
         """The heads of the LMM, with the weights that are being trained."""
@@ -353,34 +332,16 @@ class Trainer:
     # Beginning, and going on.
 
     def _resume(self) -> None:
-        newest = self._newest_whole()
-        if newest is None:
+        content = self.saver.restore()
+        if content is None:
             torch.manual_seed(self.recipe.seed + 1)
         else:
-            self.accelerator.load_state(str(newest))
-            content = load_process(newest, self.processes.index, self.processes.count)
             for name, value in content["progress"].items():
                 setattr(self.state, name, value)
             self.preparer.restore(content["problems"])
             if content["scores"] is not None:
                 self.scores = Scores(**content["scores"])
-        if self.main:
-            self.folder.go_on_after(self.state.step)
-
-    def _newest_whole(self) -> Path | None:
-        """The checkpoint to go on from: one process looks, all take the same."""
-        found: list[str | None] = []
-
-        def told(sentence: str) -> None:
-            print(sentence, file=sys.stderr)
-
-        def look() -> None:
-            newest = self.checkpoints.newest_whole(told) if self.main else None
-            found.append(None if newest is None else str(newest))
-
-        self.processes.together(look)
-        chosen = self.processes.shared(found[0])
-        return None if chosen is None else Path(chosen)
+        self.processes.by_main(lambda: self.folder.go_on_after(self.state.step))
 
     @property
     def _cache_folder(self) -> Path:
