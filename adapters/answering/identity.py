@@ -127,15 +127,15 @@ def asked_digest(words: Any, pictures: Iterable[Any] = ()) -> str:
 
 
 def picture_digest(picture: Any) -> str:
-    """SHA-256 of a picture: of a Pillow image's mode, size and pixels, or of the bytes of the file at a path.
+    """SHA-256 of a picture: of a Pillow image's mode, size, pixels and orientation, or of the bytes of a file.
 
     Raises:
         OSError: The file cannot be read.
     """
     if hasattr(picture, "tobytes"):
-        whole = hashlib.sha256(f"{picture.mode}\0{picture.size}\0{picture.getexif().get(0x0112)}\0".encode())
-        palette = picture.getpalette("RGBA") if picture.mode in ("P", "PA") else None
-        whole.update(bytes(palette or ()) + repr(picture.info.get("transparency")).encode())
+        facts = [picture.mode, picture.size, picture.getpalette()]
+        facts += [picture.info.get(name) for name in ("transparency", "exif")]
+        whole = hashlib.sha256(repr(facts).encode())
         whole.update(picture.tobytes())
         return whole.hexdigest()
     with Path(str(picture)).open("rb") as file:
@@ -189,7 +189,7 @@ def _pictures(processor: Any) -> Any:
 def _tokenizer(tokenizer: Any) -> Any:
     if tokenizer is None:
         return None
-    fast = getattr(tokenizer, "backend_tokenizer", None)
+    fast: Any = getattr(tokenizer, "backend_tokenizer", None)
     if hasattr(fast, "to_str"):
         # What a call set, not what the tokenizer is: padding and truncation of the latest batch.
         table: Any = {k: v for k, v in json.loads(fast.to_str()).items() if k not in ("padding", "truncation")}

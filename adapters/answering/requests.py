@@ -25,6 +25,9 @@ GROUNDED_CHAT_FLAG = "flmm_grounded_chat"
 #: Generation argument with which a task asks about a text that its documents give: ``ground`` or ``keywords``.
 GIVEN_TEXT_FLAG = "flmm_given_text"
 
+#: Fields of a document of this package's tasks that a model may see; masks and answers are not among them.
+SHOWN = ("image_path", "height", "width", "expressions", "expression", "question", "instruction", "pieces", "grounded")
+
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 

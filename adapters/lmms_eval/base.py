@@ -52,6 +52,8 @@ class FlmmModel(lmms):
     default_heads: ClassVar[str | None] = "auto"
     #: Model types (config.json) that it is for; empty: any.
     families: ClassVar[tuple[str, ...]] = ()
+    #: Whether a weight was found changed at the end of a run; its answers are not kept then.
+    seal_broken = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -135,24 +137,30 @@ class FlmmModel(lmms):
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Mean loss of each continuation, and whether it is what greedy decoding writes; one request at a time."""
+        return list(self.losses(requests))
+
+    def losses(self, requests: list[Any]) -> Iterator[tuple[float, bool]]:
+        """The same one by one: what is handed over can be kept."""
         failures = FailureLog(self.rank)
-        scores = []
-        for instance in tqdm(requests, desc="flmm", disable=self.rank != 0):
-            context, target, doc_to_visual, doc_id, task, split = instance.args
-            if (instance.metadata or {}).get("__padding_only__"):
-                scores.append((0.0, False))
-                continue
-            try:
-                doc = self.task_dict[task][split][doc_id]
-                continuation = target if isinstance(target, str) else target(doc)
-                pictures = list(doc_to_visual(doc) or [])
-                scores.append(chat.loglikelihood(self._model().backbone, context, continuation, pictures))
-            except Exception as exc:
-                failures.add(task, doc_id, exc)
-                # The worst loss: the choice that could not be read is never the chosen one.
-                scores.append((float("inf"), False))
-        failures.report(len(requests))
-        return scores
+        for number, instance in enumerate(tqdm(requests, desc="flmm", disable=self.rank != 0), start=1):
+            loss = self._loss(instance, failures)
+            if number == len(requests):  # nobody has to come back behind the last one
+                failures.report(number)
+            yield loss
+
+    def _loss(self, instance: Any, failures: FailureLog) -> tuple[float, bool]:
+        context, target, doc_to_visual, doc_id, task, split = instance.args
+        if (instance.metadata or {}).get("__padding_only__"):
+            return 0.0, False
+        try:
+            doc = self.task_dict[task][split][doc_id]
+            continuation = target if isinstance(target, str) else target(doc)
+            pictures = list(doc_to_visual(doc) or [])
+            return chat.loglikelihood(self._model().backbone, context, continuation, pictures)
+        except Exception as exc:
+            failures.add(task, doc_id, exc)
+            # The worst loss: the choice that could not be read is never the chosen one.
+            return float("inf"), False
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         """Not offered, as in lmms-eval's ``llava_hf``."""
@@ -166,6 +174,7 @@ class FlmmModel(lmms):
         """
         if self.lmm is not None:
             problem = self._seal_problem()
+            self.seal_broken = problem is not None
             self.lmm = self._seal = self._answerer = None
             super().clean()
             if problem is not None:
