@@ -145,7 +145,8 @@ def _weights() -> Iterator[Finding]:
         yield Finding("embedded model", "weights", "bad", " ".join(str(exc).split()))
         return
     for file in sorted(folder.glob("*.safetensors")):
-        yield Finding("embedded model", file.name, "ok", f"sha256 {_sha256(file)}, {file.stat().st_size / 1e6:.1f} MB")
+        megabytes = file.stat().st_size / 1e6
+        yield Finding("embedded model", file.name, "ok", f"sha256 of file {_sha256(file)}, {megabytes:.1f} MB")
     size = heads.stat().st_size / 1e6
     yield Finding("embedded model", heads.name, "ok", f"sha256 of tensors {manifest.sha256} verified, {size:.1f} MB")
 

@@ -358,13 +358,13 @@ def _image_only_row(lmm: Any, path: Path, world: World, asked: list[list[Asked]]
 
 def provenance(lmm: Any, heads: Path) -> dict[str, Any]:
     """What produced these numbers."""
-    import hashlib
     import platform
 
     import torch
     import transformers
 
     from flmm_plugin import __version__
+    from flmm_plugin.heads import read_manifest
 
     return {
         "flmm_plugin": __version__,
@@ -375,5 +375,5 @@ def provenance(lmm: Any, heads: Path) -> dict[str, Any]:
         "device": str(lmm.backbone.device),
         "dtype": str(lmm.backbone.dtype),
         "attention": lmm.backbone.model.config._attn_implementation,
-        "heads_sha256": hashlib.sha256(heads.read_bytes()).hexdigest()[:16],
+        "heads_sha256": read_manifest(str(heads)).sha256,  # of the tensors, as everywhere
     }

@@ -69,6 +69,21 @@ def test_chat_is_as_good_as_the_table_says(measured: dict[str, Any]) -> None:
     assert measured["captions"]["recall"] > table["caption names, recall"] - 0.12
 
 
+def test_heads_have_one_hash_wherever_it_is_shown() -> None:
+    from types import SimpleNamespace
+
+    from flmm_plugin.heads import read_manifest
+
+    shipped = read_manifest(tiny.heads_path()).sha256
+    backbone = SimpleNamespace(device="cpu", dtype="float32", model=SimpleNamespace(config=SimpleNamespace()))
+    backbone.model.config._attn_implementation = "sdpa"
+    assert evaluate.provenance(SimpleNamespace(backbone=backbone), tiny.heads_path())["heads_sha256"] == shipped
+    for name in ("tiny_evaluate.json", "tiny_evaluate_again.json"):
+        assert json.loads((RESULTS / name).read_text())["provenance"]["heads_sha256"] == shipped
+    for name in ("tiny.csv", "tiny_bars.csv", "tiny_chat.csv", "training_free.csv", "train_tiny.csv"):
+        assert f"heads_sha256: {shipped}\n" in (RESULTS / name).read_text().replace("heads_sha256 ", "heads_sha256: ")
+
+
 def test_grounding_is_as_good_as_the_table_says_and_above_looking_at_nothing(measured: dict[str, Any]) -> None:
     claimed = json.loads((RESULTS / "tiny_evaluate.json").read_text())["grounding"][0]
     ours, *others = measured["grounding"]
