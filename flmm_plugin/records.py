@@ -10,6 +10,8 @@ This module needs numpy and pycocotools alone: a report or a metric reads result
 from __future__ import annotations
 
 import json
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +27,12 @@ FloatMap = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 EMPTY_BOX: Box = (0.0, 0.0, 0.0, 0.0)
-LARGEST_MASK = 1 << 28  # pixels; a code of a few characters may claim any size, and would be given the memory
+#: Pixels of a mask, and of all masks of a reply: a code of a few characters may claim any size.
+LARGEST_MASK = 1 << 28
+
+_MANY_MASKS = 100  # of one picture; COCO's evaluation looks at no more either
+_REPLY_KEYS = ("text", "masks", "boxes", "phrases", "error")
+_LONGEST_NUMBER = 7  # characters of a run's length in COCO's compressed form: 32 bits, 5 in each
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +141,33 @@ def encode_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def decode_rle(rle: Mapping[str, Any]) -> BoolMask:
+def decode_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> BoolMask:
     """Inverse of `encode_rle`; also reads uncompressed counts (a list of run lengths).
 
+    Args:
+        rle: The code.
+        size: ``(H, W)`` that it must have; None: any.
+
     Raises:
-        BadAnnotation: The code is not an RLE, or its runs do not add up to its size.
+        BadAnnotation: The code is not an RLE, its runs do not add up to its size, or it is of another size.
     """
-    height, width, counts = _checked_rle(rle)
-    code: dict[str, Any] = {"size": [height, width], "counts": counts}
-    if isinstance(counts, list):
-        code = coco_mask.frPyObjects(code, height, width)
-    elif isinstance(counts, str):
-        code["counts"] = counts.encode("ascii")
-    return np.asarray(coco_mask.decode(code), dtype=bool)
+    height, width, runs = _runs(rle, size)
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape((height, width), order="F")
+
+
+def checked_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """A run-length code in either of COCO's forms as `encode_rle` writes it; no pixel is decoded.
+
+    Args:
+        rle: The code.
+        size: ``(H, W)`` that it must have; None: any.
+
+    Raises:
+        BadAnnotation: As `decode_rle`.
+    """
+    height, width, runs = _runs(rle, size)
+    code = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": code["counts"].decode("ascii")}
 
 
 def masks_json(groundings: Sequence[Grounding], text: str = "", size: tuple[int, int] | None = None) -> str:
@@ -177,28 +198,72 @@ def error_json(exc: BaseException, text: str = "") -> str:
     return json.dumps(reply, ensure_ascii=False)
 
 
-def parse_masks_json(reply: str) -> MasksReply:
-    """Read a reply; never raises. Text that is not a masks reply gives no masks and an ``error`` that says why."""
+def parse_masks_json(reply: Any, size: tuple[int, int] | None = None) -> MasksReply:
+    """Read a reply; never raises.
+
+    Text that is not a masks reply gives no masks and an ``error`` that says why. A request that failed said nothing:
+    an error record, a JSON object that was cut or cannot be read, and what is no text have no ``text`` either.
+
+    Args:
+        reply: What a model answered.
+        size: ``(H, W)`` of the picture, where it is known: a hundred masks of it are read however large it is. All
+            other replies may claim `LARGEST_MASK` pixels in all.
+    """
     try:
+        if not isinstance(reply, str):
+            raise BadAnnotation(f"the reply is no text but {type(reply).__name__}")
         content = json.loads(reply)
-        if not isinstance(content, dict):
-            raise BadAnnotation(f"the reply is a JSON {type(content).__name__}, not an object with `masks`")
-        masks = tuple(decode_rle(rle) for rle in content.get("masks") or ())
+        if not isinstance(content, dict) or content.keys().isdisjoint(_REPLY_KEYS):
+            raise BadAnnotation(f"the reply is no JSON object with any of {', '.join(_REPLY_KEYS)}")
         error = content.get("error")
-        if error is not None and not isinstance(error, dict):
-            error = {"type": "error", "message": str(error)}
         if error is not None:
-            error = {"type": str(error.get("type", "error")), "message": str(error.get("message", ""))}
+            error = error if isinstance(error, dict) else {"message": error}
+            told = {"type": str(error.get("type", "error")), "message": str(error.get("message", ""))}
+            return MasksReply(error=told)
         return MasksReply(
-            text=str(content.get("text") or ""),
-            masks=masks,
+            text=_text(content.get("text")),
+            masks=_decoded(content.get("masks") or (), size),
             phrases=tuple(dict(phrase) for phrase in content.get("phrases") or ()),
-            boxes=tuple({str(k): float(v) for k, v in box.items()} for box in content.get("boxes") or ()),
-            scores=tuple(float(score) for score in content.get("scores") or ()),
-            error=error,
+            boxes=tuple({str(k): _finite(v) for k, v in box.items()} for box in content.get("boxes") or ()),
+            scores=tuple(_finite(score) for score in content.get("scores") or ()),
         )
     except Exception as exc:  # a model under test may answer anything; one odd reply must not end a run
-        return MasksReply(text=str(reply), error={"type": type(exc).__name__, "message": str(exc)})
+        text = reply if isinstance(reply, str) and not reply.lstrip().startswith("{") else ""
+        return MasksReply(text=text, error={"type": type(exc).__name__, "message": str(exc)})
+
+
+def answer_of(reply: Any) -> str | None:
+    """The answer in a reply of words, or in the ``text`` of a masks reply; None where the request failed.
+
+    >>> answer_of("Yes."), answer_of('{"text": "Yes.", "masks": []}'), answer_of(" "), answer_of('{"error": "x"}')
+    ('Yes.', 'Yes.', None, None)
+    """
+    if not isinstance(reply, str):
+        return None
+    said = parse_masks_json(reply).text if reply.lstrip().startswith("{") else reply
+    return said if said.strip() else None
+
+
+def _decoded(codes: Sequence[Any], size: tuple[int, int] | None) -> tuple[BoolMask, ...]:
+    """The masks of a reply, none of them before all are known to be small enough together."""
+    allowed = LARGEST_MASK if size is None else max(LARGEST_MASK, _MANY_MASKS * size[0] * size[1])
+    claimed = sum(math.prod(_checked_size(code)) for code in codes)
+    if claimed > allowed:
+        raise BadAnnotation(f"{len(codes)} masks of {claimed} pixels together; a reply has no more than {allowed}")
+    return tuple(decode_rle(code) for code in codes)
+
+
+def _text(said: Any) -> str:
+    if not isinstance(said, str | None):
+        raise BadAnnotation(f"`text` is no text but {type(said).__name__}")
+    return said or ""
+
+
+def _finite(number: Any) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no measure")
+    return value
 
 
 def _fraction_box(grounding: Grounding) -> dict[str, float]:
@@ -207,43 +272,69 @@ def _fraction_box(grounding: Grounding) -> dict[str, float]:
     return {"x_min": x0 / width, "y_min": y0 / height, "x_max": x1 / width, "y_max": y1 / height}
 
 
-def _checked_rle(rle: Mapping[str, Any]) -> tuple[int, int, Any]:
-    """Size and counts of a code whose runs fill its picture exactly; pycocotools itself crashes or lies on others."""
+def _runs(rle: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int, int, npt.NDArray[np.int64]]:
+    """Height, width and run lengths ``int64[runs]`` of a code whose runs fill its picture exactly.
+
+    Work and memory grow with the length of the code, which is bounded by its picture before it is looked at;
+    pycocotools itself crashes or lies on codes that do not fill their picture.
+    """
     try:
-        height, width = (int(side) for side in rle["size"])
+        height, width = _checked_size(rle, size)
         counts = rle["counts"]
-        runs = counts if isinstance(counts, list) else _run_lengths(counts)
-        total = sum(int(run) for run in runs)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        runs = _listed_runs(counts, height * width) if isinstance(counts, list) else _read_runs(counts, height * width)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise BadAnnotation(f"not a COCO run-length code ({exc!r}); give {{'size': [H, W], 'counts': ...}}") from exc
-    if height <= 0 or width <= 0 or total != height * width or any(int(run) < 0 for run in runs):
+    total = int(runs.sum())
+    if total != height * width or (runs < 0).any() or (runs > height * width).any():
         raise BadAnnotation(
             f"run-length code covers {total} pixels, its size [{height}, {width}] has {height * width}; "
             "the mask was cut or belongs to another picture"
         )
-    if total > LARGEST_MASK:
-        raise BadAnnotation(f"run-length code of {total} pixels; no mask here is larger than {LARGEST_MASK}")
-    return height, width, counts
+    return height, width, runs
 
 
-def _run_lengths(counts: str | bytes) -> list[int]:
+def _checked_size(rle: Mapping[str, Any], wanted: tuple[int, int] | None = None) -> tuple[int, int]:
+    height, width = (_whole(side) for side in rle["size"])
+    if min(height, width) <= 0 or height * width > LARGEST_MASK:
+        raise BadAnnotation(
+            f"run-length code of size [{height}, {width}]; a mask has at least 1 pixel and at most {LARGEST_MASK}"
+        )
+    if wanted is not None and (height, width) != tuple(wanted):
+        raise BadAnnotation(f"run-length code of size [{height}, {width}] on a picture of {list(wanted)}")
+    return height, width
+
+
+def _whole(number: Any) -> int:
+    """A whole number; text, truth values and numbers with a fraction are none."""
+    if isinstance(number, bool):
+        raise TypeError(f"{number} is no number")
+    return operator.index(number)
+
+
+def _listed_runs(counts: list[Any], pixels: int) -> npt.NDArray[np.int64]:
+    if len(counts) > pixels + 1:
+        raise ValueError(f"{len(counts)} runs in {pixels} pixels")
+    return np.array([_whole(run) for run in counts], dtype=np.int64)
+
+
+def _read_runs(counts: str | bytes, pixels: int) -> npt.NDArray[np.int64]:
     """Run lengths of COCO's compressed string: 5 bits a character, later runs relative to the one two before."""
-    data = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-    runs: list[int] = []
-    position = 0
-    while position < len(data):
-        value, shift, more = 0, 0, True
-        while more:
-            if position >= len(data):
-                raise ValueError("counts end inside a number")
-            digit = data[position] - 48
-            if not 0 <= digit < 64:
-                raise ValueError(f"character {data[position]} is not of a run-length code")
-            value |= (digit & 0x1F) << shift
-            more = bool(digit & 0x20)
-            position += 1
-            shift += 5
-            if not more and digit & 0x10:
-                value |= -1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    if len(counts) > _LONGEST_NUMBER * (pixels + 1):
+        raise ValueError(f"{len(counts)} characters for {pixels} pixels")
+    digits = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8).astype(int)
+    digits -= 48
+    if ((digits < 0) | (digits >= 64)).any():
+        raise ValueError("a character is not of a run-length code")
+    last = np.flatnonzero(digits < 32)
+    if digits.size and (last.size == 0 or last[-1] != digits.size - 1):
+        raise ValueError("counts end inside a number")
+    first = np.concatenate([[0], last[:-1] + 1]) if last.size else last
+    lengths = last - first + 1
+    if lengths.size and lengths.max() > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {lengths.max()} characters")
+    shifts = 5 * (np.arange(digits.size) - np.repeat(first, lengths))
+    values = np.add.reduceat((digits & 0x1F) << shifts, first) if first.size else first
+    runs = np.where(digits[last] & 0x10, values - (1 << 5 * lengths), values).astype(np.int64)
+    for chain in (runs[1::2], runs[2::2]):  # views: the first number and the first two of the others are absolute
+        np.cumsum(chain, out=chain)
     return runs

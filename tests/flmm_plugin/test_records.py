@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from pycocotools import mask as coco_mask
 import flmm_plugin
 from flmm_plugin.errors import BadAnnotation, BadImage, FlmmError
 from flmm_plugin.records import (
+    answer_of,
+    checked_rle,
     EMPTY_BOX,
     Grounding,
     decode_rle,
@@ -64,12 +68,67 @@ def test_rle_of_uncompressed_counts() -> None:
         {"size": [2], "counts": "06"},
         {"size": [3, 3], "counts": encode_rle(np.ones((2, 3), bool))["counts"]},
         {"size": [1 << 20, 1 << 20], "counts": [1 << 40]},
+        {"size": [1 << 14, 1 << 15], "counts": [1 << 29]},
+        {"size": False, "counts": "06"},
+        {"size": None, "counts": "06"},
+        {"size": 5, "counts": "06"},
+        {"size": [2, float("inf")], "counts": "06"},
+        {"size": [2, float("nan")], "counts": "06"},
+        {"size": [2.5, 3], "counts": "06"},
+        {"size": ["2", "3"], "counts": "06"},
+        {"size": [True, 6], "counts": "06"},
+        {"size": [-2, -3], "counts": "06"},
+        {"size": [2, 3, 1], "counts": "06"},
+        {"size": [2, 3], "counts": [float("inf")]},
+        {"size": [2, 3], "counts": [float("nan"), 6]},
+        {"size": [2, 3], "counts": ["6"]},
+        {"size": [2, 3], "counts": [True, 5]},
+        {"size": [2, 3], "counts": [10**400, 6]},
+        {"size": [2, 3], "counts": [-(1 << 63), 6]},
+        {"size": [2, 3], "counts": [0] * 7 + [6]},
+        {"size": [2, 3], "counts": None},
+        {"size": [2, 3], "counts": 6},
+        {"size": [2, 3], "counts": {"0": 6}},
+        {"size": [2, 3], "counts": "\u0436"},
+        {"size": [2, 3], "counts": "ooooooo0"},
         "text",
+        None,
     ],
 )
 def test_rle_that_does_not_fill_its_picture_is_refused(rle: object) -> None:
     with pytest.raises(BadAnnotation):
         decode_rle(rle)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [[10, 10], [1 << 14, 1 << 14]])
+@pytest.mark.parametrize("letter", "o0PP_?1")
+def test_long_codes_are_refused_in_linear_time(size: list[int], letter: str) -> None:
+    start = time.process_time()
+    with pytest.raises(BadAnnotation):
+        decode_rle({"size": size, "counts": letter * 1_000_000})
+    assert time.process_time() - start < 2
+
+
+def test_a_code_of_another_size_is_refused_before_it_is_read() -> None:
+    code = encode_rle(np.ones((2, 3), bool))
+    assert decode_rle(code, (2, 3)).all()
+    for read in (decode_rle, checked_rle):
+        with pytest.raises(BadAnnotation, match="picture of"):
+            read(code, (3, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(masks)
+def test_all_forms_are_rewritten_as_we_write_them(mask: np.ndarray) -> None:
+    code = encode_rle(mask)
+    flat = mask.ravel(order="F")
+    ends = [0, *(np.flatnonzero(flat[1:] != flat[:-1]) + 1), flat.size]
+    runs = [int(run) for run in np.diff(ends)]
+    listed = {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
+    raw = {"size": code["size"], "counts": code["counts"].encode()}
+    assert checked_rle(listed) == checked_rle(raw) == checked_rle(code) == code
+    assert np.array_equal(decode_rle(listed), mask)
+    assert np.array_equal(decode_rle(raw), mask)
 
 
 def test_mask_must_have_two_axes() -> None:
@@ -152,6 +211,36 @@ def test_plain_text_reply_is_an_error_with_its_text_kept() -> None:
     assert reply.error is not None
     assert reply.text == "The cat is left."
     assert reply.masks == ()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "", "{", '{"text": "A dog.", "masks": [{"size"', "null", "[]", "5", "{}", '{"a": 1}', None, 5, b"{}", ["a"],
+        '{"text": 5}', '{"text": ["a"]}', '{"text": "A dog.", "masks": 5}', '{"text": "A dog.", "masks": [null]}',
+        '{"text": "A dog.", "scores": [NaN], "masks": []}', '{"masks": [], "scores": [1e999]}',
+        '{"text": "A dog.", "boxes": [{"x_min": Infinity}]}', '{"text": "A dog.", "masks": [], "phrases": [5]}',
+        '{"text": "A dog.", "masks": [], "error": ""}', '{"text": "A dog.", "error": {"type": "x"}}',
+        '{"masks": [{"size": [1e999, 2], "counts": "06"}]}', "[" * 100_000, '{"text":' * 100_000,
+    ],
+    ids=lambda reply: repr(reply)[:40],
+)  # fmt: skip
+def test_a_failed_reply_says_nothing(reply: Any) -> None:
+    parsed = parse_masks_json(reply)
+    assert parsed.error is not None
+    assert (parsed.masks, parsed.phrases, parsed.boxes, parsed.scores) == ((), (), (), ())
+    assert not parsed.text or parsed.text == reply != '{"text":' * 100_000
+    assert answer_of(reply) is None or not reply.startswith("{")
+
+
+def test_masks_of_a_reply_are_bounded_together() -> None:
+    code = {"size": [1 << 14, 1 << 13], "counts": [1 << 27]}
+    for claimed in (3, 10_000):
+        parsed = parse_masks_json(json.dumps({"masks": [code] * claimed}))
+        assert parsed.error is not None
+        assert "together" in parsed.error["message"]
+    small = json.dumps({"masks": [encode_rle(np.eye(3, dtype=bool))] * 200})
+    assert len(parse_masks_json(small, (3, 3)).masks) == 200
 
 
 def test_package_exports_are_lazy_and_named() -> None:
