@@ -24,11 +24,20 @@ _MARK = re.compile(r"<[^<>]*>|\[SEG\]")
 
 
 class Prediction(NamedTuple):
-    """What a reply says of a picture: mask i shows phrase i, where there are as many."""
+    """What a reply says of a picture.
+
+    Attributes:
+        caption: Without marks; "" if the request failed.
+        phrases: Phrase i names mask i; masks beyond the last phrase have none.
+        masks: ``bool[H, W]``, each once.
+        order: For each predicted mask its place in `masks`: several phrases may name the same one.
+        usable: False if the reply is counted as an error.
+    """
 
     caption: str
     phrases: tuple[str, ...]
     masks: tuple[BoolMask, ...]
+    order: tuple[int, ...]
     usable: bool
 
 
@@ -45,15 +54,15 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         ``complete``; ``reference``, what the reply was compared with.
     """
     size = (doc["height"], doc["width"])
-    said = read_prediction(parse_masks_json(reply), size)
+    said = read_prediction(parse_masks_json(reply, size), size)
     targets = [decode_rle(rle) for rle in doc["masks"]]
-    pairs = gcg.pair_counts(targets, said.masks)
+    pairs = gcg.pair_counts(targets, said.masks).of_columns(said.order)
     captions = {"image_id": doc["image_id"], "caption": said.caption, "reference": doc["caption"]}
     table = {
         "image_id": doc["image_id"],
         "I": pairs.intersection.tolist(),
         "U": pairs.union.tolist(),
-        "predicted": len(said.masks),
+        "predicted": len(said.order),
     }
     return {
         "METEOR": captions,
@@ -94,21 +103,28 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_prediction(reply: MasksReply, size: tuple[int, int]) -> Prediction:
-    """Caption, phrases and masks of a reply; a mask of another size than the picture's counts as an empty one."""
+    """Caption, phrases and masks of a reply; a mask of another size than the picture's counts as an empty one.
+
+    All masks count. Those that the reply's ``phrases`` name come first, in the order of the phrases.
+    """
     empty = np.zeros(size, dtype=bool)
     caption = " ".join(_MARK.sub(" ", reply.text).split())
     if reply.error is not None:
         # What could not be read as a reply is still what the model said; a failed sample said nothing.
-        return Prediction(caption, (), (), usable=False)
+        return Prediction(caption, (), (), (), usable=False)
+    places = range(len(reply.masks))
     if reply.phrases:
         listed = [(str(one.get("phrase", "")), one.get("mask")) for one in reply.phrases]
-        chosen = [(words, at) for words, at in listed if isinstance(at, int) and 0 <= at < len(reply.masks)]
-        phrases, masks = tuple(words for words, _ in chosen), [reply.masks[at] for _, at in chosen]
+        named = [(words, at) for words, at in listed if type(at) is int and at in places]
+        phrases = tuple(words for words, _ in named)
+        taken = dict.fromkeys(at for _, at in named)
+        order = (*(at for _, at in named), *(at for at in places if at not in taken))
     else:
         phrases = tuple(" ".join(words.split()) for words in _PHRASE.findall(reply.text))
-        masks = list(reply.masks)
-    fitting = all(mask.shape == size for mask in masks)
-    return Prediction(caption, phrases, tuple(mask if mask.shape == size else empty for mask in masks), usable=fitting)
+        order = tuple(places)
+    fitting = all(mask.shape == size for mask in reply.masks)
+    masks = tuple(mask if mask.shape == size else empty for mask in reply.masks)
+    return Prediction(caption, phrases, masks, order, usable=fitting and bool(caption or masks))
 
 
 def _iou(sample: Sample) -> gcg.FloatTable:

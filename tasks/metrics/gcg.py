@@ -51,6 +51,10 @@ class PairCounts(NamedTuple):
         with np.errstate(invalid="ignore"):
             return np.asarray(self.intersection / self.union, dtype=np.float64)
 
+    def of_columns(self, places: Sequence[int]) -> PairCounts:
+        """The table with these predicted masks in this order; one may come several times."""
+        return PairCounts(*(table[:, np.array(places, dtype=np.int64)] for table in self))
+
 
 def pair_counts(targets: Sequence[npt.NDArray[Any]], predictions: Sequence[npt.NDArray[Any]]) -> PairCounts:
     """Count the pixels of every pair; masks are ``[H, W]`` of one picture, on where they are not 0.
@@ -65,8 +69,7 @@ def pair_counts(targets: Sequence[npt.NDArray[Any]], predictions: Sequence[npt.N
     sizes = {mask.shape for mask in (*targets, *predictions)}
     if len(sizes) > 1 or any(len(size) != 2 for size in sizes):
         raise ValueError(f"masks of shapes {sorted(sizes)}: give [H, W] masks of one picture")
-    wanted = [mask.astype(bool) for mask in targets]
-    given = [mask.astype(bool) for mask in predictions]
+    wanted, given = ([mask.astype(bool, copy=False) for mask in masks] for masks in (targets, predictions))
     shape = (len(wanted), len(given))
     intersection = np.array([[np.count_nonzero(one & two) for two in given] for one in wanted], dtype=np.int64)
     intersection = intersection.reshape(shape)

@@ -100,6 +100,26 @@ def test_phrases_say_which_mask_is_whose() -> None:
     assert numbers(sample)["mask_recall"] == 100
 
 
+def test_masks_that_no_phrase_names_are_kept_as_with_marks() -> None:
+    pairs = [("", mask(2, 3)), ("dog", mask(0, 2)), ("", mask(4, 8))]
+    content = json.loads(reply("<p>dog</p>", pairs))
+    content["phrases"] = [{"phrase": "dog", "span": None, "mask": 1}]
+    said = scoring.read_prediction(scoring.parse_masks_json(json.dumps(content)), SIZE)
+    assert (said.phrases, said.order, len(said.masks), said.usable) == (("dog",), (1, 0, 2), 3, True)
+    marked = scoring.score_reply(DOC, reply("<p>dog</p>", pairs, phrases=False))
+    named = scoring.score_reply(DOC, json.dumps(content))
+    assert named["mIoU"]["predicted"] == marked["mIoU"]["predicted"] == 3
+    assert numbers(named)["mIoU"] == numbers(marked)["mIoU"] == 100
+
+
+def test_many_phrases_of_one_mask_cost_one_mask() -> None:
+    content = json.loads(reply("?", [("dog", mask(0, 2))]))
+    content["phrases"] *= 20_000
+    sample = scoring.score_reply(DOC, json.dumps(content))
+    assert sample["mIoU"]["predicted"] == 20_000
+    assert numbers(sample)["mIoU"] == 100
+
+
 def test_unusable_replies_count_as_errors_and_stay_in_the_denominators() -> None:
     good = scoring.score_reply(DOC, reply("A dog.", [("dog", mask(0, 2)), ("bed", mask(4, 8))]))
     failed = scoring.score_reply(DOC, error_json(RuntimeError("no")))
