@@ -228,7 +228,7 @@ def parse_masks_json(reply: Any, size: tuple[int, int] | None = None) -> MasksRe
             scores=tuple(_finite(score) for score in content.get("scores") or ()),
         )
     except Exception as exc:  # a model under test may answer anything; one odd reply must not end a run
-        text = reply if isinstance(reply, str) and not reply.lstrip().startswith("{") else ""
+        text = reply if isinstance(reply, str) and (reply.lstrip()[:1] != "{" or _is_other_object(reply)) else ""
         return MasksReply(text=text, error={"type": type(exc).__name__, "message": str(exc)})
 
 
@@ -240,8 +240,17 @@ def answer_of(reply: Any) -> str | None:
     """
     if not isinstance(reply, str):
         return None
-    said = parse_masks_json(reply).text if reply.lstrip().startswith("{") else reply
+    said = parse_masks_json(reply).text if reply.lstrip()[:1] == "{" else reply
     return said if said.strip() else None
+
+
+def _is_other_object(reply: str) -> bool:
+    """Whether a reply is a JSON object that is no masks reply: words that happen to stand in braces."""
+    try:
+        content = json.loads(reply)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys().isdisjoint(_REPLY_KEYS)
 
 
 def _decoded(codes: Sequence[Any], size: tuple[int, int] | None) -> tuple[BoolMask, ...]:

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from flmm_plugin.errors import BadAnnotation, DataNotFound, ToolNotFound, UnknownArgument
+from flmm_plugin.tasks import sample_scores
 from flmm_plugin.tasks.metrics.bootstrap import LEVEL, RESAMPLES, Interval, Ratio, Statistic, plain
 from flmm_plugin.tasks.task_files import aggregations, task_config
 
@@ -216,10 +217,7 @@ def _parsed(line: str, number: int, path: Path) -> dict[str, Any]:
 
 def reply_of(sample: Record) -> str:
     """The model's reply in a logged sample; lmms-eval nests it once per repeat and filter, by version."""
-    reply = sample["filtered_resps"]
-    while isinstance(reply, list):
-        reply = reply[0] if reply else ""
-    return str(reply)
+    return sample_scores.reply_of(sample["filtered_resps"])
 
 
 def _chosen(

@@ -12,6 +12,17 @@ from typing import Any
 LOGGED_ALONE = frozenset({"reference"})
 
 
+def reply_of(results: Any) -> str:
+    """The first reply of what lmms-eval hands over or logs, however deep it is nested; "" for what is no text.
+
+    >>> reply_of(["a"]), reply_of([["a", "b"]]), reply_of([None]), reply_of([])
+    ('a', 'a', '', '')
+    """
+    while isinstance(results, list):
+        results = results[0] if results else ""
+    return results if isinstance(results, str) else ""
+
+
 class SampleScores(dict[str, Any]):
     """Scores of one document by metric, and beside them what only the sample log keeps (`LOGGED_ALONE`).
 

@@ -12,7 +12,7 @@ from flmm_plugin.tasks.file_task import FileTask
 from flmm_plugin.tasks.gcg import encoders, scoring
 from flmm_plugin.tasks.gcg.docs import gcg_docs
 from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 
 class GroundedConversation(FileTask):
@@ -41,9 +41,9 @@ class GroundedConversation(FileTask):
         return {"sentence_encoder": self.encoder}
 
 
-def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
+def score(doc: PictureDoc, results: list[Any]) -> dict[str, Any]:
     """What one document contributes, by metric; `results` holds the model's one reply."""
-    return SampleScores(scoring.score_reply(doc, results[0]))
+    return SampleScores(scoring.score_reply(doc, reply_of(results)))
 
 
 def image_of(doc: PictureDoc) -> list[Any]:

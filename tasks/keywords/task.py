@@ -11,8 +11,8 @@ from flmm_plugin.errors import ToolNotFound
 from flmm_plugin.tasks.keywords import scoring
 from flmm_plugin.tasks.keywords.noun_chunks import NounChunks, load_noun_chunks
 from flmm_plugin.tasks.png.docs import PngDoc
-from flmm_plugin.tasks.png.task import NarrativeTask, reply_of
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.png.task import NarrativeTask
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 
 class KeywordSelection(NarrativeTask):

@@ -60,6 +60,17 @@ def iou_counts(pred: npt.NDArray[Any], target: npt.NDArray[Any]) -> IoUCounts:
     return IoUCounts(int(np.count_nonzero(on_pred & on_target)), int(np.count_nonzero(on_pred | on_target)))
 
 
+def failed_counts(target: npt.NDArray[Any]) -> IoUCounts:
+    """Counts of an item whose request failed: nothing is right, also where the target is empty.
+
+    A failed request is no empty mask: where that would be right, one pixel is counted as wrong.
+
+    >>> failed_counts(np.zeros((2, 2))), failed_counts(np.ones((2, 2)))
+    (IoUCounts(intersection=0, union=1), IoUCounts(intersection=0, union=4))
+    """
+    return IoUCounts(0, max(int(np.count_nonzero(target)), 1))
+
+
 @dataclass
 class SegmentationSums:
     """Sums over items from which every metric follows; states of several ranks are added, in any order.

@@ -1,7 +1,7 @@
 """From a model's reply to counts, and from the counts of all documents to the printed numbers.
 
 A model answers with lmms-eval's masks JSON. Every phrase of a document is one item whether or not the model gave it a
-usable mask: one without is scored as an empty prediction and counted as an error. A document whose *target* cannot be
+usable mask: one without has IoU 0 and no pixel right, and is counted as an error. A document whose *target* cannot be
 read has no items; its phrases are counted as skipped.
 
 Average recall, accuracies and cIoU are percentages, as in the papers' tables.
@@ -17,9 +17,9 @@ from flmm_plugin.records import encode_rle, parse_masks_json
 from flmm_plugin.tasks.metrics import segmentation
 from flmm_plugin.tasks.metrics.bootstrap import Ratio
 from flmm_plugin.tasks.metrics.png import RecallSums, pixel_accuracy
-from flmm_plugin.tasks.metrics.segmentation import IoUCounts, iou_counts
+from flmm_plugin.tasks.metrics.segmentation import IoUCounts
 from flmm_plugin.tasks.png.docs import targets_of
-from flmm_plugin.tasks.refcoco.scoring import match_masks
+from flmm_plugin.tasks.refcoco.scoring import count_items, match_masks
 
 Sample = Mapping[str, Any]
 
@@ -50,18 +50,21 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     """
     targets = targets_of(doc)
     size = (doc["height"], doc["width"])
-    predictions, errors = match_masks(parse_masks_json(reply), doc["expressions"], size)
-    counts = [iou_counts(pred, target) for pred, target in zip(predictions, targets, strict=True)]
+    predictions = match_masks(parse_masks_json(reply, size), doc["expressions"], size)
+    counts = count_items(predictions, targets)
     every = _pixels(counts)
     sample: dict[str, dict[str, Any]] = {
         name: _pixels([item for item, kinds in zip(counts, doc["kinds"], strict=True) if kind in (None, *kinds)])
         for name, kind in RECALLS.items()
     }
     sample["acc@0.5"] = sample["cIoU"] = every
-    sample["pixel_acc"] = {**every, "pixels": size[0] * size[1]}
+    pixels = size[0] * size[1]
+    # An empty mask has most pixels right; a failed request has none.
+    unions = [pixels if pred is None else item.union for pred, item in zip(predictions, counts, strict=True)]
+    sample["pixel_acc"] = {**every, "U": unions, "pixels": pixels}
     sample["recall_curve"] = {**every, "kinds": doc["kinds"]}
     sample["items"] = {"count": len(counts)}
-    sample["errors"] = {"count": errors}
+    sample["errors"] = {"count": sum(pred is None for pred in predictions)}
     sample["skipped_phrases"] = {"count": 0, "left_out": doc["left_out"]["phrases"]}
     sample["skipped_narratives"] = {"count": 0, "left_out": doc["left_out"]["narratives"]}
     sample["complete"] = {"count": len(counts), "expected": doc["expected_items"]}
@@ -79,6 +82,7 @@ def skipped(doc: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What stands for a document whose target cannot be read."""
     return {
         "items": {"count": 0},
+        "errors": {"count": 0},
         "skipped_phrases": {"count": len(doc["expressions"]), "left_out": doc["left_out"]["phrases"]},
         "skipped_narratives": {"count": 1, "left_out": doc["left_out"]["narratives"]},
         "complete": {"count": 0, "expected": doc["expected_items"]},

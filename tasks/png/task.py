@@ -18,7 +18,7 @@ from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.png import curve, scoring
 from flmm_plugin.tasks.png.docs import PngDoc, PngDocs, docs_of
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 _DATA_KEYS = ("root", "kinds", "question")
 
@@ -116,11 +116,6 @@ def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
     if problem is not None:
         logger.error(f"narrative {doc['narrative']} is skipped and has no score: {problem}")
     return SampleScores(sample)
-
-
-def reply_of(results: list[Any]) -> str:
-    """What the model said, in either form in which lmms-eval hands it over."""
-    return str(results[0][0] if isinstance(results[0], list) else results[0])
 
 
 def image_of(doc: PngDoc) -> list[Any]:

@@ -3,6 +3,8 @@
 The stock task's reading wants the bare word "yes" or "no". LLaVA's script, whose numbers many papers print, looks for a
 denial in the first sentence: ``accuracy_first_sentence``, ``f1_first_sentence`` and ``yes_ratio_first_sentence``, which
 unlike the stock ``pope_yes_ratio`` counts what the model said and not the truth. All are in 0..1, as the stock ones.
+
+A request that failed is a wrong answer by both readings and has no part in the yes ratios; ``errors`` counts such.
 """
 
 from __future__ import annotations
@@ -12,27 +14,35 @@ from typing import Any
 
 from lmms_eval.tasks.pope.utils import pope_process_results
 
+from flmm_plugin.records import answer_of
 from flmm_plugin.tasks.metrics.viscot import yes_or_no
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 Sample = Mapping[str, Any]
 
 #: What is printed beside the stock metrics.
 METRICS = ("accuracy_first_sentence", "f1_first_sentence", "yes_ratio_first_sentence")
 
+_OPPOSITE = {"yes": "no", "no": "yes"}
+_RATIOS = ("pope_yes_ratio", "yes_ratio_first_sentence")
 
-def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
+
+def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
     """The scores of one document; `results` holds the model's one reply."""
-    return SampleScores(score_reply(doc, results[0]))
+    return SampleScores(score_reply(doc, reply_of(results)))
 
 
-def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
+def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
     """The stock scores, what the answer says by its first sentence, and what it was compared with."""
     truth = str(doc["answer"]).lower().strip()
-    reading = {"said": yes_or_no(reply.strip()), "truth": truth}
+    answer = answer_of(reply)
+    # The stock scores know no failure: neither word would be left out of their recall.
+    said = _OPPOSITE[truth] if answer is None else answer
+    reading = {"said": yes_or_no(said.strip()), "truth": truth}
+    scores = {**pope_process_results(doc, [said]), **dict.fromkeys(METRICS, reading)}
     return {
-        **pope_process_results(doc, [reply]),
-        **dict.fromkeys(METRICS, reading),
+        **{name: one for name, one in scores.items() if answer is not None or name not in _RATIOS},
+        "errors": {"count": int(answer is None)},
         "reference": {key: doc[key] for key in ("question_id", "question", "answer", "image_source") if key in doc},
     }
 

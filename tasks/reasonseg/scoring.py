@@ -1,8 +1,9 @@
 """From a model's reply to counts, and from the counts of all pictures to the printed numbers.
 
 A model answers with lmms-eval's masks JSON; several masks are one prediction, their union. Every picture counts whether
-or not the model gave it a usable mask: one without is scored as an empty prediction and counted as an error. (One peer
-leaves such pictures out, which raises cIoU.) Printed numbers are percentages.
+or not the model gave it a usable mask: one without is counted as an error and scored as an empty prediction that is
+wrong, also where the target is empty. (One peer leaves such pictures out, which raises cIoU.) Printed numbers are
+percentages.
 
 The test split is reported thrice: short queries, long ones, and all. The long and short metrics exist for that split
 alone.
@@ -37,6 +38,8 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     size = (doc["height"], doc["width"])
     prediction, usable = read_prediction(reply, size)
     item = reasonseg.reason_counts(prediction, decode_rle(doc["mask"]), decode_rle(doc["ignore"]))
+    if not usable and item.union == 0:
+        item = item._replace(union=1)  # a failed request is no right empty mask
     counts = {"I": [item.intersection], "U": [item.union], "pixels": item.pixels}
     sample: dict[str, dict[str, Any]] = dict.fromkeys(IOU_METRICS, counts)
     if doc["split"] == "test":
@@ -73,7 +76,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_prediction(reply: str, size: tuple[int, int]) -> tuple[BoolMask, bool]:
     """The union of a reply's masks, ``bool[H, W]``, and whether it has any and all are of the picture's size."""
-    said = parse_masks_json(reply)
+    said = parse_masks_json(reply, size)
     fitting = [mask for mask in said.masks if mask.shape == size]
     union = np.zeros(size, dtype=bool)
     for mask in fitting:

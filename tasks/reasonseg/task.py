@@ -9,7 +9,7 @@ from flmm_plugin.tasks.file_task import FileTask
 from flmm_plugin.tasks.picture_docs import PictureDoc, PictureDocs
 from flmm_plugin.tasks.reasonseg import scoring
 from flmm_plugin.tasks.reasonseg.docs import read_docs
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 
 class ReasoningSegmentation(FileTask):
@@ -25,9 +25,9 @@ class ReasoningSegmentation(FileTask):
         return read_docs(split, settings)
 
 
-def score(doc: PictureDoc, results: list[str]) -> dict[str, Any]:
+def score(doc: PictureDoc, results: list[Any]) -> dict[str, Any]:
     """Counts of one document, by metric; `results` holds the model's one reply."""
-    return SampleScores(scoring.score_reply(doc, results[0]))
+    return SampleScores(scoring.score_reply(doc, reply_of(results)))
 
 
 def image_of(doc: PictureDoc) -> list[Any]:

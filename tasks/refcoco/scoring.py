@@ -1,7 +1,7 @@
 """From a model's reply to counts, and from the counts of all documents to the printed numbers.
 
 A model answers with lmms-eval's masks JSON. Every expression of a document is one item whether or not the model gave
-it a usable mask: an expression without one is scored as an empty prediction and counted as an error.
+it a usable mask: an expression without one is wrong, also where an empty mask would be right, and counted as an error.
 
 Printed IoU metrics and precisions are percentages, as in the papers' tables; ``items`` and ``errors`` are numbers of
 expressions, ``complete`` is 1 if every item of the official split was scored and 0 for a part of it.
@@ -16,7 +16,7 @@ import numpy as np
 
 from flmm_plugin.records import BoolMask, MasksReply, decode_rle, parse_masks_json
 from flmm_plugin.tasks.metrics.bootstrap import Ratio
-from flmm_plugin.tasks.metrics.segmentation import THRESHOLDS, IoUCounts, SegmentationSums, iou_counts
+from flmm_plugin.tasks.metrics.segmentation import THRESHOLDS, IoUCounts, SegmentationSums, failed_counts, iou_counts
 
 Sample = Mapping[str, Any]
 
@@ -36,19 +36,20 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         ``{"expected"}`` size.
     """
     targets = [decode_rle(rle) for rle in doc["masks"]]
-    predictions, errors = match_masks(parse_masks_json(reply), doc["expressions"], (doc["height"], doc["width"]))
-    counts = [iou_counts(pred, target) for pred, target in zip(predictions, targets, strict=True)]
+    size = (doc["height"], doc["width"])
+    predictions = match_masks(parse_masks_json(reply, size), doc["expressions"], size)
+    counts = count_items(predictions, targets)
     pixels = {"I": [item.intersection for item in counts], "U": [item.union for item in counts]}
     sample: dict[str, dict[str, Any]] = dict.fromkeys(_IOU_METRICS, pixels)
     for threshold, hits in SegmentationSums.of(counts).hits.items():
         sample[f"P@{threshold:g}"] = {"hits": hits, "items": len(counts)}
     sample["items"] = {"count": len(counts)}
-    sample["errors"] = {"count": errors}
+    sample["errors"] = {"count": sum(pred is None for pred in predictions)}
     sample["complete"] = {"count": len(counts), "expected": doc["expected_items"]}
     sample["reference"] = {
         "phrases": list(doc["expressions"]),
         "masks": list(doc["masks"]),
-        "size": [doc["height"], doc["width"]],
+        "size": list(size),
         "image_path": doc.get("image_path"),
     }
     return sample
@@ -67,17 +68,23 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def match_masks(reply: MasksReply, expressions: Sequence[str], size: tuple[int, int]) -> tuple[list[BoolMask], int]:
-    """One mask ``bool[H, W]`` per expression, and how many expressions have no usable mask (theirs are empty).
+def count_items(predictions: Sequence[BoolMask | None], targets: Sequence[BoolMask]) -> list[IoUCounts]:
+    """Pixels of each item; None: it has no usable mask."""
+    return [
+        failed_counts(target) if pred is None else iou_counts(pred, target)
+        for pred, target in zip(predictions, targets, strict=True)
+    ]
+
+
+def match_masks(reply: MasksReply, expressions: Sequence[str], size: tuple[int, int]) -> list[BoolMask | None]:
+    """One mask ``bool[H, W]`` per expression, None where the reply has no usable one.
 
     A reply with ``phrases`` says itself which mask belongs to which: phrase i answers expression i if there are as
     many, else the first unused phrase with the same words does. A reply without phrases is read in order, with one
     exception: to a single expression a detector such as ``sam3`` may answer with several instances; the best-scored
     one is taken, or their union if it scored none.
     """
-    empty = np.zeros(size, dtype=bool)
-    matched = [mask if mask is not None and mask.shape == size else None for mask in _assign(reply, expressions)]
-    return [empty if mask is None else mask for mask in matched], sum(mask is None for mask in matched)
+    return [mask if mask is not None and mask.shape == size else None for mask in _assign(reply, expressions)]
 
 
 def _assign(reply: MasksReply, expressions: Sequence[str]) -> list[BoolMask | None]:
@@ -93,7 +100,7 @@ def _assign(reply: MasksReply, expressions: Sequence[str]) -> list[BoolMask | No
 def _phrase_masks(reply: MasksReply, expressions: Sequence[str]) -> list[int | None]:
     """Index of each expression's mask, as the reply's phrases say."""
     listed = [(str(phrase.get("phrase", "")), phrase.get("mask")) for phrase in reply.phrases]
-    pairs = [(words, index if isinstance(index, int) else None) for words, index in listed]
+    pairs = [(words, index if type(index) is int else None) for words, index in listed]
     if len(pairs) == len(expressions):
         return [index for _, index in pairs]
     found: list[int | None] = []

@@ -16,7 +16,7 @@ from flmm_plugin.datasets.problems import summed_up
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.refcoco import scoring
 from flmm_plugin.tasks.refcoco.docs import ReferDoc, ReferDocs, read_docs
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 _DATA_KEYS = ("name", "by", "unit", "root")
 
@@ -93,9 +93,9 @@ class ReferSegmentation(ConfigurableTask):
         return complete
 
 
-def score(doc: ReferDoc, results: list[str]) -> dict[str, Any]:
+def score(doc: ReferDoc, results: list[Any]) -> dict[str, Any]:
     """Counts of one document, by metric; `results` holds the model's one reply."""
-    return SampleScores(scoring.score_reply(doc, results[0]))
+    return SampleScores(scoring.score_reply(doc, reply_of(results)))
 
 
 def image_of(doc: ReferDoc) -> list[Any]:

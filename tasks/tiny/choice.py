@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ def choices(doc: Mapping[str, Any]) -> list[str]:
     return list(CHOICES)
 
 
-def score(doc: Mapping[str, Any], results: Sequence[tuple[float, bool] | str]) -> dict[str, Any]:
+def score(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
     """What one document contributes.
 
     Args:
@@ -22,20 +23,26 @@ def score(doc: Mapping[str, Any], results: Sequence[tuple[float, bool] | str]) -
             writes it; as a pair, or as the text of one.
 
     Returns:
-        ``acc``: whether the choice of the smallest loss (of equal ones the first) is the answer, and all losses.
+        ``acc``: whether the choice of the smallest loss (of equal ones the first) is the answer, and all losses;
+        ``errors``. Where a choice has no loss, its request failed: nothing is chosen, so that nothing is right.
     """
     losses = [_loss(result) for result in results]
-    picked = CHOICES[losses.index(min(losses))]
-    return {"acc": {"right": picked.lower() == str(doc["answer"]).lower(), "picked": picked, "losses": losses}}
+    failed = len(losses) != len(CHOICES) or not all(map(math.isfinite, losses))
+    picked = "" if failed else CHOICES[losses.index(min(losses))]
+    right = picked.lower() == str(doc["answer"]).lower() and not failed
+    return {"acc": {"right": right, "picked": picked, "losses": losses}, "errors": {"count": int(failed)}}
 
 
-def _loss(result: tuple[float, bool] | str) -> float:
-    """The number of a pair. lmms-eval 0.7.3 hands pairs over as text, on which its own multiple choice fails.
+def _loss(result: Any) -> float:
+    """The number of a pair; lmms-eval 0.7.3 hands pairs over as text, on which its own multiple choice fails.
 
-    >>> _loss((0.25, True)), _loss("(0.25, True)"), _loss("(inf, False)")
-    (0.25, 0.25, inf)
+    >>> _loss((0.25, True)), _loss("(0.25, True)"), _loss("(inf, False)"), _loss(None)
+    (0.25, 0.25, inf, inf)
     """
-    return float(result.strip("() ").partition(",")[0]) if isinstance(result, str) else float(result[0])
+    try:
+        return float(result.strip("() ").partition(",")[0]) if isinstance(result, str) else float(result[0])
+    except (TypeError, ValueError, IndexError, KeyError):
+        return math.inf
 
 
 def accuracy(samples: Iterable[Mapping[str, Any]]) -> float:

@@ -11,20 +11,23 @@ from typing import Any
 
 from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
 
+from flmm_plugin.records import answer_of
 from flmm_plugin.tasks.metrics.bootstrap import Sample, Statistic
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 
 
-def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, Any]:
+def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
     """The scores of one document; `results` holds the model's one reply."""
-    return SampleScores(score_reply(doc, results[0]))
+    return SampleScores(score_reply(doc, reply_of(results)))
 
 
-def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
-    """lmms-eval's own score of a reply."""
+def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
+    """lmms-eval's own score of a reply; one of a failed request is neither yes nor no."""
+    answer = answer_of(reply)
     names = ("question_id", "question", "category", "answer")
     reference = {**{name: doc[name] for name in names}, "image_source": doc["question_id"]}
-    return {**mme_process_results(doc, [reply]), "reference": reference}
+    scores = mme_process_results(doc, [answer or ""])
+    return {**scores, "errors": {"count": int(answer is None)}, "reference": reference}
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """From a model's reply to the scores of one question, and from those to the printed numbers.
 
 A model answers with text, or with lmms-eval's masks JSON that carries ``text`` and a box: ``flmm_*`` models do the
-latter where a second look was asked for. A sample that failed is answered with an error record: it scores 0 and counts
-as an error.
+latter where a second look was asked for. A sample that failed is answered with an error record or not at all: it
+scores 0 and counts as an error.
 
 ``exact``, ``anls``, ``judged``, ``box_acc@0.5`` and ``both_views`` are percentages of questions; the others are numbers
 of questions. A box is compared in pixels of the original picture.
@@ -18,7 +18,7 @@ from typing import Any
 from flmm_plugin.datasets.viscot import encloses
 from flmm_plugin.errors import BadImage
 from flmm_plugin.images import open_image
-from flmm_plugin.records import parse_masks_json
+from flmm_plugin.records import answer_of, parse_masks_json
 from flmm_plugin.tasks.metrics.viscot import anls, box_hit, exact_match
 
 Sample = Mapping[str, Any]
@@ -51,17 +51,12 @@ class Reply:
     failed: bool = False
 
 
-def read_reply(reply: str) -> Reply:
+def read_reply(reply: Any) -> Reply:
     """Text or masks JSON, never raising: a model under test may answer anything."""
-    try:
-        content = json.loads(reply)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not content.keys() & {"masks", "boxes", "text", "error"}:
-        return Reply(reply)
     parsed = parse_masks_json(reply)
     if parsed.error is not None:
-        return Reply(str(content.get("text") or ""), failed=True)
+        answer = answer_of(reply)
+        return Reply(answer or "", failed=answer is None)
     # Of several boxes (a detector's instances) the best-scored one counts, the first if none is scored.
     scores = parsed.scores if len(parsed.scores) == len(parsed.boxes) else (0.0,) * len(parsed.boxes)
     best = max(zip(scores, range(len(scores)), strict=True), key=lambda pair: (pair[0], -pair[1]), default=None)
@@ -69,13 +64,22 @@ def read_reply(reply: str) -> Reply:
     if best is not None:
         sides = parsed.boxes[best[1]]
         box = tuple(sides.get(side, 0.0) for side in ("x_min", "y_min", "x_max", "y_max"))
+    content = json.loads(reply)
     size = content.get("size") or next((mask.shape for mask in parsed.masks), None)
     cot = content.get("visual_cot")
     views = str(cot.get("views")) if isinstance(cot, dict) else None
-    return Reply(parsed.text, box, (int(size[0]), int(size[1])) if size else None, views)  # type: ignore[arg-type]
+    failed = box is None and not parsed.text.strip()
+    return Reply(parsed.text, box, _sides(size), views, failed)  # type: ignore[arg-type]
 
 
-def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
+def _sides(size: Any) -> tuple[int, int] | None:
+    """``(H, W)`` as a reply states it; None if it is no size."""
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
+        return size[0], size[1]
+    return None
+
+
+def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
     """Scores of one question, keyed by metric; without those of a judge.
 
     Args:
@@ -85,8 +89,8 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     said = read_reply(reply)
     answer = said.text.strip()
     sample: dict[str, dict[str, Any]] = {
-        "exact": {"score": float(exact_match(answer, doc["answer"]) and not said.failed)},
-        "anls": {"score": 0.0 if said.failed else anls(answer, [doc["answer"]])},
+        "exact": {"score": float(bool(answer) and exact_match(answer, doc["answer"]))},
+        "anls": {"score": anls(answer, [doc["answer"]]) if answer else 0.0},
         "items": {"count": 1},
         "errors": {"count": int(said.failed)},
         "complete": {"count": 1, "expected": doc["expected_items"]},

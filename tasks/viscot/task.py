@@ -9,7 +9,7 @@ from lmms_eval.api.task import ConfigurableTask
 from loguru import logger
 
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.tasks.sample_scores import SampleScores
+from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
 from flmm_plugin.tasks.viscot import scoring
 from flmm_plugin.tasks.viscot.docs import VisCotDoc, VisCotDocs, read_docs
 from flmm_plugin.tasks.viscot.judge import PROMPT_VERSION, Judge, judge_from_environment
@@ -64,15 +64,16 @@ class VisCot(ConfigurableTask):
 
     def process_results(self, doc: VisCotDoc, results: list[Any], full_docs: Any = None) -> dict[str, Any]:
         """Scores of one document, the judge's among them. lmms-eval calls this from several threads."""
-        reply = results[0][0] if isinstance(results[0], list) else results[0]
-        sample = score(doc, [str(reply or "")])
+        sample = score(doc, results)
         if self._judge is None:
             return sample
-        said = scoring.read_reply(str(reply or "").strip())
-        verdict = self._judge.verdict(doc["question"], doc["answer"], said.text.strip())
+        answer = scoring.read_reply(reply_of(results)).text.strip()
+        if not answer:  # nothing that anybody could judge
+            return SampleScores({**sample, "judge_items": {"count": 1}, "judged": {"score": 0.0, "unreadable": False}})
+        verdict = self._judge.verdict(doc["question"], doc["answer"], answer)
         sample["judge_items"] = {"count": int(verdict is not None)}
         if verdict is not None:
-            points = 0.0 if verdict.score is None or said.failed else verdict.score
+            points = 0.0 if verdict.score is None else verdict.score
             sample["judged"] = {**vars(verdict), "score": points, "unreadable": verdict.score is None}
         return sample
 
@@ -100,9 +101,9 @@ class VisCot(ConfigurableTask):
         return judged
 
 
-def score(doc: VisCotDoc, results: list[str]) -> dict[str, Any]:
+def score(doc: VisCotDoc, results: list[Any]) -> dict[str, Any]:
     """Scores of one document without a judge; `results` holds the model's one reply."""
-    return SampleScores(scoring.score_reply(doc, results[0].strip()))
+    return SampleScores(scoring.score_reply(doc, reply_of(results).strip()))
 
 
 def image_of(doc: VisCotDoc) -> list[Any]:

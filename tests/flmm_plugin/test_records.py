@@ -18,10 +18,10 @@ from pycocotools import mask as coco_mask
 import flmm_plugin
 from flmm_plugin.errors import BadAnnotation, BadImage, FlmmError
 from flmm_plugin.records import (
-    answer_of,
-    checked_rle,
     EMPTY_BOX,
     Grounding,
+    answer_of,
+    checked_rle,
     decode_rle,
     encode_rle,
     error_json,
@@ -206,17 +206,18 @@ def test_parsing_never_raises(reply: str) -> None:
     assert parsed.error is not None or all(mask.ndim == 2 for mask in parsed.masks)
 
 
-def test_plain_text_reply_is_an_error_with_its_text_kept() -> None:
-    reply = parse_masks_json("The cat is left.")
+@pytest.mark.parametrize("said", ["The cat is left.", "{}", '{"cat": "left"}'])
+def test_plain_text_reply_is_an_error_with_its_text_kept(said: str) -> None:
+    reply = parse_masks_json(said)
     assert reply.error is not None
-    assert reply.text == "The cat is left."
+    assert reply.text == answer_of(said) == said
     assert reply.masks == ()
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        "", "{", '{"text": "A dog.", "masks": [{"size"', "null", "[]", "5", "{}", '{"a": 1}', None, 5, b"{}", ["a"],
+        "", "{", '{"text": "A dog.", "masks": [{"size"', "null", "[]", "5", None, 5, b"{}", ["a"],
         '{"text": 5}', '{"text": ["a"]}', '{"text": "A dog.", "masks": 5}', '{"text": "A dog.", "masks": [null]}',
         '{"text": "A dog.", "scores": [NaN], "masks": []}', '{"masks": [], "scores": [1e999]}',
         '{"text": "A dog.", "boxes": [{"x_min": Infinity}]}', '{"text": "A dog.", "masks": [], "phrases": [5]}',
