@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.errors import HeadsMismatch
-from flmm_plugin.images import ImageSource, open_image
+from flmm_plugin.images import ImageSource, chat_image
 from flmm_plugin.phrases import decoded_offsets, trimmed
 from flmm_plugin.reading import Reading, ground_reading
 from flmm_plugin.records import GroundedAnswer
@@ -52,7 +52,7 @@ def answer_and_ground(
     heads = lmm.heads
     if heads is None:
         raise HeadsMismatch(f"{lmm.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
-    picture = open_image(image)
+    picture = chat_image(image)
     backbone, tokenizer = lmm.backbone, lmm.backbone.tokenizer
     chat: Messages = (
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]

@@ -28,7 +28,7 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.heads.training_free import method_of
 from flmm_plugin.heads_choice import choose_heads
-from flmm_plugin.images import ImageSource, open_image
+from flmm_plugin.images import ImageSource, chat_image, open_image
 from flmm_plugin.phrases import (
     Span,
     check_merge,
@@ -182,7 +182,7 @@ class GroundedLMM:
             max_new_tokens: Length limit.
             **generate: Passed to the model's ``generate``.
         """
-        pictures = [] if image is None else [open_image(image)]
+        pictures = [] if image is None else [chat_image(image)]
         chat = _chat(question, len(pictures))
         return self.chat_batch([chat], [pictures], max_new_tokens=max_new_tokens, **generate)[0]
 
@@ -190,7 +190,7 @@ class GroundedLMM:
         self, messages: list[Messages], images: Sequence[Sequence[ImageSource]], **generate: Any
     ) -> list[ChatAnswer]:
         """Several chats at once, padded on the left; images in order of appearance in each chat."""
-        encoded = self.backbone.encode(messages, [[open_image(one) for one in pictures] for pictures in images])
+        encoded = self.backbone.encode(messages, [[chat_image(one) for one in pictures] for pictures in images])
         generated = self._generate(encoded, generate)
         return [self._answer(generated, item) for item in range(len(messages))]
 
@@ -220,7 +220,7 @@ class GroundedLMM:
         heads = self._need_heads()
         if heads.keyword_selector is None:
             raise HeadsMismatch("these heads have no keyword selector; chat, then pass the spans to ground_text")
-        picture = open_image(image)
+        picture = chat_image(image)
         encoded = self.backbone.encode([_chat(question, 1)], [[picture]])
         generated = self._generate(encoded, {"max_new_tokens": max_new_tokens, **generate})
         answer = self._answer(generated, 0)

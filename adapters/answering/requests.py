@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from flmm_plugin.errors import BackboneUnsupported, BadAnnotation
-from flmm_plugin.images import open_image
+from flmm_plugin.images import open_image, stock_image
 
 #: Generation argument with which a task asks for masks. What the text says plays no role.
 GROUND_FLAG = "flmm_ground"
@@ -131,7 +131,7 @@ def question_of(request: Request, doc: Any) -> Question:
 
 
 def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
-    """The picture of a document of this plugin's own tasks.
+    """The picture of a document of this plugin's own tasks, opened as ``doc["orientation"]`` says (upright by default).
 
     Raises:
         BadAnnotation: The document names none, or it is not of the size that its annotation states.
@@ -142,7 +142,7 @@ def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
             f"{request.task} asks for masks ({flag}) but its documents have no 'image_path'; give the picture's file"
         )
     path = doc["image_path"]
-    image = open_image(path)
+    image = open_image(path, doc.get("orientation") or "upright")
     stated = (doc.get("height"), doc.get("width"))
     if None not in stated and stated != (image.height, image.width):
         raise BadAnnotation(
@@ -153,7 +153,7 @@ def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
 
 
 def opened(visual: Any) -> Image.Image:
-    """A picture of a chat, opened if it is a path.
+    """A picture of a chat, opened as the stock adapters do if it is a path.
 
     Raises:
         BackboneUnsupported: The path is no picture's by its name.
@@ -161,4 +161,4 @@ def opened(visual: Any) -> Image.Image:
     """
     if isinstance(visual, str) and not visual.lower().endswith(_PICTURE_SUFFIXES):
         raise BackboneUnsupported(f"{visual!r} is no picture by its name; this model sees pictures only")
-    return visual if isinstance(visual, Image.Image) else open_image(visual)
+    return visual if isinstance(visual, Image.Image) else stock_image(visual)

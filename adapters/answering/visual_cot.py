@@ -15,7 +15,7 @@ from PIL import Image
 from flmm_plugin.adapters.answering.arguments import as_switch
 from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
-from flmm_plugin.images import open_image
+from flmm_plugin.images import open_image, stock_image
 from flmm_plugin.visual_cot import CotQuestion, Variant, VisualCotOptions
 
 #: Generation argument that asks for a second look: a variant (the reply is masks JSON), ``text`` (also ``text v1``,
@@ -119,7 +119,9 @@ def question_of_doc(request: Request, doc: Mapping[str, Any]) -> CotQuestion:
             f"{request.task} asks for a second look ({VISUAL_COT_FLAG}) but its documents have no {exc}; give "
             "`image_path` and `question`, or mark it `text`"
         ) from exc
-    return CotQuestion(open_image(path), question, str(doc.get("instruction") or ""))
+    return CotQuestion(
+        open_image(path, doc.get("orientation") or "upright"), question, str(doc.get("instruction") or "")
+    )
 
 
 def question_of_chat(
@@ -137,4 +139,4 @@ def question_of_chat(
     if not isinstance(content, str):
         content = "\n".join(part["text"] for part in content if part["type"] == "text")
     text = content.replace(image_token, "").strip()
-    return CotQuestion(open_image(pictures[0]), text, system=tuple(before)) if text else None
+    return CotQuestion(stock_image(pictures[0]), text, system=tuple(before)) if text else None
