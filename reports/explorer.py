@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from flmm_plugin import files
+from flmm_plugin.errors import BadImage
+from flmm_plugin.images import Orientation, open_image
 from flmm_plugin.reports.comparison import ComparisonTable
 from flmm_plugin.reports.explorer_assets import SCRIPT, STYLE
 from flmm_plugin.reports.rendering import fragment
@@ -71,7 +72,7 @@ def write_explorer(
     shown = sorted(samples, key=_badness)
     pictures = _Pictures(megabytes)
     bar = tqdm(shown, desc="pictures", disable=not progress)
-    places = [pictures.place(sample.image) for sample in bar]
+    places = [pictures.place(sample.image, sample.orientation) for sample in bar]
     facts = PageFacts(out, len(shown), pictures.count, pictures.left_out, pictures.unreadable)
     files.write(out, _page(title, notes, tables, figures, verdicts, shown, places, pictures, facts))
     return facts
@@ -89,7 +90,7 @@ class _Pictures:
 
     def __init__(self, megabytes: float) -> None:
         self._room = megabytes * 1_000_000
-        self._places: dict[str, int] = {}
+        self._places: dict[tuple[str, str], int] = {}
         self.encoded: list[str] = []
         self.left_out = 0
         self.unreadable = 0
@@ -99,15 +100,15 @@ class _Pictures:
         """Pictures in the page."""
         return len(self.encoded)
 
-    def place(self, path: str) -> int:
+    def place(self, path: str, orientation: Orientation = "stored") -> int:
         """Index of a picture; -1: none is known, -2: it cannot be read here, -3: no room was left for it."""
         if not path:
             return -1
-        if path not in self._places:
-            self._places[path] = self._add(path)
-        return self._places[path]
+        if (path, orientation) not in self._places:
+            self._places[path, orientation] = self._add(path, orientation)
+        return self._places[path, orientation]
 
-    def _add(self, path: str) -> int:
+    def _add(self, path: str, orientation: Orientation) -> int:
         # A task may name its picture by something that is no path (a question's id): then there is none to show.
         if not Path(path).is_file():
             return -1 if not Path(path).is_absolute() else self._missing()
@@ -115,10 +116,8 @@ class _Pictures:
             self.left_out += 1
             return -3
         try:
-            with Image.open(path) as opened:
-                opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-                picture = opened.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError):
+            picture = open_image(path, orientation)
+        except BadImage:
             return self._missing()
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         buffer = io.BytesIO()

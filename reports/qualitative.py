@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flmm_plugin.errors import BadAnnotation, DataNotFound
+from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound
+from flmm_plugin.images import open_image
 from flmm_plugin.records import BoolMask, Grounding, decode_rle
 from flmm_plugin.reports.figures import overlay
 from flmm_plugin.reports.gallery import Card, Cards
@@ -92,8 +93,10 @@ def _drawable(samples: Iterable[SampleView], count: int, order: str) -> list[tup
         if len(found) == count:
             break
         if Path(sample.image).is_file():
-            with Image.open(sample.image) as opened:
-                picture = opened.convert("RGB")
+            try:
+                picture = open_image(sample.image, sample.orientation)
+            except BadImage:
+                continue
             masks = [one.mask.shape for one in groundings(sample.phrases)]
             if all(shape == (picture.height, picture.width) for shape in masks):
                 found.append((sample, picture))

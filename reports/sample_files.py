@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.images import Orientation
 from flmm_plugin.reports.comparison import pair_of
 from flmm_plugin.reports.result_files import Run
 
@@ -44,6 +45,7 @@ class SampleView:
         answer: What the F-LMM arm said.
         stock: What the stock arm said to the same question; None where no run of it was asked.
         image: Path of the picture, "" where the log does not say.
+        orientation: How it was opened, so that masks lie on it; ``stored`` where the log does not say.
         phrases: In order; empty for a question without masks.
         score: 0 (wrong) to 1 (right) for a question without masks; None where the log does not say.
         error: Why the sample has no answer, "" if it has one.
@@ -57,6 +59,7 @@ class SampleView:
     answer: str
     stock: str | None = None
     image: str = ""
+    orientation: Orientation = "stored"
     phrases: tuple[PhraseView, ...] = ()
     score: float | None = None
     error: str = ""
@@ -124,6 +127,7 @@ def _view(model: str, task: str, line: Mapping[str, Any]) -> SampleView:
         target=str(line.get("target", "")),
         answer=said if reply is None else str(reply.get("text") or ""),
         image=str(reference.get("image_path") or (media[0] if media else "")),
+        orientation="upright" if reference.get("orientation") == "upright" else "stored",
         phrases=tuple(_phrases(reply, reference, line)) if reply is not None else (),
         score=_score(line),
         error=f"{error.get('type', '')}: {error.get('message', '')}" if error else "",

@@ -12,11 +12,12 @@ class PictureDoc(dict[str, Any]):
     """One document, a plain dict that also answers ``doc["image"]``, by opening ``doc["image_path"]`` at that moment.
 
     The picture is no stored key: a log of the document stays small, and a damaged file troubles nobody but its reader.
+    ``doc["orientation"]``, the constant of the data set's reader, says how it is opened.
     """
 
     def __missing__(self, key: str) -> Any:
         if key == "image":
-            return open_image(self["image_path"])
+            return open_image(self["image_path"], self.get("orientation") or "upright")
         raise KeyError(key)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.adapters.lmms_eval.run_log import Agreement
-from flmm_plugin.datasets.refer import ReferDataset, ReferItem
+from flmm_plugin.datasets.refer import ORIENTATION, ReferDataset, ReferItem
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.images import open_image
 from flmm_plugin.reports.figures import contact_sheet, mask_layer
@@ -96,7 +96,7 @@ def by_picture(items: Iterable[ReferItem]) -> Iterator[list[ReferItem]]:
 
 def looked_at(lmm: GroundedLMM, dataset: ReferDataset, items: Sequence[ReferItem]) -> tuple[Card, Card]:
     """One picture with all its objects grounded in one pass, and the attention maps of its first phrase."""
-    image = open_image(items[0].image_path)
+    image = open_image(items[0].image_path, ORIENTATION)
     phrases = [item.sentences[0] for item in items]
     groundings = lmm.ground(image, phrases)
     details = "; ".join(

@@ -25,7 +25,10 @@ MARK = "flmm"
 FAILED = "Failed to obtain answer via API."
 
 #: Fields of a document that a model may see; masks and answers are not among them.
-SHOWN = ("image_path", "height", "width", "expressions", "expression", "question", "instruction", "pieces", "grounded")
+SHOWN = (
+    "image_path", "orientation", "height", "width", "expressions", "expression", "question", "instruction", "pieces",
+    "grounded",
+)  # fmt: skip
 
 Part = Mapping[str, Any]
 

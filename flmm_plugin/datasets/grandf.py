@@ -25,8 +25,12 @@ from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.images import Orientation
 
 SPLITS = ("val", "test")
+
+#: How pictures are opened: upright, as GLaMM's own evaluation does with OpenCV.
+ORIENTATION: Orientation = "upright"
 
 _ANNOTATION_FOLDERS = ("GranDf/annotations/val_test", "annotations/val_test", "GranDf/annotations")
 _PICTURE_FOLDERS = (

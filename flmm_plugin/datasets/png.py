@@ -33,12 +33,15 @@ from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
-from flmm_plugin.images import open_image
+from flmm_plugin.images import Orientation, open_image
 from flmm_plugin.records import BoolMask
 
 Span = tuple[int, int]
 
 SPLITS = ("train", "val")
+
+#: How pictures and maps are opened: COCO annotates the pixels as they are stored, whatever the orientation tag says.
+ORIENTATION: Orientation = "stored"
 
 _HOMES = ("panoptic_narrative_grounding", "coco", "png", ".")
 _FILES = ("{home}/annotations/{name}", "{home}/{name}")
@@ -271,7 +274,7 @@ def read_panoptic_map(path: str | os.PathLike[str], size: tuple[int, int]) -> np
         BadAnnotation: It is missing or damaged, or of another size.
     """
     try:
-        colors = np.asarray(open_image(path), dtype=np.int64)
+        colors = np.asarray(open_image(path, ORIENTATION), dtype=np.int64)
     except BadImage as exc:
         raise BadAnnotation(f"panoptic map: {exc}") from exc
     if colors.shape[:2] != size:

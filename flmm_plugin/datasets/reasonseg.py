@@ -26,16 +26,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, FARTHEST, data_root
-from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
+from flmm_plugin.images import Orientation, image_size
 from flmm_plugin.records import BoolMask
 
 #: Pictures per official split.
 OFFICIAL_SIZES: Mapping[str, int] = {"train": 239, "val": 200, "test": 779}
+
+#: How pictures are opened: upright, as labelme, which the shapes were drawn with, and the benchmark's own reader do.
+ORIENTATION: Orientation = "upright"
 
 _FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg", "reasonseg")
 _TARGET, _IGNORE = 1, 255
@@ -178,9 +181,8 @@ def _item(path: Path) -> ReasonSegItem:
     if not picture.is_file():
         raise DataNotFound(f"no picture {picture} beside its JSON; unpack the archive again ({_SOURCE})")
     try:
-        with Image.open(picture) as opened:
-            width, height = opened.size
-    except OSError as exc:
+        height, width = image_size(picture, ORIENTATION)
+    except BadImage as exc:
         raise BadAnnotation(f"{picture} has no readable size ({exc}); unpack the archive again") from exc
     try:
         queries, is_sentence = content["text"], content["is_sentence"]

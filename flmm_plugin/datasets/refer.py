@@ -30,6 +30,7 @@ from flmm_plugin.datasets.json_files import STRANGE, read_json
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.images import Orientation
 from flmm_plugin.records import BoolMask, decode_rle
 
 DATA_ROOT_VARIABLE = "FLMM_DATA"
@@ -73,6 +74,9 @@ OFFICIAL_SIZES: Mapping[tuple[str, str], Mapping[str, SplitSize]] = {
         "val": SplitSize(5000, None, 4650),
     },
 }
+
+#: How pictures are opened: COCO annotates the pixels as they are stored, whatever the orientation tag says.
+ORIENTATION: Orientation = "stored"
 
 #: Who split a data set, the one that papers use first.
 SPLITTERS: Mapping[str, tuple[str, ...]] = {

@@ -32,7 +32,11 @@ from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, parsed_json
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.images import Orientation
 from flmm_plugin.records import Box
+
+#: How pictures are opened: as they are stored, as the benchmark's own evaluation does with Pillow.
+ORIENTATION: Orientation = "stored"
 
 #: Sets of the paper's table 4, in its order.
 TABLE_SETS = ("docvqa", "textcap", "textvqa", "dude", "sroie", "infographicsvqa")

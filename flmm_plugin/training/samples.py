@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flmm_plugin.datasets import png, refer
 from flmm_plugin.datasets.png import Narrative, PngDataset
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
@@ -200,7 +201,7 @@ class TrainingSet(Sequence[TrainingSample]):
         return TrainingSample(
             key=f"png/{part.split}/{one.index}",
             image_path=one.image_path,
-            image_loader=partial(open_image, one.image_path),
+            image_loader=partial(open_image, one.image_path, png.ORIENTATION),
             prompt=self.recipe.heads.prompt if part.prompt is None else part.prompt,
             pieces=one.utterances,
             grounded=tuple(phrase.piece for phrase in one.phrases),
@@ -232,7 +233,7 @@ class TrainingSet(Sequence[TrainingSample]):
         return TrainingSample(
             key=f"{part.dataset}/{part.split}/{image_id}",
             image_path=objects[0].image_path,
-            image_loader=partial(open_image, objects[0].image_path),
+            image_loader=partial(open_image, objects[0].image_path, refer.ORIENTATION),
             prompt=self.recipe.heads.prompt if part.prompt is None else part.prompt,
             pieces=tuple(pieces),
             grounded=tuple(range(0, 2 * len(objects), 2)),

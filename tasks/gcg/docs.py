@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flmm_plugin.datasets.grandf import GranDfDataset, GranDfItem
+from flmm_plugin.datasets.grandf import ORIENTATION, GranDfDataset, GranDfItem
 from flmm_plugin.tasks.gcg import encoders
 from flmm_plugin.tasks.picture_docs import PictureDocs
 
@@ -13,6 +13,7 @@ from flmm_plugin.tasks.picture_docs import PictureDocs
 BLANK: dict[str, Any] = {
     "image_id": "",
     "image_path": None,
+    "orientation": ORIENTATION,
     "height": 0,
     "width": 0,
     "caption": "",
@@ -26,15 +27,16 @@ BLANK: dict[str, Any] = {
 def gcg_docs(dataset: GranDfDataset, sentence_encoder: str) -> PictureDocs:
     """Documents of a split.
 
-    Keys: ``image_id`` (text), ``image_path``, ``height``, ``width`` in pixels; ``caption``; ``labels`` and ``masks``
-    (COCO run-length codes), one per annotated phrase; ``sentence_encoder``, by which mask recall compares phrases;
-    ``expected_items``, how many pictures the annotation file has: nobody publishes the number.
+    Keys: ``image_id`` (text), ``image_path``, ``orientation``, ``height``, ``width`` in pixels; ``caption``; ``labels``
+    and ``masks`` (COCO run-length codes), one per annotated phrase; ``sentence_encoder``, by which mask recall compares
+    phrases; ``expected_items``, how many pictures the annotation file has: nobody publishes the number.
     """
 
     def build(item: GranDfItem) -> dict[str, Any]:
         return {
             "image_id": item.image_id,
             "image_path": str(item.image_path),
+            "orientation": ORIENTATION,
             "height": item.height,
             "width": item.width,
             "caption": item.caption,

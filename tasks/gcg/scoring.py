@@ -83,6 +83,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
             "masks": list(doc["masks"]),
             "size": list(size),
             "image_path": doc.get("image_path"),
+            "orientation": doc.get("orientation"),
             "image_id": doc["image_id"],
             "caption": doc["caption"],
         },
@@ -94,6 +95,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     reference = sample["reference"]
     return {
         **{key: reference[key] for key in ("image_id", "caption", "masks", "image_path")},
+        "orientation": reference.get("orientation"),
         "labels": reference["phrases"],
         "height": reference["size"][0],
         "width": reference["size"][1],

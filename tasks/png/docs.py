@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from flmm_plugin.datasets.png import Narrative, PngDataset, PngPhrase, phrase_mask, read_panoptic_map
+from flmm_plugin.datasets.png import ORIENTATION, Narrative, PngDataset, PngPhrase, phrase_mask, read_panoptic_map
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.images import open_image
 from flmm_plugin.records import BoolMask, decode_rle
+from flmm_plugin.tasks.picture_docs import PictureDoc
 
 Kinds = Literal["flmm", "bcv"]
 
@@ -26,25 +26,20 @@ Kinds = Literal["flmm", "bcv"]
 QUESTION = "Please give me a description of the image."
 
 FIELDS = (
-    "narrative", "image_id", "image_path", "map_path", "height", "width", "question", "text", "pieces", "grounded",
-    "expressions", "spans", "segment_ids", "kinds", "expected_items", "expected_narratives", "left_out",
+    "narrative", "image_id", "image_path", "orientation", "map_path", "height", "width", "question", "text", "pieces",
+    "grounded", "expressions", "spans", "segment_ids", "kinds", "expected_items", "expected_narratives", "left_out",
 )  # fmt: skip
 
 
-class PngDoc(dict[str, Any]):
-    """One document, a plain dict that also answers ``doc["image"]``, by opening the picture at that moment.
+class PngDoc(PictureDoc):
+    """One document.
 
-    Keys: ``narrative`` (its number in the file), ``image_id``; ``image_path``, ``map_path``; ``height``, ``width`` in
-    pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a model is given; ``text``,
-    the pieces joined; per item ``expressions``, ``spans`` (characters ``[start, end)`` of the text),
-    ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); and of the whole file ``expected_items``,
+    Keys: ``narrative`` (its number in the file), ``image_id``; ``image_path``, ``orientation``, ``map_path``;
+    ``height``, ``width`` in pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a
+    model is given; ``text``, the pieces joined; per item ``expressions``, ``spans`` (characters ``[start, end)`` of the
+    text), ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); and of the whole file ``expected_items``,
     ``expected_narratives`` and ``left_out``: phrases and narratives that the reader could not use.
     """
-
-    def __missing__(self, key: str) -> Any:
-        if key == "image":
-            return open_image(self["image_path"])
-        raise KeyError(key)
 
 
 class PngDocs(Sequence[PngDoc]):
@@ -142,6 +137,7 @@ def _doc(narrative: Narrative, question: str, kinds: Kinds) -> dict[str, Any]:
         "narrative": narrative.index,
         "image_id": narrative.image_id,
         "image_path": str(narrative.image_path),
+        "orientation": ORIENTATION,
         "map_path": str(narrative.map_path),
         "height": narrative.height,
         "width": narrative.width,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flmm_plugin.datasets.reasonseg import ReasonSegDataset, ReasonSegItem
+from flmm_plugin.datasets.reasonseg import ORIENTATION, ReasonSegDataset, ReasonSegItem
 from flmm_plugin.records import encode_rle
 from flmm_plugin.tasks.picture_docs import PictureDocs
 
@@ -16,6 +16,7 @@ BLANK: dict[str, Any] = {
     "name": "",
     "split": "",
     "image_path": None,
+    "orientation": ORIENTATION,
     "height": 0,
     "width": 0,
     "query": "",
@@ -30,9 +31,9 @@ BLANK: dict[str, Any] = {
 def reasonseg_docs(dataset: ReasonSegDataset) -> PictureDocs:
     """Documents of a split; a picture's shapes are drawn when its document is first looked at.
 
-    Keys: ``name``, ``split``; ``image_path``, ``height``, ``width`` in pixels; ``query`` as written, and the same once
-    more as ``expression``, which is what lmms-eval's ``sam3`` reads; ``is_sentence``: long query or short phrase;
-    ``mask`` and ``ignore`` (COCO run-length codes); ``expected_items``, pictures of the official split.
+    Keys: ``name``, ``split``; ``image_path``, ``orientation``, ``height``, ``width`` in pixels; ``query`` as written,
+    and the same once more as ``expression``, which is what lmms-eval's ``sam3`` reads; ``is_sentence``: long query or
+    short phrase; ``mask`` and ``ignore`` (COCO run-length codes); ``expected_items``, pictures of the official split.
     """
 
     def build(item: ReasonSegItem) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def reasonseg_docs(dataset: ReasonSegDataset) -> PictureDocs:
             "name": item.name,
             "split": dataset.split,
             "image_path": str(item.image_path),
+            "orientation": ORIENTATION,
             "height": item.height,
             "width": item.width,
             "query": item.query,

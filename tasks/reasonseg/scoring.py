@@ -54,6 +54,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         "ignore": [doc["ignore"]],
         "size": list(size),
         "image_path": doc.get("image_path"),
+        "orientation": doc.get("orientation"),
         "split": doc["split"],
         "is_sentence": doc["is_sentence"],
     }
@@ -65,6 +66,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     reference = sample["reference"]
     return {
         **{key: reference[key] for key in ("image_path", "split", "is_sentence")},
+        "orientation": reference.get("orientation"),
         "query": reference["phrases"][0],
         "mask": reference["masks"][0],
         "ignore": reference["ignore"][0],

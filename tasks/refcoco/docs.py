@@ -13,30 +13,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from flmm_plugin.datasets.refer import ReferDataset, ReferItem
+from flmm_plugin.datasets.refer import ORIENTATION, ReferDataset, ReferItem
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.images import open_image
+from flmm_plugin.tasks.picture_docs import PictureDoc
 
 Unit = Literal["picture", "per_sentence"]
 
 #: Fields of every document; a per-sentence document also has ``expression``.
-FIELDS = ("image_id", "image_path", "height", "width", "ref_ids", "ann_ids", "expressions", "masks", "expected_items")
+FIELDS = (
+    "image_id", "image_path", "orientation", "height", "width", "ref_ids", "ann_ids", "expressions", "masks",
+    "expected_items",
+)  # fmt: skip
 
 
-class ReferDoc(dict[str, Any]):
-    """One document, a plain dict that also answers ``doc["image"]``, by opening the picture at that moment.
+class ReferDoc(PictureDoc):
+    """One document.
 
-    The picture is no stored key: a log of the document stays small, and a damaged file troubles nobody but its reader.
-
-    Keys: ``image_id``; ``image_path``; ``height``, ``width`` in pixels; ``ref_ids``, ``ann_ids``, ``expressions`` and
-    ``masks`` (targets, COCO run-length codes), one per item; ``expected_items``, the published size of the whole
-    split in items, None if unknown; ``expression``, in per-sentence documents only.
+    Keys: ``image_id``; ``image_path``, ``orientation``; ``height``, ``width`` in pixels; ``ref_ids``, ``ann_ids``,
+    ``expressions`` and ``masks`` (targets, COCO run-length codes), one per item; ``expected_items``, the published size
+    of the whole split in items, None if unknown; ``expression``, in per-sentence documents only.
     """
-
-    def __missing__(self, key: str) -> Any:
-        if key == "image":
-            return open_image(self["image_path"])
-        raise KeyError(key)
 
 
 class ReferDocs(Sequence[ReferDoc]):
@@ -125,6 +121,7 @@ def _doc(dataset: ReferDataset, refs: list[ReferItem], expressions: list[str]) -
     return {
         "image_id": first.image_id,
         "image_path": str(first.image_path),
+        "orientation": ORIENTATION,
         "height": first.height,
         "width": first.width,
         "ref_ids": [ref.ref_id for ref in refs],

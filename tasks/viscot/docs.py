@@ -5,31 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flmm_plugin.datasets.viscot import VisCotDataset, VisCotItem
-from flmm_plugin.images import open_image
+from flmm_plugin.datasets.viscot import ORIENTATION, VisCotDataset, VisCotItem
+from flmm_plugin.tasks.picture_docs import PictureDoc
 
 #: Written behind a question when it is to be answered.
 INSTRUCTION = "\nAnswer the question using a single word or phrase."
 
 FIELDS = (
-    "question_id", "image_path", "question", "instruction", "answer", "box", "height", "width", "split",
+    "question_id", "image_path", "orientation", "question", "instruction", "answer", "box", "height", "width", "split",
     "expected_items", "with_boxes",
 )  # fmt: skip
 
 
-class VisCotDoc(dict[str, Any]):
-    """One document, a plain dict that also answers ``doc["image"]``, by opening the picture at that moment.
+class VisCotDoc(PictureDoc):
+    """One document.
 
-    Keys: ``question_id``; ``image_path``; ``question``; ``instruction``, which follows it when it is to be answered;
-    ``answer``; ``box``, pixels ``[x0, y0, x1, y1]`` as written in the file; ``height``, ``width``, None where no file
-    states them; ``split``; ``expected_items``, the official size of the set; ``with_boxes``, whether a box is asked
-    for.
+    Keys: ``question_id``; ``image_path``, ``orientation``; ``question``; ``instruction``, which follows it when it is
+    to be answered; ``answer``; ``box``, pixels ``[x0, y0, x1, y1]`` as written in the file; ``height``, ``width``, None
+    where no file states them; ``split``; ``expected_items``, the official size of the set; ``with_boxes``, whether a
+    box is asked for.
     """
-
-    def __missing__(self, key: str) -> Any:
-        if key == "image":
-            return open_image(self["image_path"])
-        raise KeyError(key)
 
 
 class VisCotDocs(Sequence[VisCotDoc]):
@@ -67,6 +62,7 @@ class VisCotDocs(Sequence[VisCotDoc]):
         return VisCotDoc(
             question_id=item.question_id,
             image_path=str(item.image_path),
+            orientation=ORIENTATION,
             question=item.question,
             instruction=INSTRUCTION,
             answer=item.answer,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flmm_plugin.datasets.viscot import encloses
+from flmm_plugin.datasets.viscot import ORIENTATION, encloses
 from flmm_plugin.errors import BadImage
 from flmm_plugin.images import open_image
 from flmm_plugin.records import answer_of, parse_masks_json
@@ -132,7 +132,7 @@ def _pixels(said: Reply, doc: Mapping[str, Any]) -> list[float] | None:
     size = said.size or ((doc["height"], doc["width"]) if doc["height"] else None)
     if size is None:
         try:
-            picture = open_image(doc["image_path"])
+            picture = open_image(doc["image_path"], ORIENTATION)
         except BadImage:
             return None
         size = picture.height, picture.width

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flmm_plugin.adapters.answering.requests import Request, picture_of
 from flmm_plugin.datasets.reasonseg import ReasonSegDataset, draw_shapes
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.records import Grounding, decode_rle, masks_json
+from flmm_plugin.tasks.reasonseg.docs import read_docs
+from flmm_plugin.tasks.reasonseg.scoring import giou, score_reply
 
 
 def square(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
@@ -127,3 +131,32 @@ def test_a_picture_without_a_size_is_damaged(tmp_path: Path) -> None:
     (folder / "b.jpg").write_bytes(b"no picture")
     with pytest.raises(BadAnnotation, match="no readable size"):
         ReasonSegDataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_shapes_lie_on_the_upright_picture_as_labelme_and_opencv_show_it(tmp_path: Path, tag: int) -> None:
+    """A perfect mask scores 1 and an empty one 0, whichever way the camera was held."""
+    shapes = [{"label": "target", "points": square(180, 20, 215, 60)}]
+    folder = write(tmp_path, "b", annotation(shapes=shapes))
+    upright = np.zeros((160, 224, 3), dtype=np.uint8)
+    upright[20:61, 180:216] = 255
+    backwards = {
+        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[tag]  # fmt: skip
+    picture = Image.fromarray(upright)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    (picture.transpose(backwards) if backwards is not None else picture).save(folder / "b.jpg", exif=exif, quality=95)
+    (doc,) = read_docs("val", {"root": str(tmp_path)})
+    target = decode_rle(doc["mask"])
+    assert target.sum() == 1476
+    request = Request(0, "", None, True, {}, "flmm_reasonseg", "val", 0, False)
+    for seen in (doc["image"], picture_of(request, json.loads(json.dumps(doc)), "")):
+        assert (seen.height, seen.width) == target.shape
+        assert ((np.asarray(seen)[:, :, 0] > 127) == target).mean() > 0.99  # but for JPEG's blur
+    for mask, score in ((target, 1.0), (np.zeros_like(target), 0.0)):
+        logits = np.where(mask, 8, -8).astype(np.float32)
+        sample = score_reply(doc, masks_json([Grounding.from_logits("it", logits)]))
+        assert giou([sample["gIoU"]]) == pytest.approx(100 * score)
