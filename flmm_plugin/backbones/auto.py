@@ -14,6 +14,7 @@ family.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -38,21 +39,35 @@ class AutoBackbone(Backbone):
     family: ClassVar[str] = "auto"
 
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
-        name = options["name"]
-        for part, owner, what in (
-            ("tokenizer", processor, "its processor has no tokenizer"),
-            ("image_token", processor, "its processor names no image token"),
-            ("get_decoder", model, "it does not say which part is its language model"),
-        ):
-            if getattr(owner, part, None) is None:
-                raise BackboneUnsupported(not_recovered(name, what))
         super().__init__(model, processor, **options)
-        if not all(hasattr(layer, "self_attn") for layer in getattr(self.decoder, "layers", [None])):
-            raise BackboneUnsupported(
-                not_recovered(name, f"not every layer of its {type(self.decoder).__name__} has attention to read")
-            )
         self._measured: dict[tuple[int, int], ImageGrid] = {}
         self._tested: set[tuple[int, int]] = set()
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The language model's body, whose layers' attention is read.
+
+        Raises:
+            BackboneUnsupported: The model does not say which part that is, or not every layer of it has attention.
+        """
+        if not hasattr(self.model, "get_decoder"):
+            raise BackboneUnsupported(not_recovered(self.name, "it does not say which part is its language model"))
+        decoder: nn.Module = self.model.get_decoder()
+        if not all(hasattr(layer, "self_attn") for layer in getattr(decoder, "layers", [None])):
+            why = f"not every layer of its {type(decoder).__name__} has attention to read"
+            raise BackboneUnsupported(not_recovered(self.name, why))
+        return decoder
+
+    @property
+    def image_token(self) -> str:
+        """What stands for a picture in the text of a chat; ``<image>`` where the processor has a way of its own."""
+        return str(getattr(self.processor, "image_token", None) or "<image>")
+
+    def _check_places(self, texts: list[str], images: list[list[Image.Image]]) -> None:
+        """Leave to the processor what it alone knows: some put pictures where no token of the text says so."""
+        token = getattr(self.processor, "image_token", None)
+        if token is not None and any(str(token) in text for text in texts):
+            super()._check_places(texts, images)
 
     @property
     def image_token_id(self) -> int:
@@ -65,7 +80,9 @@ class AutoBackbone(Backbone):
             found = getattr(owner, name, None)
             if isinstance(found, int):
                 return found
-        return int(self.tokenizer.convert_tokens_to_ids(self.processor.image_token))
+        if getattr(self.processor, "image_token", None) is None:
+            raise BackboneUnsupported(not_recovered(self.name, "its processor names no image token"))
+        return int(self.tokenizer.convert_tokens_to_ids(self.image_token))
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """As the model's own function gives them where it has one (several axes), else counted."""
@@ -84,7 +101,7 @@ class AutoBackbone(Backbone):
             return place(placeholders, grids_of_patches(self.processor, inputs, images), self.name)
         total, pictures = int(placeholders.sum()), sum(len(some) for some in images)
         if total == 0:
-            why = f"its sequences hold no placeholder {self.processor.image_token!r} (id {self.image_token_id})"
+            why = f"its sequences hold no placeholder {self.image_token!r} (id {self.image_token_id})"
             raise BackboneUnsupported(not_recovered(self.name, why))
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.ndim != 4 or len(pixels) != pictures:

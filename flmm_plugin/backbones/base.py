@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, Message, Messages
+from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, Looked, Message, Messages
 from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import pad_picture
 from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
@@ -38,10 +39,6 @@ class Backbone(ABC):
         system_prompt: A system turn put before every chat that has none.
 
     Attributes:
-        decoder: The language model's body, whose layers' attention is read.
-        num_layers: m.
-        num_heads: c, query heads per layer.
-        hidden_size: d.
         maps_per_image: Attention maps per head and picture; 2 for families with a coarse and a fine view.
         paper: What the method's preprocessing of the family is: ``same`` (the stock processor's), ``padded`` (see
             `flmm_plugin.backbones.preprocessing`), ``""`` where the paper has no such family.
@@ -58,6 +55,11 @@ class Backbone(ABC):
     def __init__(
         self, model: Any, processor: Any, *, name: str, revision: str | None = None, system_prompt: str | None = None
     ) -> None:
+        if getattr(processor, "tokenizer", None) is None:
+            raise BackboneUnsupported(
+                f"the files of {name} make a {type(processor).__name__}, not a processor of pictures and text; restore "
+                "its processor_config.json, preprocessor_config.json and tokenizer files"
+            )
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -67,11 +69,6 @@ class Backbone(ABC):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.name, self.revision, self.system_prompt = name, revision, system_prompt
         self.preprocessing = "stock"
-        self.decoder: nn.Module = model.get_decoder()
-        text = self.decoder.config
-        self.num_layers = int(text.num_hidden_layers)
-        self.num_heads = int(text.num_attention_heads)
-        self.hidden_size = int(text.hidden_size)
         if not getattr(processor, "chat_template", None):
             raise BackboneUnsupported(
                 f"{name} has no chat template; put a chat_template.jinja beside its processor configuration"
@@ -147,9 +144,34 @@ class Backbone(ABC):
         return position_ids(inputs["attention_mask"])
 
     @property
+    def image_token(self) -> str:
+        """What stands for a picture in the text of a chat."""
+        return str(self.processor.image_token)
+
+    @property
     def image_token_id(self) -> int:
         """The placeholder of one image token in ``input_ids``."""
         return int(self.model.config.image_token_id)
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The language model's body, whose layers' attention is read."""
+        return cast("nn.Module", self.model.get_decoder())
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers, m."""
+        return int(cast("Any", self.decoder).config.num_hidden_layers)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads per layer, c."""
+        return int(cast("Any", self.decoder).config.num_attention_heads)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a hidden state, d."""
+        return int(cast("Any", self.decoder).config.hidden_size)
 
     @property
     def facts(self) -> BackboneFacts:
@@ -200,36 +222,62 @@ class Backbone(ABC):
             BadImage: A chat has another number of pictures than of places for them.
         """
         texts = [
-            written_around(chat, template, self.processor.image_token)
+            written_around(chat, template, self.image_token)
             if template
             else self.render(chat, add_generation_prompt=add_generation_prompt)
             for chat in messages
         ]
+        self._check_places(texts, images)
+        inputs = self._processed(texts, images)
+        how = self.paper if self.preprocessing == "paper" else "same"
+        return EncodedChat(inputs, partial(self._look, how, texts, images, inputs))
+
+    def _check_places(self, texts: list[str], images: list[list[Image.Image]]) -> None:
+        """Raise `BadImage` for a chat with another number of pictures than of places for them in its text."""
         for index, (text, pictures) in enumerate(zip(texts, images, strict=True)):
-            places = text.count(self.processor.image_token)
+            places = text.count(self.image_token)
             if places != len(pictures):
                 raise BadImage(
                     f"chat {index} has {places} places for images and {len(pictures)} images; give one image for each "
-                    f"image entry, and no {self.processor.image_token!r} in the text"
+                    f"image entry, and no {self.image_token!r} in the text"
                 )
-        inputs = self._processed(texts, images)
+
+    def _look(self, how: str, texts: list[str], images: list[list[Image.Image]], inputs: dict[str, Tensor]) -> Looked:
+        """Where the image tokens of encoded chats are, and which pixels grounding takes.
+
+        Args:
+            how: A value of `paper`.
+            texts: The chats, image placeholders not yet expanded.
+            images: The pictures of each chat.
+            inputs: What the processor made of both.
+
+        Raises:
+            BackboneUnsupported: It cannot be known.
+        """
         if not any(images):
-            return EncodedChat(inputs, [[] for _ in texts])
-        if self.preprocessing != "paper" or self.paper != "padded":
-            return EncodedChat(inputs, self.image_tokens(inputs, images))
-        padded = [[pad_picture(picture, self.processor.image_processor) for picture in some] for some in images]
-        squares = [[picture for picture, _ in some] for some in padded]
-        seen = self._processed(texts, squares)
-        if not torch.equal(seen["input_ids"], inputs["input_ids"]):
+            return Looked([[] for _ in texts])
+        sizes = ", ".join(f"{one.width} x {one.height}" for some in images for one in some)
+        try:
+            if how != "padded":
+                return Looked(self.image_tokens(inputs, images))
+            padded = [[pad_picture(picture, self.processor.image_processor) for picture in some] for some in images]
+            squares = [[picture for picture, _ in some] for some in padded]
+            seen = self._processed(texts, squares)
+            if not torch.equal(seen["input_ids"], inputs["input_ids"]):
+                raise BackboneUnsupported(
+                    f"{self.name} has other tokens for padded pictures; load it with preprocessing='stock'"
+                )
+            tokens = [
+                [replace(one, grid=one.grid.through(frame)) for one, (_, frame) in zip(found, some, strict=True)]
+                for found, some in zip(self.image_tokens(seen, squares), padded, strict=True)
+            ]
+        except (ArithmeticError, ValueError) as exc:
             raise BackboneUnsupported(
-                f"{self.name} has other tokens for padded pictures; load it with preprocessing='stock'"
-            )
-        tokens = [
-            [replace(one, grid=one.grid.through(frame)) for one, (_, frame) in zip(found, some, strict=True)]
-            for found, some in zip(self.image_tokens(seen, squares), padded, strict=True)
-        ]
+                f"{self.name} shows no whole image token of a picture of this shape, so nothing can be grounded in it "
+                f"({sizes}; {exc}); chat works, and so does a less narrow part of it"
+            ) from exc
         shape = inputs["input_ids"].shape
-        return EncodedChat(inputs, tokens, {key: value for key, value in seen.items() if value.shape != shape})
+        return Looked(tokens, {key: value for key, value in seen.items() if value.shape != shape})
 
     def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
         """Texts and pictures through the processor, on the model's device."""

@@ -5,8 +5,9 @@ Shapes: b batch, l sequence length, t answer tokens, h x w image-token grid, k t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -44,19 +45,49 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedChat:
-    """Chats as model inputs, padded on the left.
+class Looked:
+    """What grounding needs to know of the pictures of chats, and chat does not.
 
     Attributes:
-        inputs: What the model takes: ``input_ids [b, l]``, ``attention_mask [b, l]``, ``pixel_values``...
         image_tokens: Per chat, per picture in order of appearance.
         grounding: Inputs that take the place of those of the same name when attention is read: pictures that went
             through the preprocessing that heads were trained with, where that is not the chat's.
     """
 
-    inputs: dict[str, Tensor]
     image_tokens: list[list[ImageTokens]]
     grounding: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedChat:
+    """Chats as model inputs, padded on the left.
+
+    Attributes:
+        inputs: What the model takes: ``input_ids [b, l]``, ``attention_mask [b, l]``, ``pixel_values``...
+        look: Finds what grounding needs. Called when that is first asked for: chat must answer about pictures and
+            with processors that grounding refuses.
+    """
+
+    inputs: dict[str, Tensor]
+    look: Callable[[], Looked]
+
+    @cached_property
+    def _looked(self) -> Looked:
+        return self.look()
+
+    @property
+    def image_tokens(self) -> list[list[ImageTokens]]:
+        """Per chat, per picture in order of appearance.
+
+        Raises:
+            BackboneUnsupported: Where they lie on a picture is not known.
+        """
+        return self._looked.image_tokens
+
+    @property
+    def grounding(self) -> dict[str, Tensor]:
+        """Inputs that take the place of those of the same name when attention is read (`Looked.grounding`)."""
+        return self._looked.grounding
 
     @property
     def grounding_inputs(self) -> dict[str, Tensor]:
@@ -81,7 +112,7 @@ class EncodedChat:
         old = self.inputs["attention_mask"].sum(dim=1).tolist()
         length = max(kept + len(answer) for kept, answer in zip(old, answers, strict=True))
         parts: dict[str, list[Tensor]] = {key: [] for key in self._sequences()}
-        image_tokens = []
+        shifts = []
         for item, (kept, answer) in enumerate(zip(old, answers, strict=True)):
             left = length - kept - len(answer)
             for key in parts:
@@ -91,10 +122,17 @@ class EncodedChat:
                     new = row.new_full((len(answer),), 1 if key == "attention_mask" else 0)
                 fill = pad_id if key == "input_ids" else 0
                 parts[key].append(F.pad(torch.cat([row, new]), (left, 0), value=fill))
-            shift = left - (self.length - kept)
-            image_tokens.append([replace(one, slots=one.slots + shift) for one in self.image_tokens[item]])
+            shifts.append(left - (self.length - kept))
         stacked = {key: torch.stack(rows) for key, rows in parts.items()}
-        return EncodedChat({**self.inputs, **stacked}, image_tokens, self.grounding)
+        return EncodedChat({**self.inputs, **stacked}, lambda: self._shifted(shifts))
+
+    def _shifted(self, shifts: Sequence[int]) -> Looked:
+        """The same pictures, so many slots further on in each chat."""
+        moved = [
+            [replace(one, slots=one.slots + shift) for one in tokens]
+            for tokens, shift in zip(self.image_tokens, shifts, strict=True)
+        ]
+        return Looked(moved, self.grounding)
 
     def _sequences(self) -> list[str]:
         """Names of the inputs that have one value per token."""

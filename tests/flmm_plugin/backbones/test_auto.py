@@ -101,14 +101,19 @@ def test_tokens_in_another_order_are_found_out(load_family: Load, monkeypatch: p
     monkeypatch.setattr(type(backbone.model.model), "get_image_features", elsewhere)
     monkeypatch.setattr(backbone, "_tested", set())
     with pytest.raises(BackboneUnsupported, match="not the cells of a grid in reading order"):
-        backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]])
+        _ = backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]]).image_tokens
 
 
 def test_processor_and_model_must_name_their_parts(load_family: Load) -> None:
     whole = load_family("auto_vipllava")
-    processor = SimpleNamespace(tokenizer=whole.tokenizer, chat_template="x")
+    with pytest.raises(BackboneUnsupported, match="not a processor of pictures and text"):
+        auto.AutoBackbone(whole.model, SimpleNamespace(chat_template="x"), name="it")
+    model = SimpleNamespace(config=SimpleNamespace(), eval=lambda: SimpleNamespace(requires_grad_=lambda _: model))
+    nameless = auto.AutoBackbone(model, SimpleNamespace(tokenizer=whole.tokenizer, chat_template="x"), name="it")
     with pytest.raises(BackboneUnsupported, match="names no image token"):
-        auto.AutoBackbone(whole.model, processor, name="it")
+        _ = nameless.image_token_id
+    with pytest.raises(BackboneUnsupported, match="which part is its language model"):
+        _ = nameless.facts
 
 
 def save_idefics3(folder: Path) -> None:
@@ -134,4 +139,4 @@ def test_tiles_of_an_unknown_family_are_refused_by_name(tmp_path: Path) -> None:
     backbone = load_backbone(tmp_path, device="cpu")
     assert type(backbone) is auto.AutoBackbone
     with pytest.raises(BackboneUnsupported, match=r"recovered: its processor makes pixel_values .* of 1 pictures"):
-        backbone.encode([user("Where?")], [[Image.new("RGB", (100, 60))]])
+        _ = backbone.encode([user("Where?")], [[Image.new("RGB", (100, 60))]]).image_tokens
