@@ -1,0 +1,22 @@
+"""What somebody who misspelt a name may have meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Write the nearest known name as the end of a sentence, "" if none is near.
+
+    >>> did_you_mean("gruond", ["ground", "chat"])
+    "; did you mean 'ground'?"
+
+    Args:
+        name: What was given.
+        known: What there is.
+        cutoff: How alike they must be, 0 to 1.
+    """
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
