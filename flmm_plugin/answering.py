@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.backbones.base import Messages
+from flmm_plugin.context import check_encoded
 from flmm_plugin.errors import HeadsMismatch
 from flmm_plugin.images import ImageSource, chat_image
-from flmm_plugin.phrases import decoded_offsets, trimmed
+from flmm_plugin.phrases import decoded_offsets, plain_tokens, trimmed
 from flmm_plugin.reading import Reading, ground_reading
 from flmm_plugin.records import GroundedAnswer
 from flmm_plugin.replay import read_answer
@@ -47,6 +48,7 @@ def answer_and_ground(
         answer at once.
 
     Raises:
+        BadText: Question and picture, or these and the answer, are longer than the model's context.
         HeadsMismatch: The model was loaded to chat only.
     """
     heads = lmm.heads
@@ -60,9 +62,10 @@ def answer_and_ground(
         else question
     )
     encoded = backbone.encode([chat], [[picture]])
-    forced = tokenizer.encode(begin, add_special_tokens=False) if begin else []
+    forced = plain_tokens(tokenizer, begin) if begin else []
     if forced:
         encoded = encoded.extended([forced], backbone.pad_id)
+    check_encoded(backbone, encoded)
     generated = backbone.generate(encoded, max_new_tokens=max_new_tokens, **generate)
     ids = generated.answer_ids(0)
     # Decoded together, so that the space between the given and the generated words is the tokenizer's own.

@@ -11,8 +11,12 @@ class BadImage(FlmmError):
     """A file or object that should be a picture cannot be decoded as one."""
 
 
-class EmptyPhrase(FlmmError):
-    """A phrase to ground has no text, or no token of its own."""
+class BadText(FlmmError):
+    """A text that a model cannot read: no string, half of a character in it, or longer than the model's context."""
+
+
+class EmptyPhrase(BadText):
+    """A phrase to ground has no words, or no token of its own."""
 
 
 class UnknownArgument(FlmmError):

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from flmm_plugin.backbones.base import EncodedChat, Messages
-from flmm_plugin.errors import EmptyPhrase, HeadsMismatch
+from flmm_plugin.context import check_characters
+from flmm_plugin.errors import BadText, EmptyPhrase, HeadsMismatch
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.images import ImageSource, open_image
-from flmm_plugin.phrases import Span, pieces_tokens, text_offsets, trimmed
+from flmm_plugin.phrases import Span, check_text, has_words, pieces_tokens, text_offsets, trimmed
 from flmm_plugin.reading import Reading, ground_reading, keywords
 from flmm_plugin.records import Grounding
 from flmm_plugin.replay import read_sequence
@@ -86,6 +88,7 @@ def ground_pieces(lmm: GroundedLMM, asked: Sequence[GivenText], *, refine: bool 
 
     Raises:
         BadImage: A picture cannot be read.
+        BadText: A piece is no text, or a text with its picture is longer than the model's context.
         EmptyPhrase: A piece without words is to be grounded, or there is no such piece.
         HeadsMismatch: The model was loaded to chat only.
     """
@@ -94,8 +97,8 @@ def ground_pieces(lmm: GroundedLMM, asked: Sequence[GivenText], *, refine: bool 
     todo = [place for place, one in enumerate(asked) if one.grounded]
     if not todo:
         return found
-    pictures = [open_image(asked[place].image) for place in todo]
     written = [_written(lmm, asked[place]) for place in todo]
+    pictures = [open_image(asked[place].image) for place in todo]
     encoded = _encoded(lmm, [asked[place] for place in todo], pictures, [ids for ids, _ in written])
     slots = [
         torch.tensor([index for group in groups for index in group]) + encoded.length - len(ids)
@@ -128,6 +131,7 @@ def select_keywords(
 
     Raises:
         BadImage: A picture cannot be read.
+        BadText: A piece is no text, or a text with its picture is longer than the model's context.
         EmptyPhrase: A text without words.
         HeadsMismatch: There are no heads, or they have no keyword selector.
     """
@@ -139,13 +143,15 @@ def select_keywords(
             "one, or leave flmm_keywords out of --tasks"
         )
     limit = heads.manifest.keyword_threshold if threshold is None else threshold
-    pictures = [open_image(one.image) for one in asked]
-    written = [text_offsets(lmm.backbone.tokenizer, one.text) for one in asked]
-    for one, (ids, _) in zip(asked, written, strict=True):
-        if not ids:
-            raise EmptyPhrase(f"a text without words ({one.text!r}) has no keywords; leave it out")
     if not asked:
         return []
+    written = []
+    for one in asked:
+        _check(lmm, one)
+        if not has_words(one.text):
+            raise EmptyPhrase(f"a text without words ({one.text!r}) has no keywords; leave it out")
+        written.append(text_offsets(lmm.backbone.tokenizer, one.text))
+    pictures = [open_image(one.image) for one in asked]
     encoded = _encoded(lmm, asked, pictures, [ids for ids, _ in written])
     slots = [torch.arange(encoded.length - len(ids), encoded.length) for ids, _ in written]
     # Hidden states alone are wanted: no column of attention is kept.
@@ -160,14 +166,25 @@ def select_keywords(
 
 def _written(lmm: GroundedLMM, one: GivenText) -> tuple[list[int], list[list[int]]]:
     """Token ids of a text, and the indices of the tokens of each grounded piece."""
+    _check(lmm, one)
     ids, groups = pieces_tokens(lmm.backbone.tokenizer, one.pieces)
     chosen = []
     for index in one.grounded:
-        if not 0 <= index < len(groups) or not groups[index] or not one.pieces[index].strip():
+        if not 0 <= index < len(groups) or not groups[index] or not has_words(one.pieces[index]):
             what = repr(one.pieces[index]) if 0 <= index < len(groups) else f"of {len(groups)}"
             raise EmptyPhrase(f"piece {index} ({what}) has no words to ground; name a piece of the text that has some")
         chosen.append(groups[index])
     return ids, chosen
+
+
+def _check(lmm: GroundedLMM, one: GivenText) -> None:
+    """Refuse what is no text, or no place in it, before a model runs."""
+    for index, piece in enumerate(one.pieces):
+        check_text(piece, f"piece {index}")
+    for place in one.grounded:
+        if not isinstance(place, Integral) or isinstance(place, bool):
+            raise BadText(f"{place!r} among the grounded pieces is no index; give whole numbers from 0 on")
+    check_characters(lmm.backbone, one.text)
 
 
 def _encoded(

@@ -9,7 +9,7 @@ Shapes: n phrases, t tokens, m layers, c heads per layer, k image tokens, h x w 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -23,7 +23,8 @@ from PIL import Image
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones import ARGUMENTS, EMBEDDED, load_backbone, refuse_unknown
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
-from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch
+from flmm_plugin.context import check_characters, check_encoded, check_tokens
+from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.heads.training_free import method_of
@@ -32,6 +33,9 @@ from flmm_plugin.images import ImageSource, chat_image, open_image
 from flmm_plugin.phrases import (
     Span,
     check_merge,
+    check_text,
+    checked_phrases,
+    checked_spans,
     decoded_offsets,
     merged_rows,
     span_tokens,
@@ -215,13 +219,14 @@ class GroundedLMM:
             **generate: Passed to the model's ``generate``.
 
         Raises:
+            BadText: Question and picture, or these and the answer, are longer than the model's context.
             HeadsMismatch: There are no heads, or they have no keyword selector.
         """
         heads = self._need_heads()
         if heads.keyword_selector is None:
             raise HeadsMismatch("these heads have no keyword selector; chat, then pass the spans to ground_text")
         picture = chat_image(image)
-        encoded = self.backbone.encode([_chat(question, 1)], [[picture]])
+        encoded = self._encoded(question, picture)
         generated = self._generate(encoded, {"max_new_tokens": max_new_tokens, **generate})
         answer = self._answer(generated, 0)
         text, offsets = decoded_offsets(self.backbone.tokenizer, answer.token_ids)
@@ -252,7 +257,7 @@ class GroundedLMM:
     def ground(
         self,
         image: ImageSource,
-        phrases: Sequence[str],
+        phrases: Iterable[str],
         *,
         prompt: str | None = None,
         joint: bool = True,
@@ -262,7 +267,8 @@ class GroundedLMM:
 
         Args:
             image: Where to look; encoded once however many phrases there are.
-            phrases: What to look for; one string is refused, since its letters would be phrases.
+            phrases: What to look for, as plain text: ``</s>`` in it is four characters, no token of the model's own.
+                One string is refused, since its letters would be phrases.
             prompt: The user's turn before the phrases; None: the heads' own.
             joint: All phrases in one answer, "phrase one. phrase two.", so that later ones see earlier ones (the
                 paper's protocol). False: each phrase as an answer of its own, picture and prompt still computed once.
@@ -273,16 +279,17 @@ class GroundedLMM:
 
         Raises:
             BadImage: The picture cannot be read.
-            EmptyPhrase: A phrase without text.
+            BadText: A phrase is no text, or with the picture they are longer than the model's context.
+            EmptyPhrase: A phrase without words.
         """
         if joint:
             return self.ground_many([image], [phrases], prompt=prompt, refine=refine)[0]
-        _refuse_string(phrases)
         self._need_heads()
+        phrases = checked_phrases(phrases)
+        written = [self._written([phrase]) for phrase in phrases]
         picture = open_image(image)
-        encoded = self.backbone.encode([_chat(self._prompt(prompt), 1)], [[picture]], template=self._template)
+        encoded = self._encoded(self._prompt(prompt), picture, self._template)
         tokens = encoded.image_tokens[0][0]
-        written = [written_phrases(self.backbone.tokenizer, [phrase], self._separator) for phrase in phrases]
         texts, indices = [ids for ids, _ in written], [groups[0] for _, groups in written]
         found: list[Grounding] = []
         read = read_continuations(self.backbone, encoded, texts, indices, tokens.slots)
@@ -294,7 +301,7 @@ class GroundedLMM:
     def ground_many(
         self,
         images: Sequence[ImageSource],
-        phrases: Sequence[Sequence[str]],
+        phrases: Sequence[Iterable[str]],
         *,
         prompt: str | None = None,
         refine: bool = True,
@@ -302,22 +309,25 @@ class GroundedLMM:
     ) -> list[list[Grounding]]:
         """`ground` for several pictures, ``batch_size`` at a time in one forward pass. No phrases: no groundings."""
         self._need_heads()
+        if batch_size < 1:
+            raise UnknownArgument(f"batch_size is a number of pictures from 1 on, not {batch_size!r}")
         found: list[list[Grounding]] = [[] for _ in images]
         if len(images) != len(phrases):
             raise EmptyPhrase(f"{len(images)} images but {len(phrases)} lists of phrases; give one list for each image")
-        for some_phrases in phrases:
-            _refuse_string(some_phrases)
-        asked = [index for index, some in enumerate(phrases) if len(some)]
+        # All of them before the first picture is looked at: a bad phrase costs no run.
+        named = [checked_phrases(some) for some in phrases]
+        written = {index: self._written(some) for index, some in enumerate(named) if some}
+        asked = list(written)
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
             pictures = [open_image(images[index]) for index in batch]
-            capture, encoded, groups = self._read_phrases(pictures, [phrases[index] for index in batch], prompt)
+            capture, encoded = self._read_phrases(pictures, [written[index] for index in batch], prompt)
             for item, index in enumerate(batch):
                 reading = Reading(
                     capture.attention(item),
                     capture.hidden(item),
-                    tuple(len(group) for group in groups[item]),
-                    tuple((phrase, None) for phrase in phrases[index]),
+                    tuple(len(group) for group in written[index][1]),
+                    tuple((phrase, None) for phrase in named[index]),
                     encoded.image_tokens[item][0],
                 )
                 found[index] = self._masks(reading, pictures[item], refine)
@@ -328,7 +338,7 @@ class GroundedLMM:
         image: ImageSource,
         messages: str | Messages,
         text: str,
-        spans: Sequence[Span],
+        spans: Iterable[Span],
         *,
         where: Literal["answer", "question"] = "answer",
         refine: bool = True,
@@ -344,17 +354,28 @@ class GroundedLMM:
             refine: Use the mask refiner.
 
         Raises:
+            BadText: ``text`` or a span is of another type, or text and picture are longer than the model's context.
             EmptyPhrase: A span without words, or a question that the chat does not contain.
+            UnknownArgument: ``where`` is neither of the two.
         """
         self._need_heads()
+        if where not in ("answer", "question"):
+            raise UnknownArgument(f"where is 'answer' or 'question', not {where!r}")
+        check_text(text)
+        spans = checked_spans(spans, text)
         if not spans:
             return []
+        ids: list[int] = []
+        groups: list[list[int]] = []
+        if where == "answer":
+            check_characters(self.backbone, text)
+            ids, offsets = text_offsets(self.backbone.tokenizer, text)
+            check_tokens(self.backbone, len(ids))
+            groups = [span_tokens(text, offsets, span) for span in spans]
         picture = open_image(image)
         template = self._template if isinstance(messages, str) and where == "answer" else ""
-        encoded = self.backbone.encode([_chat(messages, 1)], [[picture]], template=template)
+        encoded = self._encoded(messages, picture, template)
         if where == "answer":
-            ids, offsets = text_offsets(self.backbone.tokenizer, text)
-            groups = [span_tokens(text, offsets, span) for span in spans]
             encoded = encoded.extended([ids], self.backbone.pad_id)
             first = encoded.length - len(ids)
         else:
@@ -396,7 +417,8 @@ class GroundedLMM:
 
     def attention_maps(self, image: ImageSource, phrase: str, *, prompt: str | None = None) -> AttentionMaps:
         """The maps that the heads would read for one phrase; needs no heads."""
-        capture, encoded, _ = self._read_phrases([open_image(image)], [[phrase]], prompt)
+        written = self._written([phrase])
+        capture, encoded = self._read_phrases([open_image(image)], [written], prompt)
         rows, tokens = capture.attention(0), encoded.image_tokens[0][0]
         merged = merged_rows(rows, [len(rows)], self.merge)
         # Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
@@ -437,7 +459,10 @@ class GroundedLMM:
         return ground_reading(reading, picture, self.backbone, self._need_heads(), merge=self.merge, refine=refine)
 
     def _prompt(self, prompt: str | None) -> str:
-        return prompt if prompt is not None else self.heads.manifest.prompt if self.heads is not None else PROMPT
+        if prompt is not None:
+            check_text(prompt, "the prompt")
+            return prompt
+        return self.heads.manifest.prompt if self.heads is not None else PROMPT
 
     @property
     def _separator(self) -> str:
@@ -448,12 +473,26 @@ class GroundedLMM:
         """Text around prompt and picture where this package writes the turn; chats are in the model's own template."""
         return self.heads.manifest.template if self.heads is not None else ""
 
+    def _encoded(self, question: str | Messages, picture: Image.Image, template: str = "") -> EncodedChat:
+        """One chat about one picture, refused if it is longer than the model's context."""
+        if isinstance(question, str):
+            check_characters(self.backbone, question)
+        encoded = self.backbone.encode([_chat(question, 1)], [[picture]], template=template)
+        check_encoded(self.backbone, encoded)
+        return encoded
+
+    def _written(self, phrases: list[str]) -> tuple[list[int], list[list[int]]]:
+        """Phrases as one answer: its token ids, and per phrase the indices of its tokens."""
+        check_characters(self.backbone, "".join(phrases))
+        ids, groups = written_phrases(self.backbone.tokenizer, phrases, self._separator)
+        check_tokens(self.backbone, len(ids))
+        return ids, groups
+
     def _read_phrases(
-        self, pictures: list[Image.Image], phrases: Sequence[Sequence[str]], prompt: str | None
-    ) -> tuple[AttentionCapture, EncodedChat, list[list[list[int]]]]:
+        self, pictures: list[Image.Image], written: Sequence[tuple[list[int], list[list[int]]]], prompt: str | None
+    ) -> tuple[AttentionCapture, EncodedChat]:
         """One teacher-forced pass over a batch; rows of all phrase tokens, separators left out, phrase after phrase."""
         chats = [_chat(self._prompt(prompt), 1) for _ in pictures]
-        written = [written_phrases(self.backbone.tokenizer, some, self._separator) for some in phrases]
         encoded = self.backbone.encode(chats, [[picture] for picture in pictures], template=self._template)
         encoded = encoded.extended([ids for ids, _ in written], self.backbone.pad_id)
         slots = [
@@ -461,7 +500,7 @@ class GroundedLMM:
             for ids, groups in written
         ]
         columns = [tokens[0].slots for tokens in encoded.image_tokens]
-        return read_sequence(self.backbone, encoded, slots, columns), encoded, [groups for _, groups in written]
+        return read_sequence(self.backbone, encoded, slots, columns), encoded
 
     def _question_tokens(self, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> tuple[list[list[int]], int]:
         """Tokens of the spans among those that follow the image, and the slot where those begin."""
@@ -482,8 +521,3 @@ def _chat(question: str | Messages, images: int) -> Messages:
         return question
     content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
-
-
-def _refuse_string(phrases: Sequence[str]) -> None:
-    if isinstance(phrases, str):
-        raise EmptyPhrase(f"phrases is one string; give a list: [{phrases!r}]")

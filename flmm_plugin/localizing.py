@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from flmm_plugin.errors import BadImage, EmptyPhrase
+from flmm_plugin.errors import BadImage, BadText
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.attention_rules import CANDIDATES, KEPT_HEADS, choose_maps
 from flmm_plugin.heads.training_free import Method
@@ -55,5 +55,5 @@ def _maps(reader: FrozenReader, samples: Iterable[TrainingSample], problems: lis
     for sample in tqdm(samples, desc="read the frozen LMM"):
         try:
             yield from reader.words(sample).attention
-        except (BadImage, EmptyPhrase) as exc:
+        except (BadImage, BadText) as exc:
             problems.append(f"{sample.key}: {exc}")

@@ -12,6 +12,7 @@ Shapes: b batch, l prompt slots, t answer tokens.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, StaticLayer
 
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated
+from flmm_plugin.context import check_encoded, check_tokens
 from flmm_plugin.errors import CaptureError
 
 
@@ -35,7 +37,11 @@ def read_sequence(
         encoded: Sequences, e.g. `EncodedChat.extended` by a text.
         rows: Per item, sequence slots to read.
         columns: Per item, slots of its image tokens.
+
+    Raises:
+        BadText: A sequence is longer than the model's context.
     """
+    check_encoded(backbone, encoded)
     inputs = encoded.grounding_inputs
     return _captured(backbone, {**inputs, "position_ids": backbone.positions(inputs)}, rows, columns)
 
@@ -58,7 +64,12 @@ def read_answer(
         rows: Per item, indices of answer tokens.
         columns: Per item, slots of its image tokens.
         tail: Use the cache where there is one; False: always run the whole sequence.
+
+    Raises:
+        BadText: A prompt with its answer is longer than the model's context.
     """
+    prompts = encoded.inputs["attention_mask"].sum(dim=1).tolist()
+    check_tokens(backbone, max(map(operator.add, prompts, generated.lengths)))
     start = generated.prompt_length
     slots = [torch.tensor(list(one), dtype=torch.long) + start for one in rows]
     # The cache holds the picture as the chat saw it: of no use where grounding is to see another one.
@@ -100,7 +111,11 @@ def read_continuations(
 
     Yields:
         Per text, its rows ``[t, m, c, k]`` and hidden states ``[t, m, d]``.
+
+    Raises:
+        BadText: A text with its prompt is longer than the model's context.
     """
+    check_tokens(backbone, encoded.length + max(map(len, texts), default=0))
     out = backbone.forward_body(encoded.grounding_inputs, use_cache=True)
     start, device = encoded.length, encoded.inputs["attention_mask"].device
     for first in range(0, len(texts), at_once):

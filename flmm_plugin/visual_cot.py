@@ -25,8 +25,9 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin.backbones.base import EncodedChat, Generated, Messages
+from flmm_plugin.context import check_characters, check_encoded
 from flmm_plugin.errors import EmptyPhrase, HeadsMismatch, UnknownArgument
-from flmm_plugin.phrases import decoded_offsets, trimmed
+from flmm_plugin.phrases import check_text, decoded_offsets, has_words, plain_tokens, trimmed
 from flmm_plugin.reading import Reading, ground_reading
 from flmm_plugin.records import BoolMask, Grounding, masks_json
 from flmm_plugin.replay import read_answer
@@ -170,12 +171,15 @@ def visual_cot(
         **generate: Of the answers; the thought is always greedy.
 
     Raises:
+        BadText: A question is no text, or with its picture longer than the model's context.
         EmptyPhrase: A question without words.
         HeadsMismatch: The model was loaded without heads.
     """
     for index, one in enumerate(asked):
-        if not one.question.strip():
+        check_text(one.question, f"question {index}")
+        if not has_words(one.question):
             raise EmptyPhrase(f"question {index} is empty; a visual chain of thought needs one")
+        check_characters(lmm.backbone, one.question)
     if not asked:
         return []
     if lmm.heads is None:
@@ -231,8 +235,9 @@ def _named(lmm: GroundedLMM, asked: Sequence[CotQuestion], refine: bool) -> list
     backbone = lmm.backbone
     chats = [_look_chat(one, one.question + THINK) for one in asked]
     encoded = backbone.encode(chats, [[one.image] for one in asked])
-    begun = backbone.tokenizer.encode(THOUGHT, add_special_tokens=False)
+    begun = plain_tokens(backbone.tokenizer, THOUGHT)
     encoded = encoded.extended([begun] * len(asked), backbone.pad_id)
+    check_encoded(backbone, encoded)
     generated = backbone.generate(encoded, do_sample=False, num_beams=1, max_new_tokens=THOUGHT_TOKENS)
     thoughts = [_thought(lmm, generated, item) for item in range(len(asked))]
     return _where(lmm, asked, encoded, generated, thoughts, refine)

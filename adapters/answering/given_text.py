@@ -46,13 +46,18 @@ def text_of(request: Request, doc: Mapping[str, Any]) -> GivenText:
     """
     kind_of(request)
     try:
-        question, pieces, grounded = str(doc["question"]), tuple(map(str, doc["pieces"])), tuple(doc["grounded"])
+        question, pieces, grounded = doc["question"], doc["pieces"], doc["grounded"]
     except KeyError as exc:
         raise BadAnnotation(
             f"{request.task} gives texts ({GIVEN_TEXT_FLAG}) but its documents have no {exc}; give `image_path`, "
             "`question`, `pieces` and `grounded`"
         ) from exc
-    return GivenText(picture_of(request, doc, GIVEN_TEXT_FLAG), question, pieces, grounded)
+    if not isinstance(question, str) or not isinstance(pieces, list | tuple) or not isinstance(grounded, list | tuple):
+        raise BadAnnotation(
+            f"{request.task}: `question` is a string, `pieces` a list of strings and `grounded` a list of their "
+            f"indices, not {type(question).__name__}, {type(pieces).__name__} and {type(grounded).__name__}"
+        )
+    return GivenText(picture_of(request, doc, GIVEN_TEXT_FLAG), question, tuple(pieces), tuple(grounded))
 
 
 def replies(lmm: Any, request: Request, asked: Sequence[GivenText]) -> list[str]:

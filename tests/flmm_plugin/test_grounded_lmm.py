@@ -12,18 +12,22 @@ import pytest
 import torch
 
 from flmm_plugin import attention, grounded_lmm
+from flmm_plugin.answering import answer_and_ground
 from flmm_plugin.backbones import EMBEDDED
 from flmm_plugin.errors import (
     BadImage,
+    BadText,
     CaptureError,
     EmptyPhrase,
     FrozenWeightsChanged,
     HeadsMismatch,
     UnknownArgument,
 )
+from flmm_plugin.given_text import GivenText, ground_pieces, select_keywords
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
 from flmm_plugin.phrases import decoded_offsets
+from flmm_plugin.visual_cot import VisualCotOptions
 
 Load = Callable[..., Any]
 SAM = {
@@ -345,3 +349,78 @@ def test_attention_that_is_not_finite_is_refused(
     monkeypatch.setattr(attention, "_scores", lambda *args: scores(*args) * float("nan"))
     with pytest.raises(CaptureError, match="bfloat16"):
         lmm.ground(noise_image(), PHRASES)
+
+
+# --- given words that are no words, or too many --------------------------------------------------------------------
+
+
+def test_signs_and_any_iterable_are_grounded_as_text(lmm: GroundedLMM, noise_image: Load) -> None:
+    image = noise_image()
+    for joint in (True, False):
+        found = lmm.ground(image, (one for one in ["<image>", "a </s> man"]), joint=joint)
+        assert [one.phrase for one in found] == ["<image>", "a </s> man"]
+    [found] = lmm.ground_text(image, "What is it?", "a <image> red circle", np.array([[2, 9]]))
+    assert (found.phrase, found.span) == ("<image>", (2, 9))
+
+
+LONG = "man " * 3000  # under the bound on characters: found by the number of tokens
+
+
+@pytest.mark.parametrize("text", [LONG, "man " * 25_000], ids=["tokens", "characters"])
+def test_nothing_longer_than_the_context_runs(
+    lmm: GroundedLMM, noise_image: Load, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def runs(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model runs")
+
+    monkeypatch.setattr(lmm.backbone, "forward_body", runs)
+    monkeypatch.setattr(lmm.backbone, "generate", runs)
+    image, one = noise_image(), GivenText(noise_image(), "What is it?", (text,), (0,))
+    calls: list[Callable[[], Any]] = [
+        lambda: lmm.ground(image, [text]),
+        lambda: lmm.ground(image, [text], joint=False),
+        lambda: lmm.ground(image, ["a man"], prompt=text),
+        lambda: lmm.ground_many([image, image], [["a man"], [text]], batch_size=1),
+        lambda: lmm.ground_text(image, "What is it?", text, [(0, 3)]),
+        lambda: lmm.ground_text(image, text, text, [(0, 3)], where="question"),
+        lambda: lmm.grounded_chat(image, text),
+        lambda: lmm.visual_cot(image, text),
+        lambda: lmm.visual_cot(image, text, options=VisualCotOptions("v2")),
+        lambda: lmm.attention_maps(image, text),
+        lambda: answer_and_ground(lmm, image, text),
+        lambda: ground_pieces(lmm, [one]),
+        lambda: select_keywords(lmm, [one]),
+    ]
+    for call in calls:
+        with pytest.raises(BadText, match="2048 tokens"):
+            call()
+
+
+def test_an_answer_beyond_the_context_is_not_grounded(lmm: GroundedLMM, noise_image: Load) -> None:
+    chat: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "man"}]}]
+    words = 2048 - lmm.backbone.encode([chat], [[noise_image()]]).length
+    with pytest.raises(BadText, match="2048 tokens"):
+        lmm.grounded_chat(noise_image(), "man" + " man" * words, max_new_tokens=4, min_new_tokens=4)
+
+
+def test_spans_are_those_of_the_text_also_in_a_question(lmm: GroundedLMM, noise_image: Load) -> None:
+    """The span before the text was a place in the chat, and was grounded."""
+    for spans in ([(-1, 3)], [(0, 99)], [("a", "b")], [(0.5, 2)]):
+        for where, messages in (("answer", "What?"), ("question", "a man")):
+            with pytest.raises(BadText, match="span"):
+                lmm.ground_text(noise_image(), messages, "a man", spans, where=where)  # type: ignore[arg-type]
+
+
+def test_other_arguments_are_what_they_say(lmm: GroundedLMM, noise_image: Load) -> None:
+    image: Any = noise_image()
+    calls: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: lmm.ground_text(image, "a", "a", [(0, 1)], where="nowhere"), UnknownArgument, "where"),  # type: ignore[arg-type]
+        (lambda: lmm.ground_many([image], [["a"]], batch_size=0), UnknownArgument, "batch_size"),
+        (lambda: lmm.ground(image, ["a"], prompt=5), BadText, "prompt"),  # type: ignore[arg-type]
+        (lambda: lmm.ground(image, ["a"], prompt="\ud800"), BadText, "surrogate"),
+        (lambda: lmm.chat(image, "\ud800"), BadText, "surrogate"),
+        (lambda: lmm.ground_text(image, "a", None, [(0, 1)]), BadText, "NoneType"),  # type: ignore[arg-type]
+    ]
+    for call, error, word in calls:
+        with pytest.raises(error, match=word):
+            call()

@@ -13,6 +13,9 @@ import pytest
 from loguru import logger
 from PIL import Image
 
+from flmm_plugin.adapters.answering.given_text import text_of
+from flmm_plugin.adapters.answering.requests import GIVEN_TEXT_FLAG, Request
+from flmm_plugin.errors import BadAnnotation
 from flmm_plugin.records import encode_rle, parse_masks_json
 
 torch = pytest.importorskip("torch")
@@ -167,3 +170,11 @@ def test_a_model_that_is_not_ours_is_scored_by_its_masks(
     assert stranger["AR"] == pytest.approx(100 * np.mean([0.99999, 1e-5, 0.50001, 1e-5, 1e-5]))
     assert stranger["AR_plural"] == pytest.approx(50.001)
     assert stranger["AR_stuff"] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("changed", [{"question": None}, {"pieces": "a man"}, {"grounded": 0}, {"pieces": None}])
+def test_documents_of_another_form_are_named(changed: dict[str, Any]) -> None:
+    """None was read as the word "None", a string as a list of letters."""
+    request = Request(0, "", None, True, {GIVEN_TEXT_FLAG: "ground"}, "flmm_png", "val", 0, False)
+    with pytest.raises(BadAnnotation, match="list"):
+        text_of(request, {"question": "What?", "pieces": ["a man"], "grounded": [0], **changed})
