@@ -24,6 +24,7 @@ from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import pad_picture
 from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
+from flmm_plugin.phrases import check_text
 
 __all__ = ["Backbone", "EncodedChat", "Generated", "ImageTokens", "Message", "Messages"]
 
@@ -220,6 +221,7 @@ class Backbone(ABC):
 
         Raises:
             BadImage: A chat has another number of pictures than of places for them.
+            BadText: A chat has a lone surrogate.
         """
         texts = [
             written_around(chat, template, self.image_token)
@@ -235,6 +237,7 @@ class Backbone(ABC):
     def _check_places(self, texts: list[str], images: list[list[Image.Image]]) -> None:
         """Raise `BadImage` for a chat with another number of pictures than of places for them in its text."""
         for index, (text, pictures) in enumerate(zip(texts, images, strict=True)):
+            check_text(text, f"chat {index}")
             places = text.count(self.image_token)
             if places != len(pictures):
                 raise BadImage(
