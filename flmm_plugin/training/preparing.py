@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from flmm_plugin.datasets.problems import Problem, counted
-from flmm_plugin.errors import BadAnnotation, BadImage, CaptureError, EmptyPhrase, FlmmError, TrainingStopped
+from flmm_plugin.errors import BadAnnotation, BadImage, BadText, CaptureError, EmptyPhrase, FlmmError, TrainingStopped
 from flmm_plugin.training.features import FeatureSource
 from flmm_plugin.training.losses import Prepared
 from flmm_plugin.training.samples import TrainingSample, without_empty
@@ -25,6 +25,7 @@ KINDS: Mapping[type[FlmmError], str] = {
     BadImage: "picture cannot be read",
     BadAnnotation: "annotation cannot be used",
     EmptyPhrase: "no phrase has a token",
+    BadText: "text cannot be read by the model",
     CaptureError: "what the frozen models say is not finite",
 }
 EMPTY_PHRASE = "phrase has no token"

@@ -25,7 +25,7 @@ from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
 from flmm_plugin.errors import EmptyPhrase
 from flmm_plugin.images import open_image
-from flmm_plugin.phrases import Span, pieces_tokens, trimmed, written_phrases
+from flmm_plugin.phrases import Span, has_words, pieces_tokens, plain_tokens, trimmed, written_phrases
 from flmm_plugin.records import BoolMask
 from flmm_plugin.training.recipe import DataPart, TrainRecipe
 
@@ -101,7 +101,7 @@ class TrainingSample:
             return written_phrases(tokenizer, self.phrases, self.separator)
         ids, groups = pieces_tokens(tokenizer, self.pieces)
         for index in self.grounded:
-            if not groups[index] or not self.pieces[index].strip():
+            if not groups[index] or not has_words(self.pieces[index]):
                 raise EmptyPhrase(f"{self.key}: piece {index} ({self.pieces[index]!r}) has no token to ground")
         return ids, [groups[index] for index in self.grounded]
 
@@ -115,8 +115,7 @@ def without_empty(sample: TrainingSample, tokenizer: Any) -> tuple[TrainingSampl
     kept = [
         place
         for place, phrase in enumerate(sample.phrases)
-        if phrase.strip()
-        and tokenizer.encode(phrase.strip() if sample.separator is not None else phrase, add_special_tokens=False)
+        if has_words(phrase) and plain_tokens(tokenizer, phrase.strip() if sample.separator is not None else phrase)
     ]
     gone = tuple(phrase for place, phrase in enumerate(sample.phrases) if place not in kept)
     if not gone or not kept:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmm_plugin.backbones.base import Backbone
-from flmm_plugin.errors import BadImage, EmptyPhrase, HeadsMismatch
+from flmm_plugin.errors import BadImage, BadText, HeadsMismatch
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import load_heads
 from flmm_plugin.heads.checkpoint import HEADS_NAME
@@ -60,7 +60,7 @@ def select(
             continue
         try:
             hidden = reader.words(sample).selector_hidden
-        except (BadImage, EmptyPhrase):
+        except (BadImage, BadText):
             continue
         if hidden is None:
             continue
