@@ -13,7 +13,6 @@ work folder, offline, on the CPU.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -28,6 +27,7 @@ from typing import Any
 
 from flmm_plugin import tiny
 from flmm_plugin.adapters.lmms_eval.run_log import Agreement, Run, compare_answers, read_run
+from flmm_plugin.cli.parsing import Parser
 from flmm_plugin.errors import FlmmError
 
 SEED = 90_000
@@ -43,7 +43,7 @@ class DemoFailed(FlmmError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 if every step worked and every chat answer is the same with and without the plugin."""
-    parser = argparse.ArgumentParser(prog="flmm demo", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="flmm demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="work folder (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=30, help="pictures per split (default: %(default)s)")
     parser.add_argument(

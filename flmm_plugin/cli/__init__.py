@@ -1,7 +1,8 @@
 """The ``flmm`` command. The rooms meet here; each is imported only by the command that needs it.
 
 A command is a function ``run(args) -> exit status``. What goes wrong on purpose is a `FlmmError`: one line on stderr
-that names the fix, exit status 2.
+that names the fix, exit status 2. A command that Ctrl-C may stop in the middle of something sets
+``stopped(args) -> str`` beside ``run``: what is saved and the line that goes on with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import sys
 from collections.abc import Sequence
 
 import flmm_plugin
-from flmm_plugin.errors import FlmmError
+from flmm_plugin.cli.parsing import Parser
+from flmm_plugin.ending import status_of
+from flmm_plugin.waiting_line import announce
 
 _EXAMPLES = """\
 examples:
@@ -35,32 +38,33 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the process's arguments by default. Returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if words[:1] == ["demo"]:
-            from flmm_plugin.adapters.lmms_eval.demo import main as demo
-
-            return demo(words[1:])
-        parser = build_parser(words[0] if words else "")
-        args, behind = parser.parse_known_args(words)
-        # argparse takes key=value words in one row only; behind an option they are meant all the same.
-        if behind and hasattr(args, "changes") and all("=" in one and not one.startswith("-") for one in behind):
-            args.changes = [*args.changes, *behind]
-        elif behind:
-            parser.error(f"unrecognized arguments: {' '.join(behind)}")
-        status: int = args.run(args)
-        return status
-    except FlmmError as exc:
-        print(f"flmm: {type(exc).__name__}: {' '.join(str(exc).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    args = argparse.Namespace(stopped=lambda _: "")
+    announce()
+    return status_of(lambda: _run(words, args), stopped=lambda: str(args.stopped(args)))
 
 
-def build_parser(command: str = "") -> argparse.ArgumentParser:
+def _run(words: list[str], args: argparse.Namespace) -> int:
+    """Run the command of `words`; what they say is put into `args`."""
+    if words[:1] == ["demo"]:
+        from flmm_plugin.adapters.lmms_eval.demo import main as demo
+
+        return demo(words[1:])
+    parser = build_parser(words[0] if words else "")
+    _, behind = parser.parse_known_args(words, args)
+    # argparse takes key=value words in one row only; behind an option they are meant all the same.
+    if behind and hasattr(args, "changes") and all("=" in one for one in behind):
+        args.changes = [*args.changes, *behind]
+    elif behind:
+        parser.error(f"{' '.join(behind)}: more than it takes")
+    status: int = args.run(args)
+    return status
+
+
+def build_parser(command: str = "") -> Parser:
     """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
     from flmm_plugin.cli import ablate, data, doctor, heads, listing, look, preserve, report, reproduce, score, train
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flmm",
         description="Ground a frozen large multimodal model: masks for words, read from its own attention.",
         epilog=_EXAMPLES,
