@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 from flmm_plugin.errors import FlmmError
@@ -84,16 +85,20 @@ def say(name: str, words: str) -> None:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM while the block runs; where no handler may be set, leave things as they are."""
+    """Raise `Terminated` at SIGTERM while the block runs, where a handler may be set.
+
+    One of several ranks is left as it is: it may be waiting for a lost one in C++, where no handler runs, and its
+    launcher wants it gone.
+    """
 
     def end(_signal: int, _frame: object) -> None:
         raise Terminated
 
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # only the main thread may
+    alone = int(os.environ.get("WORLD_SIZE") or 1) <= 1
+    if not alone or threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -1,19 +1,63 @@
 """Chat requests: lmms-eval's generation arguments and likelihoods, as its ``llava_hf`` reads them.
 
 The aim is the same answer as the stock adapter's for every sample, so its defaults and its silences are kept: 1024 new
-tokens where a task names no limit, greedy unless a temperature above 0 is given, and ``until`` not applied.
+tokens where a task names no limit, greedy unless a temperature above 0 is given, and ``until`` not applied. What
+somebody gave by hand (``--gen_kwargs``) counts: it reaches ``generate()`` or is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from flmm_plugin.adapters.answering.arguments import none_if_said
 from flmm_plugin.adapters.answering.requests import split_at_placeholders, with_placeholders
+from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 _DEFAULT_NEW_TOKENS = 1024
+
+#: Generation arguments that ``llava_hf`` reads, whoever gives them.
+READ = ("temperature", "top_p", "num_beams", "max_new_tokens")
+
+#: Generation argument that names those which somebody gave by hand and `READ` does not hold, joined by ``+``.
+GIVEN = "flmm_given"
+
+
+def given_by_hand(options: Mapping[str, Any]) -> str:
+    """Name the generation arguments that go to ``generate()`` because somebody gave them by hand.
+
+    >>> given_by_hand({"temperature": 0.2, "top_k": 5, "repetition_penalty": 1.1})
+    'top_k+repetition_penalty'
+
+    Args:
+        options: What was given, by name.
+
+    Returns:
+        The value of `GIVEN`, "" where there is none.
+
+    Raises:
+        UnknownArgument: One that would be ignored.
+    """
+    from transformers import GenerationConfig
+
+    known = vars(GenerationConfig())
+    passed = []
+    for name in options:
+        if name in READ or name.startswith("flmm_"):
+            continue
+        if name == "until":
+            raise UnknownArgument("until is not applied by this model, as in lmms-eval's llava_hf: give max_new_tokens")
+        if name == "max_length":
+            raise UnknownArgument("max_length counts the prompt and its pictures too: give max_new_tokens")
+        if name not in known or name.startswith("_"):
+            hint = did_you_mean(name, [*READ, *known])
+            raise UnknownArgument(f"there is no generation argument {name!r}{hint or ' in transformers'}")
+        passed.append(name)
+    return "+".join(passed)
 
 
 def generate_options(options: Mapping[str, Any], end_token: int) -> dict[str, Any]:
@@ -24,6 +68,7 @@ def generate_options(options: Mapping[str, Any], end_token: int) -> dict[str, An
     """
     temperature = options.get("temperature", 0)
     sampled = temperature is not None and temperature > 0
+    by_hand = filter(None, str(options.get(GIVEN, "")).split("+"))
     return {
         "do_sample": sampled,
         "temperature": temperature if sampled else None,
@@ -33,6 +78,7 @@ def generate_options(options: Mapping[str, Any], end_token: int) -> dict[str, An
         "use_cache": True,
         "pad_token_id": end_token,
         "eos_token_id": end_token,
+        **{name: none_if_said(options.get(name)) for name in by_hand},
     }
 
 
@@ -62,6 +108,9 @@ def loglikelihood(backbone: Any, context: str, continuation: str, pictures: list
     """Mean loss of a continuation after a context, and whether greedy decoding would write it.
 
     lmms-eval calls the first number a log-likelihood and takes the smallest: it is a loss in all of its adapters.
+
+    Raises:
+        BackboneUnsupported: The loss is no number.
     """
     token = backbone.processor.image_token
     strings = takes_strings(backbone.render)
@@ -75,4 +124,7 @@ def loglikelihood(backbone: Any, context: str, continuation: str, pictures: list
     outputs = backbone.model(**whole, labels=labels)
     # As llava_hf compares them: position by position, not shifted by one, so that both adapters report the same.
     greedy = outputs.logits.argmax(dim=-1)[:, start:]
-    return float(outputs.loss), bool((greedy == whole["input_ids"][:, start:]).all())
+    loss = float(outputs.loss)
+    if not math.isfinite(loss):  # numpy takes nan for the smallest: the choice would be chosen
+        raise BackboneUnsupported(f"the loss of {continuation!r} is {loss}; give --model_args dtype=float32")
+    return loss, bool((greedy == whole["input_ids"][:, start:]).all())

@@ -13,6 +13,9 @@ from loguru import logger
 
 _SHOWN = 5
 
+#: Documents that got no answer in this process, by task.
+UNANSWERED: dict[str, set[int]] = {}
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -38,6 +41,7 @@ class FailureLog:
         """Note one; the first few are shown at once, the others with `report`."""
         failure = Failure(task, doc_id, type(error).__name__, str(error))
         self._failures.append(failure)
+        UNANSWERED.setdefault(task, set()).add(doc_id)
         if len(self) <= _SHOWN:
             logger.opt(exception=error if len(self) == 1 else None).error(self._line(failure))
         if len(self) == _SHOWN:
@@ -58,7 +62,7 @@ class FailureLog:
         last = self._failures[-1]
         logger.error(
             f"flmm: {len(self)} of {requests} requests FAILED on rank {self._rank} and have no answer "
-            f"({kinds}; by task: {tasks}); they are scored as wrong or empty. The last one: {self._line(last)}"
+            f"({kinds}; by task: {tasks}); they earn nothing. The last one: {self._line(last)}"
         )
 
     @staticmethod

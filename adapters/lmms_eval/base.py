@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from loguru import logger
@@ -21,11 +22,12 @@ from flmm_plugin.adapters.answering import chat
 from flmm_plugin.adapters.answering.answerer import Answerer, TextReply
 from flmm_plugin.adapters.answering.arguments import checked_batch_size, none_if_said
 from flmm_plugin.adapters.answering.defaults import Defaults
-from flmm_plugin.adapters.answering.failures import FailureLog
+from flmm_plugin.adapters.answering.failures import UNANSWERED, FailureLog
 from flmm_plugin.adapters.answering.loading import Settings, load_lmm
 from flmm_plugin.adapters.answering.requests import Request
-from flmm_plugin.adapters.lmms_eval import provenance
+from flmm_plugin.adapters.lmms_eval import ends, provenance
 from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come
+from flmm_plugin.adapters.lmms_eval.no_answer import NoAnswer, earn_nothing
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 
@@ -73,6 +75,8 @@ class FlmmModel(lmms):
         read = Settings.read(options, heads=heads, default_heads=self.default_heads, model=type(self).__name__)
         self._batch_size = checked_batch_size(batch_size)
         fill_as_answers_come()
+        earn_nothing()
+        UNANSWERED.clear()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         settings = dict(read.rest)
@@ -179,6 +183,7 @@ class FlmmModel(lmms):
             super().clean()
             if problem is not None:
                 raise problem
+            self.provenance["failed"] = ends.run.unanswered = self._unanswered()
             if self.rank == 0:
                 logger.info("flmm: the seal holds, no weight of the LMM changed during this run")
 
@@ -194,6 +199,13 @@ class FlmmModel(lmms):
             if problem is None and bool(broken.any()):
                 problem = FrozenWeightsChanged("a weight of the LMM changed on another rank; its log names the tensor")
         return problem
+
+    def _unanswered(self) -> dict[str, int]:
+        """How many documents of each task got no answer, on any rank."""
+        mine = [{task: sorted(ids) for task, ids in UNANSWERED.items()}]
+        told: list[dict[str, list[int]]] = gather_object(mine) if self.world_size > 1 else mine
+        tasks = sorted({task for one in told for task in one})
+        return {task: len({doc_id for one in told for doc_id in one.get(task, ())}) for task in tasks}
 
     def _batches(self, requests: Iterable[Request], name: str) -> Iterator[list[Request]]:
         """Batches in the order of the requests, each of one kind and one set of generation arguments."""
@@ -233,6 +245,8 @@ def simple_form(chat_class: type[FlmmModel]) -> type[FlmmModel]:
 
 
 def _as_lmms_eval_has_it(reply: str | TextReply) -> Reply:
+    if not reply:
+        return NoAnswer()
     if isinstance(reply, TextReply):
         return GenerationResult(reply.text, TokenCounts(output_tokens=reply.tokens))
     return reply

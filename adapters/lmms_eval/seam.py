@@ -59,6 +59,9 @@ def wrap(module: ModuleType) -> None:
     wrapped = _with_our_folder(original)
     setattr(wrapped, _MARK, True)
     manager.initialize_tasks = wrapped
+    if hasattr(manager, "match_tasks") and hasattr(manager, "_get_config"):
+        manager.match_tasks = _or_the_nearest(manager.match_tasks)
+        manager._get_config = _with_changes(manager._get_config)
 
 
 def speaks_masks(model: Any) -> bool:
@@ -71,6 +74,8 @@ def speaks_masks(model: Any) -> bool:
 def _with_our_folder(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     @functools.wraps(original)
     def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if getattr(self, "model_name", None) is not None:  # else a listing, which need not wait for torch
+            _begin(self.model_name)
         index = original(self, *args, **kwargs)
         try:
             ours = self._get_task_and_group(str(TASKS_FOLDER))
@@ -86,6 +91,38 @@ def _with_our_folder(original: Callable[..., dict[str, Any]]) -> Callable[..., d
         return merged
 
     return initialize_tasks
+
+
+def _begin(model: Any) -> None:
+    """From here on an evaluation is owed; where this cannot be kept up, lmms-eval ends as it does."""
+    from flmm_plugin.adapters.lmms_eval import ends
+
+    try:
+        ends.begin(model)
+    except Exception as exc:
+        logger.warning(f"flmm: this lmms-eval's exit status may be 0 after a failure ({type(exc).__name__}: {exc})")
+
+
+def _or_the_nearest(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    @functools.wraps(original)
+    def match_tasks(self: Any, task_list: list[str]) -> list[str]:
+        from flmm_plugin.adapters.lmms_eval import ends
+
+        found = original(self, task_list)
+        ends.match_or_end(self, task_list, found)
+        return found
+
+    return match_tasks
+
+
+def _with_changes(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Configurations with what `ready.check` found to change: where the data of a task is read from."""
+
+    @functools.wraps(original)
+    def get_config(self: Any, name: str) -> dict[str, Any]:
+        return {**original(self, name), **getattr(self, "flmm_changes", {}).get(name, {})}
+
+    return get_config
 
 
 @functools.cache

@@ -1,0 +1,322 @@
+"""What an evaluation needs, looked at before anything is loaded: names, options, places, the checkpoint, the data.
+
+All that is missing is said at once, with the commands that bring it. The embedded model is ready in any folder: a
+benchmark of which nothing is there is read from its own world of shapes (`flmm_plugin.tiny.panel`), which is said, and
+kept in the result file as the task's metadata.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flmm_plugin.adapters.answering.arguments import checked_batch_size, none_if_said
+from flmm_plugin.adapters.answering.chat import given_by_hand
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.answering.loading import Settings
+from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
+from flmm_plugin.data.registry import BENCHMARKS, Part
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, TINY_WORLD, data_root
+from flmm_plugin.devices import checked_device
+from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
+from flmm_plugin.files import check_file_place, make_folder
+from flmm_plugin.nearest import did_you_mean
+
+EMBEDDED = "flmm_tiny"
+
+#: Folder of tasks -> benchmark, where the two have different names.
+_BENCHMARKS = {"keywords": "png", "pope_viscot": "pope"}
+#: Splits and sets that the embedded world has in the benchmarks' layouts (`flmm_plugin.tiny.panel.write_panel`).
+_IN_THE_WORLD = {
+    "refcoco": {"refcoco"}, "png": {"val"}, "gcg": {"val"}, "reasonseg": {"test"}, "viscot": {"sroie"},
+}  # fmt: skip
+_REPOS_IN_THE_WORLD = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
+
+
+class NotReady(DataNotFound):
+    """Something that a run needs is not on this machine; the message lists all of it, a line each."""
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """Data that is not here.
+
+    Attributes:
+        fix: What is missing and how to get it; None where lmms-eval will fetch it.
+        in_the_world: Whether the embedded world can stand in: nothing of the benchmark is here or was named.
+    """
+
+    fix: str | None
+    in_the_world: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody asked lmms-eval for.
+
+    Attributes:
+        model: Name for ``--model``.
+        model_args: Its arguments, by name.
+        tasks: Names of tasks and groups.
+        manager: lmms-eval's index of tasks.
+        device, batch_size, num_fewshot, use_cache, gen_kwargs: As of lmms-eval.
+        output_path: Where results go, None for nowhere.
+    """
+
+    model: str
+    model_args: Mapping[str, Any]
+    tasks: Sequence[str]
+    manager: Any
+    device: str | None = None
+    batch_size: Any = 1
+    num_fewshot: int | None = None
+    use_cache: str | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+    output_path: str | None = None
+
+    @property
+    def pretrained(self) -> str:
+        """The checkpoint, "" where none is named."""
+        return str(self.model_args.get("pretrained") or DEFAULTS[self.model].pretrained)
+
+
+def check(asked: Asked) -> dict[str, dict[str, Any]]:
+    """Look at everything; nothing is loaded or fetched.
+
+    Returns:
+        For each task that reads the embedded world instead of its own data: what to change of its configuration.
+
+    Raises:
+        UnknownArgument: A name, device or option that does not exist, or few-shot.
+        OutputFailed: A place that cannot be written.
+        NotReady: Checkpoint, heads or data are not here.
+    """
+    check_model(asked)
+    tasks = dict(leaves(asked.manager, asked.tasks))
+    if asked.num_fewshot:
+        mine = [name for name, (folder, _) in tasks.items() if folder is not None]
+        if mine:
+            raise UnknownArgument(
+                f"--num_fewshot {asked.num_fewshot}: {', '.join(mine[:3])}{' ...' if len(mine) > 3 else ''} have no "
+                "few-shot: they ask about one picture at a time; leave it out or run them apart"
+            )
+    given_by_hand(asked.gen_kwargs or {})
+    if asked.output_path:
+        make_folder(Path(asked.output_path))
+    if asked.use_cache:
+        cache = Path(asked.use_cache)
+        check_file_place(cache) if cache.suffix == ".db" else make_folder(cache)
+    missing = list(_missing_model(asked))
+    changes: dict[str, dict[str, Any]] = {}
+    absent: dict[str, list[str]] = {}
+    for name, (folder, config) in tasks.items():
+        found = _absent(folder, config)
+        if found is None:
+            continue
+        if asked.pretrained == EMBEDDED and found.in_the_world:
+            changes[name] = _on_the_world(name, config)
+        elif found.fix is not None:
+            absent.setdefault(found.fix, []).append(name)
+    for fix, names in absent.items():
+        missing.append((", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""), fix))
+    if missing:
+        width = max(len(what) for what, _ in missing)
+        listed = "\n".join(f"  {what.ljust(width)}  {fix}" for what, fix in missing)
+        raise NotReady(f"nothing was loaded, because this is missing:\n{listed}")
+    return changes
+
+
+def check_model(asked: Asked) -> None:
+    """Look at a model's name and arguments.
+
+    Raises:
+        UnknownArgument: One that does not exist.
+    """
+    if asked.model not in DEFAULTS:
+        raise UnknownArgument(
+            f"there is no model {asked.model!r}{did_you_mean(asked.model, DEFAULTS) or '.'} "
+            f"There are: {', '.join(DEFAULTS)} (flmm list)"
+        )
+    default = DEFAULTS[asked.model]
+    own = ("pretrained", "heads", "batch_size", "device")
+    given = asked.model_args
+    options = {name: value for name, value in given.items() if name not in own}
+    heads = given.get("heads", "")
+    settings = Settings.read(options, heads=heads, default_heads=default.heads, model=asked.model)
+    if not asked.pretrained:
+        raise UnknownArgument(f"{asked.model} has no model of its own: --model_args pretrained=<folder or hub id>")
+    checked_batch_size(given.get("batch_size", asked.batch_size or 1))
+    checked_device(none_if_said(given.get("device")), "--model_args device=")
+    checked_device(none_if_said(asked.device), "--device")
+    if "dtype" in settings.rest:
+        from flmm_plugin.backbones.loading import checked_dtype
+
+        checked_dtype(settings.rest["dtype"])
+    if settings.heads is not None:
+        from flmm_plugin.heads.training_free import method_of
+
+        method_of(str(settings.heads))
+
+
+def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str | None, dict[str, Any]]]]:
+    """Walk through groups and tags.
+
+    Args:
+        manager: lmms-eval's index.
+        names: Of tasks and groups; what is no name is passed over.
+
+    Yields:
+        Each task once by its name: the folder of this package's tasks that it is in (None for others) and its YAML.
+    """
+    from lmms_eval.utils import load_yaml_config
+
+    seen: set[str] = set()
+
+    def walk(name: Any) -> Iterator[tuple[str, tuple[str | None, dict[str, Any]]]]:
+        if isinstance(name, dict):
+            name = name.get("task")
+        if isinstance(name, list):
+            for one in name:
+                yield from walk(one)
+        if not isinstance(name, str) or name in seen or name not in manager.task_index:
+            return
+        seen.add(name)
+        entry = manager.task_index[name]
+        children, path = entry.get("task", -1), entry["yaml_path"]
+        if children != -1:
+            yield from walk(children)
+            return
+        config = load_yaml_config(path, mode="simple")
+        if entry["type"] == "group":
+            yield from walk(config["task"])
+        else:
+            ours = Path(path).is_relative_to(TASKS_FOLDER)
+            yield name, (Path(path).parent.name if ours else None, config)
+
+    for name in names:
+        yield from walk(name)
+
+
+def _missing_model(asked: Asked) -> Iterator[tuple[str, str]]:
+    """What is not here of checkpoint, heads and SAM: a word for it, and what to do."""
+    name = asked.pretrained
+    if name != EMBEDDED and not Path(name).expanduser().exists():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            yield "model", f"{name}: there is no such folder; give --model_args pretrained=<folder or hub id>"
+        elif not _cached("models", name) and not _hub_answers():
+            yield "model", f"{name} is not here and the hub does not answer: hf download {name}"
+    heads = none_if_said(asked.model_args.get("heads"))
+    if heads is not None and heads != "auto":
+        from flmm_plugin.heads import read_manifest
+        from flmm_plugin.heads.training_free import method_of
+
+        if method_of(str(heads)) is None:
+            try:
+                read_manifest(str(heads))
+            except FlmmError as exc:
+                yield "heads", " ".join(str(exc).split())
+    sam = none_if_said(asked.model_args.get("sam_checkpoint"))
+    if sam is not None and not Path(str(sam)).expanduser().exists():
+        yield "sam", f"{sam}: there is no such file"
+
+
+def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
+    """What of a task's data is not here; None if all is, or if nobody here knows."""
+    options = config.get("dataset_kwargs") or {}
+    if folder == "tiny" or options.get("root") == TINY_WORLD:
+        return None
+    if config.get("dataset_path"):
+        return _absent_of_hub(str(config["dataset_path"]), options)
+    name = str(options.get("name")) if folder == "refcoco" else _BENCHMARKS.get(str(folder), str(folder))
+    if name not in BENCHMARKS:
+        return None
+    root = data_root(options.get("root"))
+    wanted = {str(config.get("test_split")), str(options.get("name"))}
+    parts = [part for part in BENCHMARKS[name].parts if not part.optional and _belongs(part, name, wanted)]
+    gone = [part for part in parts if not any((root / place).exists() for place in part.places)]
+    if not gone:
+        return None
+    what = ", ".join(part.what for part in gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    fetched = any(part.source or part.comes_along for part in gone)
+    fixes = [f"flmm data download {name} --root {root}"] if fetched else []
+    fixes += [f"{part.what}: {part.how}" for part in gone if part.source is None and not part.comes_along]
+    fix = f"{what} not under {root}: {'; '.join(fixes)}; or {DATA_ROOT_VARIABLE}=<the folder that holds it>"
+    begun = len(gone) < len(parts) or "root" in options or bool(os.environ.get(DATA_ROOT_VARIABLE))
+    return _Absent(fix, not begun and bool(wanted & _IN_THE_WORLD.get(name, set())))
+
+
+def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
+    """The same of a data set that lmms-eval fetches."""
+    if Path(repo).exists() or repo.count("/") != 1 or _cached("datasets", repo):
+        return None
+    fix = None
+    if not _hub_answers():
+        fix = f"{repo} is not here and the hub does not answer: hf download --repo-type dataset {repo}"
+    elif options.get("token") is True:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            fix = f"{repo} is not here, and it is asked for with a login: hf auth login, or HF_TOKEN=<token>"
+    return _Absent(fix, repo in _REPOS_IN_THE_WORLD)
+
+
+def _belongs(part: Part, name: str, wanted: set[str]) -> bool:
+    """Whether a part is needed for one split or set; benchmarks whose parts are per split name it in them."""
+    per_split = name in ("gcg", "reasonseg", "viscot")
+    words = set(re.split(r"[^A-Za-z0-9]+", part.what))
+    return not per_split or "and" in words or bool(words & wanted)
+
+
+def _on_the_world(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change of a task's configuration so that it reads the embedded world and says so."""
+    options = dict(config.get("dataset_kwargs") or {})
+    told: dict[str, Any] = {
+        "task_alias": f"{name} (world of shapes)",
+        "metadata": {"version": 0.0, "data": "the embedded model's own world of shapes, not the benchmark"},
+    }
+    if not config.get("dataset_path"):
+        return {**told, "dataset_kwargs": {**options, "root": TINY_WORLD}}
+    from flmm_plugin.tasks.tiny.task import WorldTask
+
+    repo = config["dataset_path"]
+    return {**told, "class": WorldTask, "dataset_path": TINY_WORLD, "dataset_kwargs": {"repo": repo}}
+
+
+def _cached(kind: str, repo: str) -> bool:
+    """Whether a repository is in one of the hub's caches, as files or (data sets) as they were read."""
+    from huggingface_hub import constants
+
+    snapshots = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots"
+    if snapshots.is_dir() and any(snapshots.iterdir()):
+        return True
+    if kind != "datasets":
+        return False
+    import datasets
+
+    read = Path(os.environ.get("LMMS_EVAL_DATASETS_CACHE") or datasets.config.HF_DATASETS_CACHE)
+    wanted = repo.replace("/", "___").lower()
+    return read.is_dir() and any(entry.name.lower() == wanted for entry in read.iterdir())
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once and for seconds only; behind a proxy, nobody can tell."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    place = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((str(place.hostname), place.port or 443), timeout=3):
+            return True
+    except OSError:
+        return False
