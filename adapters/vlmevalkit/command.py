@@ -1,8 +1,8 @@
 """``flmm-vlmeval``: VLMEvalKit's own ``run.py`` with this package's models and data sets in it.
 
-Works with ``ms-vlmeval`` and with a clone of the kit on the path. What differs from running the kit itself: results are
-written as ``.tsv`` (masks are longer than a cell of a spreadsheet), no judge is asked where no key is set, and the exit
-status is 1 if a combination of a model and a data set has no result.
+Works with ``ms-vlmeval`` and with a clone of the kit on the path. What differs from running the kit itself, here and
+with the hook: results are written as ``.tsv`` (masks are longer than a cell of a spreadsheet), no judge is asked where
+no key is set, and the exit status is not 0 if a combination of a model and a data set has no result.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, refuse_unknown
 from flmm_plugin.adapters.vlmevalkit import outcomes
+from flmm_plugin.adapters.vlmevalkit.asked import checked, refuse_data, refuse_models
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
@@ -27,6 +28,10 @@ from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 RUN_VARIABLE = "VLMEVALKIT_RUN"
 #: Any of these set: a judge can be asked.
 _JUDGE_KEYS = ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY")
+
+INTERRUPTED = (
+    "flmm-vlmeval: interrupted; every answer that was given is on disk, and the same line goes on with the next one"
+)
 
 _HELP = """\
 usage: flmm-vlmeval --data NAME ... --model flmm_NAME ... [--model-args ARGS] [flags of VLMEvalKit's run.py]
@@ -51,9 +56,10 @@ examples:
 
 Data: FLMM_DATA (default data/) for the benchmarks of this package (flmm data check), LMUData for the kit's own.
 Killed? The same line goes on where it was, sample by sample (a clone also needs --reuse for what was finished).
-Failed samples are counted in the summary and asked again by the same line.
+Failed samples are counted in the last line and asked again by the same line; they never earn a point.
 
-exit status: 0 every combination of model and data set has a result, 1 one has none, 2 it could not start
+exit status: 0 every combination of model and data set has a result, 1 one has none, or only failed samples,
+             2 it could not start, 130 it was interrupted
 """
 
 
@@ -74,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return execute(words[1:])
         return run(words)
     except FlmmError as exc:
-        print(f"flmm-vlmeval: {type(exc).__name__}: {' '.join(str(exc).split())}", file=sys.stderr)
+        print(refusal(exc), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        return 130
 
 
 def run(words: Sequence[str]) -> int:
@@ -83,22 +92,53 @@ def run(words: Sequence[str]) -> int:
 
     Raises:
         ToolNotFound: There is no kit.
-        UnknownArgument: ``--model-args`` without arguments.
+        UnknownArgument: ``--model-args`` without arguments, or a name that does not exist.
+        OutputFailed: The work folder cannot be written.
     """
     words = _take_model_arguments(list(words))
-    _defaults()
+    asked = checked(words)
     script = find_run()
     wait_for_the_kit()
     sys.argv = [str(script), *words]
     kit = _executed(script)
     if hasattr(kit, "load_env"):
         kit.load_env()
+    refuse_models(asked)
+    refuse_data(asked)
     sys.argv += judge_default(words)
     kit.main()
-    lines, status = outcomes.summary(outcomes.collected())
-    for line in lines:
-        print(line, file=sys.stderr)
-    return status
+    return outcomes.report()
+
+
+def begin_unmodified() -> None:
+    """What `run` does before the kit's run.py begins, where that was started by itself, with the hook.
+
+    Raises:
+        SystemExit: It cannot do what it is asked for; why is on stderr.
+    """
+    flags = {word.partition("=")[0] for word in sys.argv[1:]}
+    # With ``python -m vlmeval`` the name is still "-m" when the kit is imported.
+    if Path(sys.argv[0]).name not in ("run.py", "__main__.py", "-m") or not flags & {"--data", "--model", "--config"}:
+        return
+    sys.excepthook = _one_line_for_an_interrupt
+    try:
+        refuse_models(checked(sys.argv[1:]))
+    except FlmmError as exc:
+        print(refusal(exc), file=sys.stderr)
+        raise SystemExit(2) from exc
+    sys.argv += judge_default(sys.argv[1:])
+
+
+def refusal(error: FlmmError) -> str:
+    """The line about what cannot be."""
+    return f"flmm-vlmeval: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _one_line_for_an_interrupt(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def execute(command: Sequence[str]) -> int:
@@ -109,7 +149,6 @@ def execute(command: Sequence[str]) -> int:
     """
     if not command:
         raise UnknownArgument("say what to run: flmm-vlmeval exec python run.py --data MME --model flmm_tiny")
-    _defaults()
     path = os.pathsep.join([str(hook_folder()), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "outcomes.json"
@@ -175,11 +214,6 @@ def judge_default(words: Sequence[str]) -> list[str]:
         return []
     print("flmm: no judge and no key: answers are matched exactly (--judge NAME asks one)", file=sys.stderr)
     return ["--judge", "exact_matching"]
-
-
-def _defaults() -> None:
-    # A spreadsheet cell ends at 32,767 characters, and JSON results cannot be continued.
-    os.environ.setdefault("PRED_FORMAT", "tsv")
 
 
 def _take_model_arguments(words: list[str]) -> list[str]:

@@ -6,8 +6,7 @@ Importing this imports the kit: only `register` does.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from tqdm import tqdm
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.dataset.image_mcq import ImageMCQDataset
 from vlmeval.dataset.image_yorn import ImageYORNDataset
-from vlmeval.smp import load
 
+from flmm_plugin import files
+from flmm_plugin.adapters.vlmevalkit import predictions
+from flmm_plugin.adapters.vlmevalkit.asked import refuse_format
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, primary
 from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
 from flmm_plugin.errors import BadAnnotation, DataNotFound
@@ -53,7 +54,9 @@ class FlmmBenchmark(ImageBaseDataset):
 
         Raises:
             DataNotFound: None of them has any.
+            UnknownArgument: Result files would cut masks off (``PRED_FORMAT``).
         """
+        refuse_format([dataset])
         self._asked: list[tuple[str, PlainTask, int]] = []
         rows: list[dict[str, Any]] = []
         for label, name in BENCHMARKS[dataset]:
@@ -85,18 +88,22 @@ class FlmmBenchmark(ImageBaseDataset):
         """The printed numbers of a result file, each also in ``..._score.json``; per document in ``..._detail.jsonl``.
 
         Args:
-            eval_file: Written by the kit, in any of its formats.
+            eval_file: Written by the kit, as ``.tsv`` or ``.json``.
             **judge_kwargs: Of no use: nothing here needs a judge.
 
         Raises:
-            BadAnnotation: A row is not of this data set.
+            BadAnnotation: A row is not of this data set, or it is ``.xlsx``.
+            OutputFailed: The folder cannot be written.
         """
         records: dict[tuple[str, str], list[Record]] = {}
         tasks: dict[tuple[str, str], PlainTask] = {}
         target = Path(eval_file)
+        if target.suffix == ".xlsx":
+            raise BadAnnotation(f"{target}: its cells cut masks off; answer again with PRED_FORMAT=tsv")
         stem = target.with_suffix("")
-        answered = read_predictions(target)
-        with Path(f"{stem}{_DETAIL_ENDING}").open("w", encoding="utf-8") as details:
+        table = predictions.read(target)
+        answered = dict(zip(map(int, table["index"]), map(str, table[predictions.ANSWERS]), strict=True))
+        with files.new_file(Path(f"{stem}{_DETAIL_ENDING}")) as part, part.open("w", encoding="utf-8") as details:
             for index, reply in tqdm(answered.items(), desc=f"score {self.dataset_name}", unit="doc"):
                 if index not in range(len(self._asked)):
                     raise BadAnnotation(
@@ -118,8 +125,9 @@ class FlmmBenchmark(ImageBaseDataset):
                 "it beside published numbers"
             )
         facts = {label: {"task": name, "annotations": tasks[label, name].annotations} for label, name in records}
-        _written(Path(f"{stem}{_TASKS_ENDING}"), facts)
-        _written(Path(f"{stem}{_SCORE_ENDING}"), printed)
+        # Not the kit's `dump`: it writes a pickle under another name where it meets a number of numpy's.
+        files.write(Path(f"{stem}{_TASKS_ENDING}"), json.dumps(facts, indent=1))
+        files.write(Path(f"{stem}{_SCORE_ENDING}"), json.dumps(printed, indent=1))
         return printed
 
     @classmethod
@@ -171,19 +179,6 @@ class WorldChoices(_World, ImageMCQDataset):
 DATASETS = (FlmmBenchmark, WorldYesNo, WorldChoices)
 
 
-def read_predictions(path: Path) -> dict[int, str]:
-    """Row number -> reply, of a result file of the kit.
-
-    A text such as ``None`` or ``NA`` stays what it is, which the kit's own reader turns into nothing.
-    """
-    if path.suffix == ".tsv":
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    else:
-        content = load(str(path))
-        table = pd.DataFrame(content) if isinstance(content, list) else content
-    return {int(index): str(reply) for index, reply in zip(table["index"], table["prediction"], strict=True)}
-
-
 def _in_words(doc: Mapping[str, Any]) -> str:
     for name in ("expressions", "labels"):
         if name in doc:
@@ -194,10 +189,3 @@ def _in_words(doc: Mapping[str, Any]) -> str:
 def _plain(record: Record) -> dict[str, Any]:
     """A document's record without its reference, which is the data set's."""
     return {name: value for name, value in record.items() if name != "reference"}
-
-
-def _written(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
-    # Not the kit's `dump`: it writes a pickle under another name where it meets a number of numpy's.
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(part, path)

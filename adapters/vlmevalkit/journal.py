@@ -1,16 +1,13 @@
 """Answers on disk one by one: the kit itself writes every tenth, and a kill costs what came after.
 
 A journal is one file of JSON lines beside the kit's own results, kept while a model answers a data set and removed when
-the kit has all answers. A line is found again by all that was asked (`messages.digest_of`), not by a row's number.
+the kit has written them all. A line is found again by all that was asked (`messages.digest_of`), not by a row's number.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from flmm_plugin import json_lines
 
@@ -22,15 +19,14 @@ class Journal:
 
     Args:
         path: The file that this process writes.
-        identity: What the answers are of: lines of another identity are left out.
+        identity: Name of what decides the answers: lines of another one are left out.
         others: Files that earlier runs, perhaps of another number of processes, left; they are read as well.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], others: Iterable[Path] = ()) -> None:
-        self.path = path
-        whole = json.dumps(identity, sort_keys=True, default=str)
-        self._identity = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        lines = [line for file in {path, *others} for line in json_lines.read(file) if len(line) == _FIELDS]
+    def __init__(self, path: Path, identity: str, others: Iterable[Path] = ()) -> None:
+        self.path, self._identity = path, identity[:16]
+        found = (line for file in {path, *others} for line in json_lines.read(file))
+        lines = [line for line in found if isinstance(line, list) and len(line) == _FIELDS]
         self._known = {digest: answer for whose, digest, answer in lines if whose == self._identity}
         #: Whether answers of another identity are there.
         self.foreign = any(whose != self._identity for whose, _, _ in lines)

@@ -6,14 +6,12 @@ is wanted into the text's part under `MARK`; the kit hands unknown keys through 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from flmm_plugin.adapters.answering import identity
 from flmm_plugin.adapters.answering.requests import Request, opened
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.records import error_json
@@ -23,6 +21,10 @@ MARK = "flmm"
 
 #: What marks a failed sample: the kit counts it in its summary and asks it again when it is started again.
 FAILED = "Failed to obtain answer via API."
+
+#: What the kit's scoring is shown of a failed sample: three characters for private use. No rule reads a choice, a word
+#: or a part of an answer in them, which some read in `FAILED` ("A" of "API") or in an empty text.
+NOTHING = "\ue000" * 3
 
 #: Fields of a document that a model may see; masks and answers are not among them.
 SHOWN = (
@@ -89,14 +91,30 @@ def chat_of(
     return turns, pictures
 
 
+def unasked(error: Exception) -> list[Part]:
+    """The message in place of one that could not be made; `problem_of` reads the error back."""
+    return [{"type": "text", "value": "", MARK: {"error": error}}]
+
+
+def problem_of(message: Sequence[Part]) -> Exception | None:
+    """Why a message could not be made; None for one that could."""
+    found: Exception | None = next((part[MARK]["error"] for part in message if "error" in part.get(MARK, {})), None)
+    return found
+
+
 def digest_of(message: Sequence[Part], dataset: str | None) -> str:
-    """A name for all that is asked: words, marks, and the pictures' files as they are now."""
-    seen: list[Any] = [dataset]
+    """A name for all that is asked: words, marks, and the content of the pictures' files, wherever they lie."""
+    said, pictures = [], []
     for part in message:
-        seen.append(dict(part))
         if part["type"] == "image":
-            seen.append(_state(part["value"]))
-    return hashlib.sha256(json.dumps(seen, sort_keys=True, default=str).encode()).hexdigest()
+            pictures.append(_content(part["value"]))
+            part = {**part, "value": ""}
+        if MARK in part:
+            mark = dict(part[MARK])
+            mark["doc"] = {name: value for name, value in mark.get("doc", {}).items() if name != "image_path"}
+            part = {**part, MARK: mark}
+        said.append(part)
+    return identity.digest_of([dataset, said, pictures])
 
 
 def failure(error: str) -> str:
@@ -105,8 +123,8 @@ def failure(error: str) -> str:
 
 
 def is_failure(reply: str) -> bool:
-    """Whether a reply stands for a failed sample."""
-    return FAILED in reply
+    """Whether a reply stands for a failed sample, as the kit marks it or as its scoring is shown it."""
+    return FAILED in reply or reply == NOTHING
 
 
 def as_scored(reply: str) -> str:
@@ -114,9 +132,8 @@ def as_scored(reply: str) -> str:
     return error_json(RuntimeError(reply)) if is_failure(reply) else reply
 
 
-def _state(path: Any) -> Any:
+def _content(path: Any) -> str | None:
     try:
-        status = Path(str(path)).stat()
+        return identity.picture_digest(path)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]

@@ -99,6 +99,11 @@ class FLMM(BaseModel):
         Raises:
             UnknownArgument: The data set asks for what these heads do not have: every sample would.
         """
+        self._asked += 1
+        problem = messages.problem_of(message)
+        if problem is not None:
+            self._failures.add(dataset or "", -1, problem)
+            return messages.failure(self._failures.last)
         request = messages.request_of(message, dataset)
         self._answerer.refuse_what_heads_lack([request])
         digest = messages.digest_of(message, dataset)
@@ -106,7 +111,6 @@ class FLMM(BaseModel):
         if known is not None:
             return known
         before = len(self._failures)
-        self._asked += 1
         (reply,) = self._answerer.answer([request], self._failures)
         text = reply.text if isinstance(reply, TextReply) else reply
         if len(self._failures) > before:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flmm_plugin.adapters.vlmevalkit.messages import is_failure
+from flmm_plugin.errors import BadAnnotation
 
 #: A file that the outcomes are also written to, for the process that started this one.
 OUTCOMES_VARIABLE = "FLMM_VLMEVAL_OUTCOMES"
@@ -59,31 +62,64 @@ def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]
 
 def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[str], int]:
     """Lines for a reader, and the exit status: 1 if a combination has no result."""
-    lines, failed = [], 0
+    lines, failed, samples, lost = [], 0, 0, 0
     for (model, data), one in found.items():
-        answers, bad = failed_samples(one.get("prediction_file"))
+        file = one.get("prediction_file")
+        answers, bad = failed_samples(file)
+        samples, lost = samples + answers, lost + bad
+        problem = str(one["problem"])
+        if not problem and file and not Path(file).is_file():
+            problem = f"there is no result file {file}"
+        if not problem and bad and bad == answers:
+            problem = "no sample could be answered"
         said = f"flmm: {model} x {data}: "
-        if one["problem"]:
+        if problem:
             failed += 1
-            said += f"FAILED: {' '.join(str(one['problem']).split())}"
+            said += f"FAILED: {' '.join(problem.split())}"
         else:
             said += one.get("note") or "done"
         if bad:
             said += f"; {bad} of {answers} samples FAILED, start the same line again to retry them"
         lines.append(said)
-    if failed:
-        lines.append(f"flmm: {failed} of {len(found)} combinations have no result")
-    return lines, int(failed > 0)
+    last = [f"{failed} of {len(found)} combinations have no result"] * (failed > 0)
+    last += [f"{lost} of {samples} samples FAILED"] * (lost > 0)
+    return [*lines, *(["flmm: " + "; ".join(last)] if last else [])], int(failed > 0)
 
 
 def failed_samples(prediction_file: Any) -> tuple[int, int]:
-    """Rows of a result file, and how many of them are marked as failed; 0, 0 without a readable text file."""
-    path = Path(str(prediction_file or ""))
-    if path.suffix != ".tsv" or not path.is_file():
-        return 0, 0
-    import pandas as pd
+    """Rows of a result file, and how many of them are marked as failed; 0, 0 without a readable file of the kit's."""
+    from flmm_plugin.adapters.vlmevalkit import predictions
 
-    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    if "prediction" not in table:
+    path = Path(str(prediction_file or ""))
+    if not path.is_file():
         return 0, 0
-    return len(table), sum(map(is_failure, table["prediction"]))
+    try:
+        replies = predictions.read(path)[predictions.ANSWERS]
+    except BadAnnotation:
+        return 0, 0
+    return len(replies), sum(map(is_failure, map(str, replies)))
+
+
+def report() -> int:
+    """Say how every combination of this process ended; of several processes, the first one does. Returns the status."""
+    lines, status = summary(collected())
+    if int(os.environ.get("RANK", "0")) == 0 and not os.environ.get(OUTCOMES_VARIABLE):
+        for line in lines:
+            print(line, file=sys.stderr)
+    return status
+
+
+def report_at_the_end() -> None:
+    """See that this process ends with the status of its combinations, which the kit's own run.py does not.
+
+    To be called before other modules ask to be called at the end: what they ask for is done first.
+    """
+    atexit.register(_end)
+
+
+def _end() -> None:
+    # An error that nobody caught has a status of its own.
+    if _outcomes and report() and getattr(sys, "last_value", None) is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

@@ -7,7 +7,6 @@ goes on where it was killed, or only compares.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.answering.identity import code_digest, digest_of
 from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
@@ -127,10 +127,4 @@ def _key(spec: ArmSpec, times: int) -> str:
     """A name for all that goes into an arm: its arguments, the versions, and this package's code."""
     content = {**spec.as_json(), "times": times, "role": ""}
     versions = [metadata.version(name) for name in ("torch", "transformers")]
-    root = Path(__file__).resolve().parents[2]
-    code = hashlib.sha256()
-    for room in [root] if root.name == "flmm_plugin" else [root / "flmm_plugin", root / "adapters"]:
-        for path in sorted(room.rglob("*.py")):
-            code.update(path.read_bytes())
-    whole = json.dumps([content, versions, "" if spec.stock else code.hexdigest()], sort_keys=True, default=str)
-    return hashlib.sha256(whole.encode()).hexdigest()[:12]
+    return digest_of([content, versions, "" if spec.stock else code_digest()])[:12]

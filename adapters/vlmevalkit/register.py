@@ -1,4 +1,4 @@
-"""Models and data sets into the kit's own registries, and around its inference what a run must not lose.
+"""Models and data sets into the kit's own registries, and around its files and inference what a run must not lose.
 
 The kit has no place for plugins, but every registry of it is a dict or a list that all its modules share: they are
 changed in place. Idempotent.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.vlmevalkit.messages import FAILED, is_failure
 
 _MARK = "_flmm_registered"
 
@@ -22,14 +23,20 @@ def register() -> None:
     """Make the models, data sets and safeguards known to the kit that is (being) imported."""
     import vlmeval.config as config
     import vlmeval.dataset as datasets
+    import vlmeval.dataset.image_base as image_base
+    import vlmeval.dataset.utils.multiple_choice as choices
+    import vlmeval.dataset.utils.yorn as yorn
     import vlmeval.inference as inference
     import vlmeval.smp as smp
     import vlmeval.vlm as models
 
-    from flmm_plugin.adapters.vlmevalkit import outcomes, safeguards
+    from flmm_plugin.adapters.vlmevalkit import outcomes, predictions, safeguards
     from flmm_plugin.adapters.vlmevalkit.dataset import DATASETS
     from flmm_plugin.adapters.vlmevalkit.model import FLMM
 
+    if not os.environ.get("PRED_FORMAT"):
+        # A spreadsheet cell ends at 32,767 characters, and the kit cannot go on from JSON.
+        os.environ["PRED_FORMAT"] = "tsv"
     for name in DEFAULTS:
         config.supported_VLM.setdefault(name, functools.partial(FLMM, name=name))
     models.FLMM = FLMM
@@ -39,7 +46,19 @@ def register() -> None:
             known = set(datasets.SUPPORTED_DATASETS)
             datasets.SUPPORTED_DATASETS.extend(name for name in cls.supported_datasets() if name not in known)
         setattr(datasets, cls.__name__, cls)
-    inference.infer_data = _once(inference.infer_data, safeguards.guarded)
+    # Before anything is read: every module of the kit has these functions by name, and looks readers up in theirs.
+    smp.file.pd = predictions.Readers()
+    smp.file._prediction_table = _once(smp.file._prediction_table, predictions.marked)
+    image_base._prediction_table = smp.file._prediction_table
+    inference.load = _once(inference.load, predictions.marked)
+    inference.dump = _once(inference.dump, predictions.dumping)
+    inference.infer_data = _once(inference.infer_data, safeguards.answering)
+    inference.infer_data_job = _once(inference.infer_data_job, safeguards.delivering)
+    yorn.YOrN_auxeval = _once(yorn.YOrN_auxeval, lambda judge: _unless_failed(judge, "Unknown"))
+    yorn.MME_rating = _once(yorn.MME_rating, _of_some_categories)
+    choices.extract_answer_from_item = _once(
+        choices.extract_answer_from_item, lambda judge: _unless_failed(judge, {"opt": "Z", "log": FAILED})
+    )
     if hasattr(smp, "upsert_dataset_status"):
         smp.upsert_dataset_status = _once(smp.upsert_dataset_status, outcomes.watched)
     _let_processors_talk()
@@ -52,6 +71,39 @@ def _once(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Cal
     wrapped = functools.wraps(original)(wrap(original))
     setattr(wrapped, _MARK, True)
     return wrapped
+
+
+def _unless_failed(judge: Callable[..., Any], instead: Any) -> Callable[..., Any]:
+    """The kit's question to a judge, which is not asked about a failed sample: it would guess, now and then rightly."""
+
+    def judged(model: Any, item: Any, *args: Any, **options: Any) -> Any:
+        return instead if is_failure(str(item["prediction"])) else judge(model, item, *args, **options)
+
+    return judged
+
+
+#: The other categories of MME are of perception.
+_REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
+
+
+def _of_some_categories(original: Callable[..., Any]) -> Callable[..., Any]:
+    """MME's sums where a table has not all of its categories, over which a clone of the kit stumbles."""
+
+    def rating(data_file: str) -> Any:
+        from vlmeval.smp import d2df, load
+
+        try:
+            return original(data_file)
+        except KeyError:
+            table = load(data_file)
+        scores = {}
+        for category, rows in table.groupby("category", sort=False):
+            both = rows.groupby("image_path")["score"].agg(lambda pair: pair.iloc[0] * pair.iloc[1])
+            scores[category] = (rows["score"].mean() + both.mean()) * 100
+        of_reasoning = sum(score for category, score in scores.items() if category in _REASONING)
+        return d2df({"perception": sum(scores.values()) - of_reasoning, "reasoning": of_reasoning, **scores})
+
+    return rating
 
 
 def _let_processors_talk() -> None:

@@ -11,16 +11,33 @@ from flmm_plugin.adapters.after_import import AfterImport
 _REGISTRY = "vlmeval.config"
 
 
-def wait_for_the_kit() -> None:
-    """Register as soon as the kit is imported, or now if it is already."""
+def wait_for_the_kit(*, hooked: bool = False) -> None:
+    """Register as soon as the kit is imported, or now if it is already.
+
+    Args:
+        hooked: Whether the kit was started by itself: then what `flmm-vlmeval` checks and adds is checked and added
+            too, and its exit status is seen to.
+    """
+    then = _begin if hooked else _register
+    if hooked:
+        from flmm_plugin.adapters.vlmevalkit.outcomes import report_at_the_end
+
+        report_at_the_end()
     module = sys.modules.get(_REGISTRY)
     if module is None:
-        AfterImport.place(_REGISTRY, _register)
+        AfterImport.place(_REGISTRY, then)
     else:
-        _register(module)
+        then(module)
 
 
 def _register(_module: ModuleType) -> None:
     from flmm_plugin.adapters.vlmevalkit.register import register
 
     register()
+
+
+def _begin(module: ModuleType) -> None:
+    from flmm_plugin.adapters.vlmevalkit.command import begin_unmodified
+
+    _register(module)
+    begin_unmodified()

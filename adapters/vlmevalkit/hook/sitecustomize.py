@@ -21,7 +21,7 @@ def _the_next_one() -> None:
 try:
     from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
 
-    wait_for_the_kit()
+    wait_for_the_kit(hooked=True)
 except Exception as exc:  # whatever this interpreter was started for must go on
     print(f"flmm: VLMEvalKit would not get this package's models: {type(exc).__name__}: {exc}", file=sys.stderr)
 

@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.vlmevalkit import benchmarks, command, messages, outcomes
-from flmm_plugin.adapters.vlmevalkit.safeguards import DataSetRun
-from flmm_plugin.errors import ToolNotFound, UnknownArgument
+from flmm_plugin.adapters.vlmevalkit import asked, benchmarks, command, messages, outcomes, predictions
+from flmm_plugin.adapters.vlmevalkit.safeguards import KEY, DataSetRun
+from flmm_plugin.errors import OutputFailed, ToolNotFound, UnknownArgument
 from flmm_plugin.tasks.task_files import task_files
 
 
@@ -60,6 +61,63 @@ def test_model_arguments_are_taken_out_and_checked(monkeypatch: pytest.MonkeyPat
         command._take_model_arguments(["--model-args=dtyp=float32"])
     with pytest.raises(UnknownArgument, match="needs arguments"):
         command._take_model_arguments(["--model-args", "--limit"])
+
+
+def test_what_cannot_be_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PRED_FORMAT", raising=False)
+    (tmp_path / "file").touch()
+    entries = {
+        "key": {"class": "FlmmBenchmark", "dataset": "PNG"}, "PGN": {"class": "FlmmBenchmark", "dataset": "PGN"},
+        "PNG": {"class": "FlmmBenchmark", "dataset": "PNG"},
+    }  # fmt: skip
+    models = {
+        "mine": {"class": "FLMM", "name": "flmm_llava"}, "typo": {"class": "FLMM", "name": "flmm_lava"},
+        "odd": {"class": "FLMM", "name": "flmm_llava", "head": "x"},
+    }  # fmt: skip
+    for model, data, said in [
+        ("mine", "key", "must be 'PNG'"), ("mine", "PGN", "did you mean 'PNG'"),
+        ("typo", "PNG", "did you mean 'flmm_llava'"),
+        ("odd", "PNG", "did you mean 'heads'"),
+    ]:  # fmt: skip
+        content = {"model": {model: models[model]}, "data": {data: entries[data]}}
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        with pytest.raises(UnknownArgument, match=said):
+            asked.checked(["--config", "c.json"])
+    (tmp_path / "c.json").write_text(json.dumps({"models": {}}))
+    whole = ["--model", "flmm_tiny", "--data", "PNG"]
+    for words, said in [
+        (["--config", "c.json"], "no configuration"), (["--config", "none.json"], "no configuration"),
+        (["--config", "c.json", "--data", "PNG"], "leave --model and --data out"),
+        (["--model", "flmm_tiny"], "--data is missing"), (["--data", "PNG"], "--model is missing"),
+        (["--model", "flmm_tny", "--data", "PNG"], "did you mean 'flmm_tiny'"),
+        ([*whole, "--limit", "0"], "at least 1"),
+        ([*whole, "--api-mode"], "leave --api-mode out"),
+    ]:  # fmt: skip
+        assert command.main(words) == 2
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert printed.count("\n") == 1
+    with pytest.raises(OutputFailed, match="file"):
+        asked.checked([*whole, "--work-dir", "file"])
+    assert asked.checked(["--model", "Qwen2-VL-7B-Instruct", "mine", "--data", "MME"]).models[1] == "mine"
+    assert doctest.testmod(asked).failed == 0
+
+
+def test_masks_go_into_tsv_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for chosen, fits in {"tsv": True, "": True, "TSV": True, "xlsx": False, "json": False, "csv": False}.items():
+        monkeypatch.setenv("PRED_FORMAT", chosen)
+        words = ["--model", "flmm_tiny", "--data", "MME", "PNG"]
+        if fits:
+            asked.checked(words)
+            continue
+        with pytest.raises(UnknownArgument, match=f"PRED_FORMAT is '?{chosen}"):
+            asked.checked(words)
+        if chosen != "csv":
+            asked.checked(words[:-1])
 
 
 def kit(folder: Path, *, inside: bool) -> Path:
@@ -156,21 +214,56 @@ def test_outcomes_are_the_last_ones_and_count_failed_samples(tmp_path: Path, mon
     assert outcomes.summary(outcomes.collected())[1] == 0
 
 
-def test_results_of_other_arguments_are_refused_and_stale_judgements_removed(tmp_path: Path) -> None:
+class Data:
+    """What a run needs to know of a data set of the kit's: rows, and what is asked about each."""
+
+    dataset_name = "MME"
+
+    def __init__(self, rows: int = 3, question: str = "Is it red?") -> None:
+        self.data = pd.DataFrame({"index": range(rows), "question": question, "answer": "Yes"})
+
+    def build_prompt(self, row: Any) -> list[dict[str, str]]:
+        return [{"type": "text", "value": f"{row['index']} {row['question']}"}]
+
+
+def a_run(folder: Path, heads: str) -> DataSetRun:
+    folder.mkdir(parents=True, exist_ok=True)
+    return DataSetRun(folder, "flmm_tiny", "MME", {"heads": heads, "dtype": "float32"})
+
+
+def held(run: DataSetRun, data: Data | None = None) -> set[str]:
+    """What a run would go on from, or its refusal."""
+    asked = data or Data()
+    return run.held(run.folder / "flmm_tiny_MME.tsv", asked.data["index"], run.keys(asked), run.journal())
+
+
+def finish(run: DataSetRun, data: Data | None = None, **replies: str) -> None:
+    """Write a result file as the kit does, with failed samples where ``replies`` says so."""
+    asked = data or Data()
+    table = asked.data.assign(**{KEY: list(run.keys(asked).values())}, prediction="Yes")
+    for row, reply in replies.items():
+        table.loc[int(row.strip("_")), "prediction"] = reply
+    predictions.dumping(lambda *_: None)(table, run.folder / "flmm_tiny_MME.tsv")
+    run.record({"kernel": "sdpa"}, {"name": "flmm_tiny"})
+
+
+def test_answers_of_another_model_or_to_other_data_are_refused_and_stale_judgements_removed(tmp_path: Path) -> None:
     folder = tmp_path / "flmm_tiny"
-    folder.mkdir()
-    run = DataSetRun(folder, "flmm_tiny", "MME", {"name": "flmm_tiny", "heads": "a"})
-    run.refuse_other_answers(run.journal())
-    run.record({"kernel": "sdpa"})
-    run.refuse_other_answers(run.journal())
-    assert json.loads((folder / "flmm_tiny_MME_flmm.json").read_text())["kernel"] == "sdpa"
-    for arguments, data, said in [
-        ({"name": "flmm_tiny", "heads": "b"}, "", r"other model arguments \(heads\).*--work-dir"),
-        ({"name": "flmm_tiny", "heads": "a"}, "sha256:1", "to other data of the name MME"),
+    run = a_run(folder, "a")
+    assert held(run) == set()
+    finish(run, Data(2), _1=messages.failure("BadImage: x"))
+    assert held(run) == {"0"}, "a failed sample is asked again, and rows that were left out are asked now"
+    record = json.loads((folder / "flmm_tiny_MME_flmm.json").read_text())
+    assert (record["kernel"], record["decided_by"]["heads"]) == ("sdpa", "a")
+    for other, data, said in [
+        (a_run(folder, "b"), Data(), r"other options \(heads\).*--work-dir"),
+        (run, Data(question="Is it blue?"), "to other data of the name MME"),
     ]:
-        other = DataSetRun(folder, "flmm_tiny", "MME", arguments, data)
         with pytest.raises(UnknownArgument, match=said):
-            other.refuse_other_answers(other.journal())
+            held(other, data)
+    finish(run)
+    with pytest.raises(UnknownArgument, match="leaves out 2 of their rows"):
+        held(run, Data(1))
     kept = ["flmm_tiny_MME.tsv", "flmm_tiny_MME_flmm.json", "flmm_tiny_MME_TINY_score.csv", "flmm_tiny_MMEx_score.csv"]
     stale = ["_auxmatch.tsv", "_tmp.pkl", "_score.csv", "_acc.csv", "_exact_matching_result.pkl", "_gpt-4o_result.tsv"]
     for name in [*kept, *(f"flmm_tiny_MME{ending}" for ending in stale)]:
@@ -179,46 +272,39 @@ def test_results_of_other_arguments_are_refused_and_stale_judgements_removed(tmp
     assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
 
 
-def test_what_a_killed_run_left_is_continued_by_the_same_arguments_and_data_alone(tmp_path: Path) -> None:
+def test_rows_that_do_not_say_whose_they_are_are_refused(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "flmm_tiny", "a")
+    (run.folder / "flmm_tiny_MME.tsv").write_text("index\tprediction\n0\tYes\n")
+    with pytest.raises(UnknownArgument, match="nothing says"):
+        held(run)
+
+
+def test_what_a_killed_run_left_is_continued_by_the_same_model_alone(tmp_path: Path) -> None:
     folder = tmp_path / "flmm_tiny"
-    folder.mkdir()
-    killed = DataSetRun(folder, "flmm_tiny", "MME", {"heads": "a"}, "sha256:1")
+    killed, other = a_run(folder, "a"), a_run(folder, "b")
     killed.journal().add("x", "1")
-    others = [
-        DataSetRun(folder, "flmm_tiny", "MME", {"heads": "b"}, "sha256:1"),
-        DataSetRun(folder, "flmm_tiny", "MME", {"heads": "a"}, "sha256:2"),
-    ]
-    for one in others:  # the kit has nothing yet that it would continue
-        assert one.journal().get("x") is None
-        one.refuse_other_answers(one.journal())
+    assert other.journal().get("x") is None  # the kit has nothing yet that it would continue
+    held(other)
     (folder / "01_MME.pkl").touch()  # what it writes every tenth answer
-    for one in others:
-        with pytest.raises(UnknownArgument, match="of a run that was killed"):
-            one.refuse_other_answers(one.journal())
-    killed.refuse_other_answers(killed.journal())
+    with pytest.raises(UnknownArgument, match="of a run that was killed"):
+        held(other)
+    held(killed)
     assert killed.journal().get("x") == "1"
+    (folder / "flmm_tiny_MME_PREV.pkl").touch()
+    killed.drop_partial_files(folder / "flmm_tiny_MME.tsv")
+    assert not list(folder.glob("*.pkl")), "they do not say whose answers they hold"
 
 
-def test_answers_of_an_earlier_start_s_folder_are_taken_over_with_their_record(tmp_path: Path) -> None:
-    starts = [tmp_path / "flmm_tiny" / f"T2026010{day}-000000" for day in (1, 2, 3)]
-    for age, folder in enumerate(starts[:2]):
-        folder.mkdir(parents=True)
-        run = DataSetRun(folder, "flmm_tiny", "MME", {"heads": "ab"[age]})
-        run.record({"kernel": "sdpa"})
-        (folder / "flmm_tiny_MME.tsv").touch()
-        os.utime(folder, (age, age))
-    starts[2].mkdir()
-    fresh = DataSetRun(starts[2], "flmm_tiny", "MME", {"heads": "c"})
-    fresh.refuse_other_answers(fresh.journal())
-    fresh.keep_record()
-    assert not list(starts[2].iterdir()), "without --reuse nothing is taken over"
-    (starts[2] / "flmm_tiny_MME.tsv").touch()  # with --reuse the kit copies the newest
-    with pytest.raises(UnknownArgument, match=r"other model arguments \(heads\)"):
-        fresh.refuse_other_answers(fresh.journal())
-    same = DataSetRun(starts[2], "flmm_tiny", "MME", {"heads": "b"})
-    same.refuse_other_answers(same.journal())
-    same.keep_record()
-    assert json.loads((starts[2] / "flmm_tiny_MME_flmm.json").read_text())["arguments"] == {"heads": "b"}
+def test_answers_of_an_earlier_start_s_folder_are_taken_over_by_the_same_model_alone(tmp_path: Path) -> None:
+    starts = [tmp_path / "flmm_tiny" / f"T2026010{day}-000000" for day in (1, 2)]
+    finish(a_run(starts[0], "a"))
+    fresh, same = a_run(starts[1], "c"), a_run(starts[1], "a")
+    assert held(fresh) == set(), "without --reuse nothing is taken over"
+    # With --reuse the kit copies the newest, and nothing of this package's.
+    (starts[1] / "flmm_tiny_MME.tsv").write_bytes((starts[0] / "flmm_tiny_MME.tsv").read_bytes())
+    with pytest.raises(UnknownArgument, match=r"other options \(heads\)"):
+        held(fresh)
+    assert held(same) == {"0", "1", "2"}
 
 
 def test_a_run_removes_its_own_journal_and_what_other_numbers_of_processes_left(
@@ -228,7 +314,7 @@ def test_a_run_removes_its_own_journal_and_what_other_numbers_of_processes_left(
     folder.mkdir(parents=True)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    run = DataSetRun(folder, "flmm_tiny", "MME", {})
+    run = a_run(folder, "a")
     journal = run.journal()
     journal.add("x", "1")
     assert journal.path == tmp_path / "flmm_tiny" / "1of2_MME.flmm.jsonl", "of all starts, not of this one's folder"

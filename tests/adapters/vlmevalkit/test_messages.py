@@ -70,14 +70,22 @@ def test_a_document_is_asked_without_its_answers(picture: str) -> None:
     assert messages.document_of(request)["expressions"] == ["it"]
 
 
-def test_a_digest_is_of_words_marks_and_the_picture_s_file(picture: str) -> None:
+def test_a_digest_is_of_words_marks_and_the_picture_s_content(picture: str) -> None:
     message = messages.message_of({"image_path": picture, "expressions": ["it"]}, "Segment", {"flmm_ground": True}, 0)
     other = messages.message_of({"image_path": picture, "expressions": ["that"]}, "Segment", {"flmm_ground": True}, 0)
     first = messages.digest_of(message, "D")
     assert first == messages.digest_of(message, "D")
     assert len({first, messages.digest_of(message, "E"), messages.digest_of(other, "D")}) == 3
     os.utime(picture, (1, 1))
-    assert messages.digest_of(message, "D") != first
+    moved = Path(picture).rename(Path(picture).with_name("b.png"))
+    elsewhere = messages.message_of(
+        {"image_path": str(moved), "expressions": ["it"]}, "Segment", {"flmm_ground": True}, 0
+    )
+    assert messages.digest_of(elsewhere, "D") == first, "where a picture lies and when it came there decides nothing"
+    status = moved.stat()
+    moved.write_bytes(moved.read_bytes()[:-1] + b"x")
+    os.utime(moved, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert messages.digest_of(elsewhere, "D") != first, "another content of the same size and time is another picture"
 
 
 def test_a_failure_is_scored_as_an_error_record_and_nothing_else_is_touched() -> None:

@@ -1,0 +1,164 @@
+"""What a command line of the kit's run.py asks for, and what of it cannot be: said before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flmm_plugin import files
+from flmm_plugin.adapters.answering.arguments import refuse_unknown
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
+from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.nearest import did_you_mean
+
+FORMATS = ("tsv", "xlsx", "json")
+#: Classes of a ``--config`` file that are this package's.
+_MODEL, _BENCHMARK = "FLMM", "FlmmBenchmark"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The names on a command line.
+
+    Attributes:
+        models, data: Names, in their order.
+        free: Whether they may be any, being explained in a file or somewhere on the network.
+    """
+
+    models: Sequence[str]
+    data: Sequence[str]
+    free: bool
+
+
+def checked(words: Sequence[str]) -> Asked:
+    """What is asked for, as far as this can be told without the kit.
+
+    Args:
+        words: Arguments of the kit's run.py.
+
+    Raises:
+        UnknownArgument: Something is missing, contradicts itself, or is of this package and not there.
+        OutputFailed: The work folder cannot be written.
+    """
+    parser = argparse.ArgumentParser(prog="flmm-vlmeval", add_help=False, allow_abbrev=False)
+    for name in ("--data", "--model"):
+        parser.add_argument(name, nargs="*")
+    for name in ("--config", "--base-url", "--data-config"):
+        parser.add_argument(name)
+    parser.add_argument("--work-dir", default="./outputs")
+    parser.add_argument("--limit", default="1")
+    parser.add_argument("--api-mode", action="store_true")
+    given, _ = parser.parse_known_args(list(words))
+    if not given.limit.isdigit() or int(given.limit) < 1:
+        raise UnknownArgument(f"--limit is {given.limit!r}; give a whole number of samples, at least 1")
+    if given.config is not None:
+        if given.data or given.model:
+            raise UnknownArgument("--config names the models and the data; leave --model and --data out")
+        content = _configuration(Path(given.config))
+        found = Asked(list(content["model"]), list(content["data"]), True)
+    else:
+        for name, listed in (("--data", given.data), ("--model", given.model)):
+            if not listed:
+                raise UnknownArgument(f"{name} is missing; flmm-vlmeval list shows what this package has")
+        found = Asked(given.model, given.data, bool(given.base_url or given.api_mode or given.data_config))
+    for model in found.models:
+        if not found.free and model.startswith("flmm_") and model not in DEFAULTS:
+            raise UnknownArgument(unknown("model", model, DEFAULTS))
+        if given.api_mode and model in DEFAULTS:
+            raise UnknownArgument(f"{model} answers in this process, not over a network; leave --api-mode out")
+    refuse_format(found.data)
+    files.make_folder(Path(os.environ.get("MMEVAL_ROOT", given.work_dir)))
+    return found
+
+
+def refuse_models(asked: Asked) -> None:
+    """See that every model is known to the kit, which is imported.
+
+    Raises:
+        UnknownArgument: One is not; the nearest name that is stands in the message.
+    """
+    from vlmeval.config import supported_VLM
+
+    for model in asked.models:
+        if model not in supported_VLM and not asked.free:
+            raise UnknownArgument(unknown("model", model, supported_VLM))
+
+
+def refuse_data(asked: Asked) -> None:
+    """See that every data set is known to the kit, which is imported.
+
+    Raises:
+        UnknownArgument: One is not; the nearest name that is stands in the message.
+    """
+    import vlmeval.dataset as datasets
+    from vlmeval.dataset.video_dataset_config import supported_video_datasets
+    from vlmeval.smp import LMUDataRoot
+
+    known = {*datasets.SUPPORTED_DATASETS, *supported_video_datasets}
+    for data in asked.data:
+        if data not in known and not asked.free and not (Path(LMUDataRoot()) / f"{data}.tsv").is_file():
+            raise UnknownArgument(
+                f"{unknown('data set', data, known)} A table of your own is {LMUDataRoot()}/{data}.tsv."
+            )
+
+
+def refuse_format(data: Iterable[str]) -> None:
+    """See that result files can hold what is asked for.
+
+    Args:
+        data: Names of data sets.
+
+    Raises:
+        UnknownArgument: ``PRED_FORMAT`` is none of the kit's, or one that cuts masks or cannot be continued.
+    """
+    chosen = os.environ.get("PRED_FORMAT", "").lower() or "tsv"  # what `register` sets
+    if chosen not in FORMATS:
+        raise UnknownArgument(f"PRED_FORMAT is {chosen!r}; give one of {', '.join(FORMATS)}, best tsv")
+    masks = [name for name in data if name in BENCHMARKS]
+    if masks and chosen != "tsv":
+        why = "the kit cannot go on from .json" if chosen == "json" else "a cell of .xlsx ends at 32,767 characters"
+        raise UnknownArgument(
+            f"PRED_FORMAT is {chosen}, and the answers to {masks[0]} are masks: {why}; set PRED_FORMAT=tsv"
+        )
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """The sentence about a name that is not there.
+
+    >>> unknown("model", "flmm_tny", ["flmm_tiny", "flmm_llava"])
+    "there is no model 'flmm_tny'; did you mean 'flmm_tiny'?"
+    """
+    listed = f"; flmm-vlmeval list and vlmutil {kind[0]}list all name them."
+    return f"there is no {kind} {name!r}" + (did_you_mean(name, known, 0.6) or listed)
+
+
+def _configuration(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = {kind: dict(content[kind]) for kind in ("model", "data")}
+        parts = {kind: {name: dict(entry) for name, entry in part.items()} for kind, part in parts.items()}
+    except (OSError, ValueError, TypeError, KeyError) as exc:
+        raise UnknownArgument(
+            f"{path} is no configuration of the kit's: an object with model and data, each an object of objects by "
+            f"name ({type(exc).__name__}: {exc})"
+        ) from exc
+    for name, entry in parts["model"].items():
+        if entry.get("class") == _MODEL:
+            asked = str(entry.get("name", "flmm_auto"))
+            if asked not in DEFAULTS:
+                raise UnknownArgument(unknown("model", asked, DEFAULTS))
+            refuse_unknown(set(entry) - {"class", "name"}, f"{path}: {name}")
+    for name, entry in parts["data"].items():
+        if entry.get("class") == _BENCHMARK:
+            asked = str(entry.get("dataset", ""))
+            if asked not in BENCHMARKS:
+                raise UnknownArgument(unknown("data set", asked, BENCHMARKS))
+            if asked != name:
+                raise UnknownArgument(f"{path}: the key {name!r} must be {asked!r}, under which results are looked for")
+    return parts

@@ -1,0 +1,132 @@
+"""The kit's result files, written whole and read as they were written.
+
+The kit reads its tables with pandas' defaults, which take an answer such as ``NA``, ``None`` or an empty one for a
+missing number and ``007`` for 7. Here an answer is the text that it is, in every file that has a column of answers, and
+a failed sample is shown to the kit's scoring as `NOTHING`, from which no rule reads an answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flmm_plugin import files
+from flmm_plugin.adapters.vlmevalkit.messages import FAILED, NOTHING, is_failure
+from flmm_plugin.errors import BadAnnotation, OutputFailed
+
+ANSWERS = "prediction"
+#: The data's own answers: words that pandas takes for nothing stay words here too, or no answer would equal them.
+_REFERENCES = "answer"
+
+Table = Any
+
+
+class Readers:
+    """What the kit's ``load`` has for pandas: readers of tables that leave answers as they were written."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pd, name)
+
+    def read_csv(self, path: Any, **options: Any) -> Table:
+        """As pandas has it, with answers as text and failed ones as `NOTHING`."""
+        return _scored(_as_written(pd.read_csv, path, **options))
+
+    def read_excel(self, path: Any, **options: Any) -> Table:
+        """As pandas has it, with answers as text and failed ones as `NOTHING`."""
+        return _scored(_as_written(pd.read_excel, path, **options))
+
+
+def read(path: Path) -> Table:
+    """A result file of the kit, in any of its formats, with answers as text.
+
+    Raises:
+        BadAnnotation: It cannot be read, or has no answers.
+    """
+    try:
+        if path.suffix == ".json":
+            table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+        elif path.suffix == ".xlsx":
+            table = _as_written(pd.read_excel, path)
+        else:
+            table = _as_written(pd.read_csv, path, sep="\t")
+    except (ValueError, OSError) as exc:
+        raise BadAnnotation(f"{path} cannot be read as a result file of the kit ({exc}); remove it") from exc
+    if not {"index", ANSWERS} <= set(table):
+        raise BadAnnotation(f"{path} has no columns index and {ANSWERS}: it is no result file of the kit")
+    return table
+
+
+def dumping(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The kit's ``dump``, as its inference uses it: a file is whole or not there, and keeps answers as they were given.
+
+    Raises:
+        OutputFailed: The place cannot be written, or the format does not keep the answers.
+    """
+
+    def dump(content: Any, path: Any, **options: Any) -> Any:
+        target = Path(str(path))
+        if not isinstance(content, pd.DataFrame) or ANSWERS not in content:
+            if target.suffix != ".pkl":
+                return original(content, path, **options)
+            return files.write(target, pickle.dumps(content))
+        if target.suffix == ".tsv":
+            with files.new_file(target) as part, files.naming(target):
+                content.to_csv(part, sep="\t", index=False, encoding="utf-8", quoting=csv.QUOTE_ALL)
+        else:
+            with files.naming(target):
+                original(content, path, **options)
+        changed = _changed(content, target)
+        if changed:
+            target.unlink(missing_ok=True)
+            raise OutputFailed(
+                f"{target.suffix} does not keep {changed} of {len(content)} answers as they were given; "
+                "PRED_FORMAT=tsv keeps every one"
+            )
+        return None
+
+    return dump
+
+
+def marked(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A reader of the kit's that shows failed samples with the mark by which it counts them and asks them again."""
+
+    def load(*args: Any, **options: Any) -> Any:
+        content = original(*args, **options)
+        if isinstance(content, pd.DataFrame) and ANSWERS in content:
+            content[ANSWERS] = [FAILED if reply == NOTHING else reply for reply in content[ANSWERS]]
+        return content
+
+    return load
+
+
+def _as_written(reader: Callable[..., Table], path: Any, **options: Any) -> Table:
+    table = reader(path, **options)
+    for column in (ANSWERS, _REFERENCES):
+        if column not in table or (column == _REFERENCES and not table[column].isna().any()):
+            continue
+        raw = reader(path, **options, usecols=[column], dtype=str, keep_default_na=False)[column]
+        if column == ANSWERS:
+            table[column] = raw
+        elif (raw[table[column].isna()] != "").any():
+            table[column] = raw.where(raw != "")
+    return table
+
+
+def _scored(table: Table) -> Table:
+    if ANSWERS in table:
+        table[ANSWERS] = [NOTHING if is_failure(reply) else reply for reply in table[ANSWERS]]
+    return table
+
+
+def _changed(given: Table, path: Path) -> int:
+    """How many answers a file does not hold as they were given; all of them where it is not there."""
+    if not path.is_file():
+        return len(given)
+    held = dict(zip(*(list(map(str, read(path)[name])) for name in ("index", ANSWERS)), strict=True))
+    return sum(held.get(str(index)) != str(said) for index, said in zip(given["index"], given[ANSWERS], strict=True))
