@@ -23,7 +23,6 @@ def register() -> None:
     """Make the models, data sets and safeguards known to the kit that is (being) imported."""
     import vlmeval.config as config
     import vlmeval.dataset as datasets
-    import vlmeval.dataset.image_base as image_base
     import vlmeval.dataset.utils.multiple_choice as choices
     import vlmeval.dataset.utils.yorn as yorn
     import vlmeval.inference as inference
@@ -46,19 +45,15 @@ def register() -> None:
             known = set(datasets.SUPPORTED_DATASETS)
             datasets.SUPPORTED_DATASETS.extend(name for name in cls.supported_datasets() if name not in known)
         setattr(datasets, cls.__name__, cls)
-    # Before anything is read: every module of the kit has these functions by name, and looks readers up in theirs.
     smp.file.pd = predictions.Readers()
-    smp.file._prediction_table = _once(smp.file._prediction_table, predictions.marked)
-    image_base._prediction_table = smp.file._prediction_table
+    _everywhere(smp.file._prediction_table, predictions.marked)
     inference.load = _once(inference.load, predictions.marked)
     inference.dump = _once(inference.dump, predictions.dumping)
     inference.infer_data = _once(inference.infer_data, safeguards.answering)
     inference.infer_data_job = _once(inference.infer_data_job, safeguards.delivering)
-    yorn.YOrN_auxeval = _once(yorn.YOrN_auxeval, lambda judge: _unless_failed(judge, "Unknown"))
-    yorn.MME_rating = _once(yorn.MME_rating, _of_some_categories)
-    choices.extract_answer_from_item = _once(
-        choices.extract_answer_from_item, lambda judge: _unless_failed(judge, {"opt": "Z", "log": FAILED})
-    )
+    _everywhere(yorn.MME_rating, _of_some_categories)
+    _everywhere(yorn.YOrN_auxeval, lambda judge: _unless_failed(judge, "Unknown"))
+    _everywhere(choices.extract_answer_from_item, lambda judge: _unless_failed(judge, {"opt": "Z", "log": FAILED}))
     if hasattr(smp, "upsert_dataset_status"):
         smp.upsert_dataset_status = _once(smp.upsert_dataset_status, outcomes.watched)
     _let_processors_talk()
@@ -71,6 +66,15 @@ def _once(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Cal
     wrapped = functools.wraps(original)(wrap(original))
     setattr(wrapped, _MARK, True)
     return wrapped
+
+
+def _everywhere(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap a function in every module of the kit that has it by name."""
+    wrapped = _once(original, wrap)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "vlmeval":
+            for attribute in [key for key, value in vars(module).items() if value is original]:
+                setattr(module, attribute, wrapped)
 
 
 def _unless_failed(judge: Callable[..., Any], instead: Any) -> Callable[..., Any]:
