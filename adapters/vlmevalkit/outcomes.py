@@ -47,7 +47,7 @@ def note(state: Mapping[str, Any]) -> None:
         one["problem"] = str(state.get("error_message") or (reason if reason in _FAILURES else "") or "")
         one["note"] = str(reason or "")
     written = os.environ.get(OUTCOMES_VARIABLE)
-    if written:
+    if written and _is_first():
         listed = [[*key, one] for key, one in _outcomes.items()]
         Path(written).write_text(json.dumps(listed), encoding="utf-8")
 
@@ -103,7 +103,7 @@ def failed_samples(prediction_file: Any) -> tuple[int, int]:
 def report() -> int:
     """Say how every combination of this process ended; of several processes, the first one does. Returns the status."""
     lines, status = summary(collected())
-    if int(os.environ.get("RANK", "0")) == 0 and not os.environ.get(OUTCOMES_VARIABLE):
+    if _is_first() and not os.environ.get(OUTCOMES_VARIABLE):
         for line in lines:
             print(line, file=sys.stderr)
     return status
@@ -115,6 +115,11 @@ def report_at_the_end() -> None:
     To be called before other modules ask to be called at the end: what they ask for is done first.
     """
     atexit.register(_end)
+
+
+def _is_first() -> bool:
+    """Whether this process is the one of several that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _end() -> None:

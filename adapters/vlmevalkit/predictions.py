@@ -7,9 +7,9 @@ a failed sample is shown to the kit's scoring as `NOTHING`, from which no rule r
 
 from __future__ import annotations
 
-import csv
 import json
-import pickle
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,33 +62,44 @@ def read(path: Path) -> Table:
     return table
 
 
-def dumping(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The kit's ``dump``, as its inference uses it: a file is whole or not there, and keeps answers as they were given.
+def whole(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The kit's ``dump``, which a kill or a full disk interrupts: what it writes is whole, or not there.
 
     Raises:
-        OutputFailed: The place cannot be written, or the format does not keep the answers.
+        OutputFailed: The place cannot be written.
+    """
+
+    def dump(content: Any, path: Any, *args: Any, **options: Any) -> Any:
+        target = Path(str(path))
+        with files.naming(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as aside:
+            done = original(content, str(Path(aside) / target.name), *args, **options)
+            made = list(Path(aside).iterdir())
+            # A pickle of another name is what the kit writes where a format fails, which leaves half a file.
+            for one in [one for one in made if one.name != target.name] or made:
+                os.replace(one, target.parent / one.name)
+        return done
+
+    return dump
+
+
+def keeping(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The kit's ``dump``, as its inference uses it: answers are on disk as they were given.
+
+    Raises:
+        OutputFailed: The place cannot be written, or the format does not keep them.
     """
 
     def dump(content: Any, path: Any, **options: Any) -> Any:
+        done = original(content, path, **options)
         target = Path(str(path))
-        if not isinstance(content, pd.DataFrame) or ANSWERS not in content:
-            if target.suffix != ".pkl":
-                return original(content, path, **options)
-            return files.write(target, pickle.dumps(content))
-        if target.suffix == ".tsv":
-            with files.new_file(target) as part, files.naming(target):
-                content.to_csv(part, sep="\t", index=False, encoding="utf-8", quoting=csv.QUOTE_ALL)
-        else:
-            with files.naming(target):
-                original(content, path, **options)
-        changed = _changed(content, target)
+        changed = _changed(content, target) if isinstance(content, pd.DataFrame) and ANSWERS in content else 0
         if changed:
             target.unlink(missing_ok=True)
             raise OutputFailed(
                 f"{target.suffix} does not keep {changed} of {len(content)} answers as they were given; "
                 "PRED_FORMAT=tsv keeps every one"
             )
-        return None
+        return done
 
     return dump
 

@@ -22,6 +22,7 @@ from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.identity import code_digest, digest_of
 from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
 
@@ -58,6 +59,12 @@ def preserve(ours: ArmSpec, out: Path, *, noise: bool = False, stock: str = "aut
     if ours.batch_size != 1 or ours.force_simple or ours.include_path:
         raise UnknownArgument("VLMEvalKit asks one by one and has one form: no --batch_size, --force_simple, "
                               "--include_path with --harness vlmevalkit")  # fmt: skip
+    masks = [name for name in ours.tasks if name in BENCHMARKS]
+    if masks:
+        raise UnknownArgument(
+            f"{masks[0]} asks for masks, which no stock model gives; leave it out of --tasks: there is no chat in it "
+            "to compare"
+        )
     run = launch or in_a_process
     theirs = dataclasses.replace(
         ours, role="stock", stock=stock, stock_args=dict(stock_args or {}), model_args=shared(ours.model_args),

@@ -27,7 +27,8 @@ from flmm_plugin.adapters.preserving.faults import FAULTS
 from flmm_plugin.adapters.preserving.record import ArmSpec, read_answers, write_arm
 from flmm_plugin.adapters.preserving.stock import shared, with_checkpoint
 from flmm_plugin.adapters.preserving.watch import GenerateWatch, logits_of, model_of, phrases_of, weight_hashes
-from flmm_plugin.adapters.vlmevalkit.messages import MARK, digest_of, is_failure
+from flmm_plugin.adapters.vlmevalkit.asked import Asked, refuse_data, unknown
+from flmm_plugin.adapters.vlmevalkit.messages import digest_of, is_failure
 from flmm_plugin.adapters.vlmevalkit.register import register
 from flmm_plugin.errors import FlmmError, FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.images import open_image
@@ -78,11 +79,6 @@ class WatchedModel(BaseModel):
 
     def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
         """The answer of the model that answers, or what it said before the arm was killed."""
-        if any(MARK in part for part in message):
-            raise UnknownArgument(
-                f"{dataset} asks for masks, which no stock model gives; leave it out of --tasks: there is no chat in "
-                "it to compare"
-            )
         digest = digest_of(message, dataset)[:16]
         self._times[digest] += 1
         key = f"{dataset}/{digest}/{self._times[digest]}"
@@ -137,6 +133,7 @@ def run_arm(spec: ArmSpec, folder: Path) -> Arm:
         UnknownArgument: A data set without chat, or one that does not exist.
     """
     register()
+    refuse_data(Asked([], spec.tasks, free=False))
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     watch = GenerateWatch()
@@ -202,7 +199,7 @@ def make_model(spec: ArmSpec) -> tuple[str, Any]:
         told = with_checkpoint(shared(spec.model_args), DEFAULTS[spec.model].pretrained)
         return "plain transformers", PlainTransformers(**{"device": spec.device, **told, **spec.stock_args})
     if spec.stock not in supported_VLM:
-        raise UnknownArgument(f"the kit has no model {spec.stock!r}; vlmutil mlist all names them")
+        raise UnknownArgument(f"{unknown('model', spec.stock, supported_VLM)} vlmutil mlist all names them")
     return f"the kit's {spec.stock}", supported_VLM[spec.stock](**spec.stock_args)
 
 
@@ -217,8 +214,6 @@ def _one_data_set(model: WatchedModel, name: str, spec: ArmSpec, work: Path) -> 
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     data = build_dataset(name)
-    if data is None:
-        raise UnknownArgument(f"the kit has no data set {name!r}; flmm-vlmeval list and vlmutil dlist all name them")
     if spec.limit is not None:
         # As lmms-eval takes it: below 1 it is a share.
         rows = spec.limit if spec.limit >= 1 else math.ceil(spec.limit * len(data.data))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.vlmevalkit import asked, benchmarks, command, messages, outcomes, predictions
+from flmm_plugin.adapters.vlmevalkit import asked, benchmarks, command, messages, outcomes, safeguards
 from flmm_plugin.adapters.vlmevalkit.safeguards import KEY, DataSetRun
 from flmm_plugin.errors import OutputFailed, ToolNotFound, UnknownArgument
 from flmm_plugin.tasks.task_files import task_files
@@ -243,7 +243,7 @@ def finish(run: DataSetRun, data: Data | None = None, **replies: str) -> None:
     table = asked.data.assign(**{KEY: list(run.keys(asked).values())}, prediction="Yes")
     for row, reply in replies.items():
         table.loc[int(row.strip("_")), "prediction"] = reply
-    predictions.dumping(lambda *_: None)(table, run.folder / "flmm_tiny_MME.tsv")
+    table.to_csv(run.folder / "flmm_tiny_MME.tsv", sep="\t", index=False)
     run.record({"kernel": "sdpa"}, {"name": "flmm_tiny"})
 
 
@@ -327,3 +327,21 @@ def test_a_run_removes_its_own_journal_and_what_other_numbers_of_processes_left(
     assert sorted(path.stem for path in folder.iterdir()) == ["01_MME_TINY", "02_MME", "12_MME"]
     left = sorted(path.name.split(".")[0] for path in folder.parent.glob("*.jsonl"))
     assert left == ["0of1_MME_TINY", "0of2_MME"]
+
+
+def test_all_processes_go_on_or_none_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def gathered(thing: Any) -> list[Any]:
+        said.append(thing)
+        return ["", "RuntimeError: out of memory", ""] if others_fail else [thing]
+
+    monkeypatch.setattr(safeguards, "_gathered", gathered)
+    others_fail = False
+    assert safeguards._together(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        safeguards._together(lambda: 1 // 0)
+    assert said == ["", "ZeroDivisionError: integer division or modulo by zero"], "the others hear of it"
+    others_fail = True
+    with pytest.raises(safeguards.ProcessFailed, match="process 1: RuntimeError: out of memory"):
+        safeguards._together(lambda: 7)

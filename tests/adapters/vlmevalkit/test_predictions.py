@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,20 @@ ODD = ["NA", "None", "null", "", "nan", "N/A", "<NA>", "1e5", "007", "1.0", "Tru
        "=1+1", "#DIV/0!", "a\0b", "é\u4e2d\U0001f600", "x" * 40_500, messages.FAILED]  # fmt: skip
 
 
-def write_xlsx(content: pd.DataFrame, path: str) -> None:
-    content.to_excel(path, index=False)
+def kit_dump(content: Any, path: str) -> None:
+    """As the kit writes: by the ending, and a pickle of another name where that fails."""
+    try:
+        if path.endswith(".xlsx"):
+            content.to_excel(path, index=False)
+        elif path.endswith(".tsv"):
+            content.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_ALL)
+        else:
+            Path(path).write_bytes(pickle.dumps(content))
+    except Exception:
+        Path(path).with_suffix(".pkl").write_bytes(pickle.dumps(content))
+
+
+write = predictions.keeping(predictions.whole(kit_dump))
 
 
 def table(replies: list[str]) -> pd.DataFrame:
@@ -27,7 +41,7 @@ def table(replies: list[str]) -> pd.DataFrame:
 @pytest.mark.parametrize("replies", [ODD, ["007", "1"], ["", ""], ["NA"]])
 def test_every_answer_is_read_as_it_was_written(tmp_path: Path, replies: list[str]) -> None:
     path = tmp_path / "m_D.tsv"
-    predictions.dumping(write_xlsx)(table(replies), str(path))
+    write(table(replies), str(path))
     assert list(predictions.read(path)["prediction"]) == replies
     scored = predictions.Readers().read_csv(path, sep="\t")
     assert list(scored["prediction"]) == [messages.NOTHING if one == messages.FAILED else one for one in replies]
@@ -36,7 +50,6 @@ def test_every_answer_is_read_as_it_was_written(tmp_path: Path, replies: list[st
 
 
 def test_what_a_format_does_not_keep_is_refused_and_not_left_behind(tmp_path: Path) -> None:
-    write = predictions.dumping(write_xlsx)
     path = tmp_path / "m_D.xlsx"
     kept = ["NA", "None", "", "007", "Yes", "1e5"]
     write(table(kept), path)
@@ -57,23 +70,26 @@ def test_words_of_the_reference_stay_words_and_nothing_stays_nothing(tmp_path: P
     assert list(read["C"].isna()) == [True, True, False, False], "other columns are the kit's"
 
 
-def test_a_file_that_cannot_be_written_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_whole_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m_D.tsv"
-    write = predictions.dumping(write_xlsx)
     write(table(["Yes"]), path)
     before = path.read_bytes()
 
-    def full(self: Any, target: Any, **options: Any) -> None:
+    def full(content: Any, target: str) -> None:
         Path(target).write_text("half")
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     with pytest.raises(OutputFailed, match="full"):
-        write(table(["No"]), path)
+        predictions.whole(full)(table(["No"]), path)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
     write({0: "Yes"}, tmp_path / "01_D.pkl")
     assert pickle.loads((tmp_path / "01_D.pkl").read_bytes()) == {0: "Yes"}
+    path.unlink()
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda self, target, **_: Path(target).write_text("half") / 0)
+    with pytest.raises(OutputFailed, match="1 of 1 answers"):
+        write(table(["Yes"]), path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["01_D.pkl", "m_D.pkl"], "what the kit does, but not half"
 
 
 def test_what_is_no_result_file_is_named(tmp_path: Path) -> None:

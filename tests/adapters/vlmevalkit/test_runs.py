@@ -15,6 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flmm_plugin.adapters.vlmevalkit.command import hook_folder
+
 #: Each starts the kit anew up to three times, which is slow on a machine that does other things too.
 pytestmark = pytest.mark.timeout(600)
 
@@ -79,11 +81,13 @@ def test_an_unmodified_run_of_a_clone_finds_everything_with_the_hook(kit: Path) 
     out = kit / "hooked"
     command = [sys.executable, str(clone / "run.py"), "--model", "flmm_tiny", "--data", "POPE_TINY", "NO_SUCH_DATA"]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", MODULE, "exec", *command, "--limit", "2", "--judge", "exact_matching",
-         "--work-dir", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280, check=False,
+        [*command, "--limit", "2", "--work-dir", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(hook_folder())}, capture_output=True, text=True,
+        timeout=280, check=False,
     )  # fmt: skip
     assert (out / "flmm_tiny" / "flmm_tiny_POPE_TINY_score.csv").is_file(), done.stderr[-3000:]
+    assert (out / "flmm_tiny" / "flmm_tiny_POPE_TINY.tsv").is_file(), "the hook asks for a format that cuts nothing"
+    assert "no judge and no key" in done.stderr
     assert "flmm: flmm_tiny x POPE_TINY: done" in done.stderr
     assert "flmm: flmm_tiny x NO_SUCH_DATA: FAILED: invalid_dataset" in done.stderr
     assert done.returncode == 1
