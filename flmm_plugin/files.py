@@ -109,7 +109,8 @@ def write(path: Path, content: str | bytes | Iterable[str]) -> Path:
         if isinstance(content, bytes):
             part.write_bytes(content)
         else:
-            with part.open("w", encoding="utf-8") as out:
+            # Half a surrogate pair, which a model may well say, is no character: it is written as its number.
+            with part.open("w", encoding="utf-8", errors="backslashreplace") as out:
                 out.writelines([content] if isinstance(content, str) else content)
     return path
 
@@ -201,25 +202,26 @@ def read_text(path: Path, error: type[FlmmError]) -> str:
         raise error(f"{path} cannot be read ({exc.strerror or exc})") from exc
 
 
-def parse_json(text: str | bytes, what: str, error: type[FlmmError]) -> Any:
+def parse_json(text: str, what: str, error: type[FlmmError], fix: str = "write or fetch it again") -> Any:
     """Parse JSON.
 
     Args:
         text: To parse.
         what: Names the text in the message: a file, or a file and a line.
         error: What to raise where it is no JSON, or nested too deeply.
+        fix: What to do then.
     """
     try:
         return json.loads(text)
     except RecursionError as exc:
-        raise error(f"{what} is nested too deeply to be read; it is damaged, or holds something else") from exc
+        raise error(f"{what} is damaged: it is nested too deeply to be read; {fix}") from exc
     except ValueError as exc:
-        raise error(f"{what} is cut off or not JSON ({exc}); write or fetch it again") from exc
+        raise error(f"{what} is damaged or cut off, it is no JSON ({exc}); {fix}") from exc
 
 
-def read_json(path: Path, error: type[FlmmError]) -> Any:
+def read_json(path: Path, error: type[FlmmError], fix: str = "write or fetch it again") -> Any:
     """`parse_json` of what `read_text` reads."""
-    return parse_json(read_text(path, error), str(path), error)
+    return parse_json(read_text(path, error), str(path), error, fix)
 
 
 def _is_device(path: Path) -> bool:

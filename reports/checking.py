@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.comparison import VARIANTS, ComparisonTable
 from flmm_plugin.reports.rendering import name_of
+from flmm_plugin.reports.result_files import named
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
@@ -121,30 +123,34 @@ def read_table(path: Path) -> list[Shown]:
     """Every number of a file that `flmm report` wrote; the format is told by what is in it.
 
     Raises:
-        DataNotFound: There is no such file, or it holds no table of `flmm report`.
+        DataNotFound: There is no such file, it holds no table of `flmm report`, or it is cut off or damaged.
     """
     if not path.is_file():
         raise DataNotFound(f"there is no {path} to check; write it first: flmm report RESULTS --table 1 --out {path}")
-    text = path.read_text(encoding="utf-8")
-    shown = (
-        list(_csv(text)) if text.startswith("table,")
-        else list(_html(text)) if "<table" in text
-        else list(_latex(text)) if r"\begin{tabular}" in text
-        else list(_markdown(text))
-    )  # fmt: skip
+    text = files.read_text(path, DataNotFound)
+    with named(path, "table of flmm report"):
+        shown = (
+            list(_csv(text)) if text.startswith("table,")
+            else list(_html(text)) if "<table" in text
+            else list(_latex(text)) if r"\begin{tabular}" in text
+            else list(_markdown(text))
+        )  # fmt: skip
     if not shown:
         raise DataNotFound(f"{path} holds no table of flmm report; give a file that its --out wrote")
     return shown
 
 
 def _csv(text: str) -> Iterator[Shown]:
-    for line in csv.DictReader(io.StringIO(text)):
+    reader = csv.DictReader(io.StringIO(text))
+    for line in reader:
+        if None in line or None in line.values():
+            raise ValueError(f"line {reader.line_num} has not as many cells as there are headings")
         yield Shown(line["table"], line["group"], line["row"], line["column"], line["value"])
 
 
 def _markdown(text: str) -> Iterator[Shown]:
     table, group, names = "", "", 0
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         title = re.match(r"#+ Table (\w+)\.", line)
         if title:
             table, group, names = title[1], "", 0
@@ -153,7 +159,9 @@ def _markdown(text: str) -> Iterator[Shown]:
             continue
         cells = [_plain_markdown(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if not names:
-            names = len(cells) if cells[0] == "Model" else 0
+            names = len(cells) if cells[:1] == ["Model"] else 0
+        elif len(cells) != names or not line.rstrip().endswith("|"):
+            raise ValueError(f"line {number} has not as many cells as there are headings")
         elif cells[0].startswith("*") and cells[0].endswith("*") and not any(cells[1:]):
             group = cells[0].strip("*")
         else:
@@ -167,6 +175,8 @@ def _plain_markdown(cell: str) -> str:
 
 
 def _latex(text: str) -> Iterator[Shown]:
+    if text.count(r"\begin{tabular}") != text.count(r"\end{tabular}"):
+        raise ValueError("a table has no end")
     table = group = ""
     back = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
     back |= {r"\textless{}": "<", r"\textgreater{}": ">"}
@@ -191,6 +201,8 @@ def _latex(text: str) -> Iterator[Shown]:
 
 
 def _html(text: str) -> Iterator[Shown]:
+    if text.count("<table") != text.count("</table>"):
+        raise ValueError("a table has no end")
     for table, content in re.findall(r'<table data-table="(\w+)">(.*?)</table>', text, re.DOTALL):
         for group, body in re.findall(
             r'<tbody><tr class="group"><th[^>]*>(.*?)</th></tr>(.*?)</tbody>', content, re.DOTALL

@@ -13,6 +13,8 @@ import base64
 import html
 import io
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,7 @@ class _Pictures:
 
     def _add(self, path: str, orientation: Orientation) -> int:
         # A task may name its picture by something that is no path (a question's id): then there is none to show.
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             return -1 if not Path(path).is_absolute() else self._missing()
         if self._room <= 0:
             self.left_out += 1
@@ -268,7 +270,7 @@ def _mask(rle: Any) -> list[Any] | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return round(value, 4) if value is not None and math.isfinite(value) else None
 
 
 def _h(text: str) -> str:

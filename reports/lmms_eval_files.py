@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.public import public
 from flmm_plugin.reports.provenance import Provenance, text
-from flmm_plugin.reports.result_files import Run, TaskResult
+from flmm_plugin.reports.result_files import Run, TaskResult, named, sample_lines
 
 #: Documents of stock tasks' official splits, as lmms-eval loads them; mask tasks count theirs themselves.
 OFFICIAL_DOCUMENTS: Mapping[str, int] = {
@@ -45,20 +47,19 @@ def read_run(file: Path) -> Run:
     Raises:
         DataNotFound: It is damaged, or not lmms-eval's.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        config, results = content["config"], content["results"]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise DataNotFound(
-            f"{file} is no result file of lmms-eval ({type(exc).__name__}: {exc}); it may be cut off: run again, "
-            "or leave it out"
-        ) from exc
+    content = files.read_json(file, DataNotFound, "run again, or leave it out")
+    with named(file, "result file of lmms-eval"):
+        return _run(content, file)
+
+
+def _run(content: Mapping[str, Any], file: Path) -> Run:
+    config, results = content["config"], content["results"]
     ours = content.get("flmm")
     record: Mapping[str, Any] = ours if isinstance(ours, Mapping) else {}
     arguments = _arguments(config.get("model_args"))
     model = str(config.get("model", ""))
     flmm = bool(record) or model.startswith("flmm_")
-    options = {**arguments, **recorded_options(record)}
+    options = public({**arguments, **recorded_options(record)})
     weights = arguments.get("pretrained") or text(record, "backbone") or model
     common = conditions(content, config, record, arguments, file)
     tasks = {}
@@ -108,12 +109,9 @@ def questions_hash(samples: Path) -> str:
     lmms-eval's own ``task_hashes`` cannot serve: its documents are gone by the time it hashes them, so all are equal.
     """
     digest = hashlib.sha256()
-    with samples.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.strip():
-                sample = json.loads(line)
-                asked = [sample.get("doc_id"), sample.get("input"), sample.get("target")]
-                digest.update(json.dumps(asked, ensure_ascii=False).encode())
+    for sample in sample_lines(samples):
+        asked = [sample.get("doc_id"), sample.get("input"), sample.get("target")]
+        digest.update(json.dumps(asked, ensure_ascii=False).encode(errors="surrogatepass"))
     return f"questions:{digest.hexdigest()[:16]}"
 
 
@@ -208,12 +206,11 @@ def _judge(metadata: Mapping[str, Any], samples: Path | None) -> str:
 
 
 def _judge_of_samples(samples: Path) -> str | None:
-    with samples.open(encoding="utf-8") as lines:
-        for line in lines:
-            verdict = json.loads(line).get("judged") if '"judged"' in line else None
-            if isinstance(verdict, Mapping) and verdict.get("model"):
-                said = [str(verdict["model"]), f"prompt {verdict.get('prompt')}", str(verdict.get("date", ""))[:10]]
-                return ", ".join(part for part in said if part)
+    for sample in sample_lines(samples):
+        verdict = sample.get("judged")
+        if isinstance(verdict, Mapping) and verdict.get("model"):
+            said = [str(verdict["model"]), f"prompt {verdict.get('prompt')}", str(verdict.get("date", ""))[:10]]
+            return ", ".join(part for part in said if part)
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from flmm_plugin import files
+from flmm_plugin.public import public, public_text
 from flmm_plugin.reports.preservation import Arm, Check, Verdict
 
 _WORD = {"unchanged": "CHAT UNCHANGED", "changed": "CHAT CHANGED", "uncomparable": "COULD NOT COMPARE"}
@@ -21,7 +22,7 @@ def line(verdict: Verdict) -> str:
     stock, ours = verdict.arms[0], verdict.arms[1]
     tasks = ", ".join(sorted({answer.task for answer in stock.answers.values()})) or "no task"
     scope = f"{len(ours.answers)} requests of {tasks}, stock arm {stock.adapter}"
-    return f"{_WORD[verdict.status]} ({verdict.mode}): {verdict.reason} [{scope}]"
+    return public_text(f"{_WORD[verdict.status]} ({verdict.mode}): {verdict.reason} [{scope}]")
 
 
 def table(verdict: Verdict) -> list[list[str]]:
@@ -45,7 +46,7 @@ def as_text(verdict: Verdict) -> str:
     rows = table(verdict)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    parts = [line(verdict), "\n".join(lines), "\n".join(f"- {note}" for note in verdict.notes)]
+    parts = [line(verdict), "\n".join(lines), public_text("\n".join(f"- {note}" for note in verdict.notes))]
     if verdict.first is not None and not verdict.unchanged:
         parts.append(side_by_side(verdict.first))
     return "\n\n".join(part for part in parts if part)
@@ -75,12 +76,12 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
         "exit_status": verdict.exit_status,
         "mode": verdict.mode,
         "line": line(verdict),
-        "reason": verdict.reason,
+        "reason": public_text(verdict.reason),
         "checks": [asdict(check) for check in verdict.checks],
         "noise": [asdict(check) for check in verdict.noise],
         "same_settings": [asdict(check) for check in verdict.same],
         "repetition": [asdict(check) for check in verdict.repeat],
-        "notes": list(verdict.notes),
+        "notes": public(verdict.notes),
         "arms": [_arm(arm) for arm in verdict.arms],
     }
 
@@ -132,10 +133,11 @@ def _differing(check: Check) -> str:
 
 def _arm(arm: Arm) -> dict[str, Any]:
     return {
-        "role": arm.role, "adapter": arm.adapter, "settings": dict(arm.settings), "requests": len(arm.answers),
+        "role": arm.role, "adapter": public_text(arm.adapter), "settings": public(arm.settings),
+        "requests": len(arm.answers),
         "metrics": {task: dict(values) for task, values in arm.metrics.items()}, "tensors": len(arm.weights),
         "weights_changed": list(arm.weights_after), "grounded": dict(arm.grounded), "judge": dict(arm.judge),
-        "provenance": dict(arm.provenance), "resumed": arm.resumed, "seconds": arm.seconds,
+        "provenance": public(arm.provenance), "resumed": arm.resumed, "seconds": arm.seconds,
     }  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -92,7 +92,7 @@ def _drawable(samples: Iterable[SampleView], count: int, order: str) -> list[tup
     for sample in grounded:
         if len(found) == count:
             break
-        if Path(sample.image).is_file():
+        if os.path.isfile(sample.image):
             try:
                 picture = open_image(sample.image, sample.orientation)
             except BadImage:

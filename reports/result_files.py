@@ -6,11 +6,14 @@ and the like). No harness is imported; a file that is none of these is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import csv
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.backbone_names import PRINTED, backbone_key
 from flmm_plugin.reports.provenance import Provenance
@@ -103,6 +106,41 @@ class Run:
 NOT_IDENTITY = frozenset(
     {"batch_size", "max_batch_size", "device", "device_map", "pretrained", "dtype", "attn_implementation"}
 )
+
+
+@contextlib.contextmanager
+def named(file: Path, what: str) -> Iterator[None]:
+    """Say which file is damaged where the block cannot make sense of it.
+
+    Args:
+        file: That the block reads.
+        what: It should be, e.g. ``result file of lmms-eval``.
+
+    Raises:
+        DataNotFound: The block ran into something that is missing, or of another kind or size than it must be.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, csv.Error) as exc:
+        raise DataNotFound(
+            f"{file} is no {what} ({type(exc).__name__}: {exc}); it may be cut off: run again, or leave it out"
+        ) from exc
+
+
+def sample_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The lines of a log of samples.
+
+    Raises:
+        DataNotFound: One of them is no JSON object, or the file cannot be read.
+    """
+    with named(path, "log of samples in UTF-8"), path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            sample = files.parse_json(line, f"{path}, line {number}", DataNotFound, "run again, or delete it")
+            if not isinstance(sample, Mapping):
+                raise DataNotFound(f"{path}, line {number} is no sample but {line[:40].strip()!r}; delete that line")
+            yield sample
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Run]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.errors import DataNotFound
 from flmm_plugin.images import Orientation
+from flmm_plugin.public import public_text
 from flmm_plugin.reports.comparison import pair_of
-from flmm_plugin.reports.result_files import Run
+from flmm_plugin.reports.result_files import Run, named, sample_lines
 
 Rle = Mapping[str, Any]
 
@@ -84,8 +84,7 @@ def read_samples(runs: Sequence[Run]) -> Iterator[SampleView]:
             if task.samples is None:
                 continue
             theirs = _answers(rivals, name)
-            for line in _lines(task.samples):
-                view = _view(run.label, name, line)
+            for view in _views(run.label, name, task.samples):
                 yield replace(view, stock=theirs.get((view.doc_id, view.question)))
 
 
@@ -94,22 +93,15 @@ def _answers(rivals: Sequence[Run], task: str) -> dict[tuple[int, str], str]:
     for run in reversed(rivals):
         found = run.tasks.get(task)
         if found is not None and found.samples is not None:
-            views = (_view(run.label, task, line) for line in _lines(found.samples))
-            return {(view.doc_id, view.question): view.answer for view in views}
+            return {(one.doc_id, one.question): one.answer for one in _views(run.label, task, found.samples)}
     return {}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as exc:
-                raise DataNotFound(
-                    f"{path}, line {number} is no JSON ({exc}); the run was cut off: run again, or delete that line"
-                ) from exc
+def _views(model: str, task: str, path: Path) -> Iterator[SampleView]:
+    for line in sample_lines(path):
+        with named(path, "log of samples"):
+            view = _view(model, task, line)
+        yield view
 
 
 def _view(model: str, task: str, line: Mapping[str, Any]) -> SampleView:
@@ -130,7 +122,7 @@ def _view(model: str, task: str, line: Mapping[str, Any]) -> SampleView:
         orientation="upright" if reference.get("orientation") == "upright" else "stored",
         phrases=tuple(_phrases(reply, reference, line)) if reply is not None else (),
         score=_score(line),
-        error=f"{error.get('type', '')}: {error.get('message', '')}" if error else "",
+        error=public_text(f"{error.get('type', '')}: {error.get('message', '')}") if error else "",
     )
 
 
@@ -242,4 +234,7 @@ def _score(line: Mapping[str, Any]) -> float | None:
 
 
 def _drawable(mask: Any) -> bool:
-    return isinstance(mask, Mapping) and isinstance(mask.get("counts"), str) and len(mask.get("size") or ()) == 2
+    if not isinstance(mask, Mapping) or not isinstance(mask.get("counts"), str):
+        return False
+    size = mask.get("size")
+    return isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)

@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound, FlmmError
 
 RESULTS = Path("docs") / "results"
@@ -58,13 +59,16 @@ def read_csv(path: Path) -> pd.DataFrame:
     Lines that begin with ``#`` are provenance, not data.
 
     Raises:
-        DataNotFound: There is no such file.
+        DataNotFound: There is no such file, or it is damaged.
     """
     if not path.is_file():
         raise DataNotFound(f"no result file {path}; make it first (`make docs`), or correct the name in the marker")
     # Whole lines only: pandas' own `comment` would also cut a cell that has a # in it.
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return pd.read_csv(io.StringIO("\n".join(lines)), dtype=str, keep_default_na=False)
+    lines = [line for line in files.read_text(path, DataNotFound).splitlines() if not line.startswith("#")]
+    try:
+        return pd.read_csv(io.StringIO("\n".join(lines)), dtype=str, keep_default_na=False)
+    except ValueError as exc:
+        raise DataNotFound(f"{path} is no table ({exc}); make it again (`make docs`)") from exc
 
 
 def from_csv(path: Path) -> str:
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = []
     for path in args.files:
         try:
-            before = path.read_text(encoding="utf-8")
+            before = files.read_text(path, DataNotFound)
             after = fill(before, _root_of(path))
         except (FlmmError, OSError) as exc:
             print(f"{path}: {exc}", file=sys.stderr)
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         stale.append(path)
         if not args.check:
-            path.write_text(after, encoding="utf-8")
+            files.write(path, after)
             print(f"{path}: tables filled")
     if args.check and stale:
         names = " ".join(str(path) for path in stale)

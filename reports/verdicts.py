@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.public import public_text
+from flmm_plugin.reports.result_files import named
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,11 @@ def read_verdicts(paths: Iterable[str | Path]) -> list[VerdictNote]:
 
 
 def _read(file: Path) -> VerdictNote:
-    try:
-        content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    content: Mapping[str, Any] = files.read_json(file, DataNotFound, "run flmm preserve again")
+    with named(file, "verdict of `flmm preserve`"):
         others = [{str(one["name"]): one for one in content.get(kind, ())} for kind in ("noise", "same_settings")]
         checks = tuple(_check(one, *others) for one in content["checks"])
-        return VerdictNote(file, str(content["status"]), str(content["line"]), checks)
-    except (ValueError, KeyError, TypeError) as exc:
-        raise DataNotFound(
-            f"{file} is no verdict of `flmm preserve` ({type(exc).__name__}: {exc}); run flmm preserve again"
-        ) from exc
+        return VerdictNote(file, str(content["status"]), public_text(str(content["line"])), checks)
 
 
 def _check(

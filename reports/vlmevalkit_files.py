@@ -16,20 +16,22 @@ says for its columns that a value of at most 1 is a fraction.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.public import public
 from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS, conditions, items_said, recorded_options, short_hash
 from flmm_plugin.reports.provenance import Provenance, text
-from flmm_plugin.reports.result_files import Run, TaskResult
+from flmm_plugin.reports.result_files import Run, TaskResult, named
 
 _ENDING = re.compile(r"_(score|acc|metrics|rating)\.(csv|json)$")
 _RUN_FOLDER = re.compile(r"^T\d{8}")
+_AGAIN = "evaluate again with --mode eval"
 #: Rows of a table of splits that stand for the whole, best first.
 _WHOLE = ("overall", "none", "dev", "val", "test", "all")
 
@@ -50,7 +52,9 @@ def read(path: Path) -> Iterator[Run]:
         if older is None or real.stat().st_mtime >= older.stat().st_mtime:
             seen[folder][data] = real
     for folder, tasks in sorted(seen.items()):
-        yield _run(folder, tasks)
+        with named(folder, "folder of results of VLMEvalKit"):
+            run = _run(folder, tasks)
+        yield run
 
 
 def _named(file: Path) -> tuple[Path, str] | None:
@@ -77,7 +81,7 @@ def _run(folder: Path, files: Mapping[str, Path]) -> Run:
             else:
                 provenance = replace(_conditions(own, file), n="" if n is None else str(n))
                 tasks[data] = TaskResult(data, metrics, n, None, None, {}, provenance)
-    said = recorded_options(record)
+    said = public(recorded_options(record))
     return Run(
         path=folder,
         harness="VLMEvalKit",
@@ -93,12 +97,7 @@ def _run(folder: Path, files: Mapping[str, Path]) -> Run:
 def _beside(file: Path, model: str, data: str, ending: str) -> Mapping[str, Any]:
     """What this package wrote beside a score file; nothing where it did not."""
     path = file.with_name(f"{model}_{data}{ending}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as exc:
-        raise DataNotFound(f"{path} is damaged ({exc}); evaluate again with --mode eval") from exc
+    content = files.read_json(path, DataNotFound, _AGAIN) if path.is_file() else {}
     return content if isinstance(content, Mapping) else {}
 
 
@@ -131,15 +130,13 @@ def scores(file: Path) -> dict[str, float]:
     Raises:
         DataNotFound: It is damaged.
     """
-    try:
+    with named(file, "score file of VLMEvalKit"):
         if file.suffix == ".json":
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = files.read_json(file, DataNotFound, _AGAIN)
             return dict(_flat(content[0] if isinstance(content, list) and content else content))
         with file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
-    except (ValueError, csv.Error) as exc:
-        raise DataNotFound(f"{file} cannot be read as a score file ({exc}); evaluate again with --mode eval") from exc
-    return dict(_flat(_whole(rows))) if rows else {}
+        return dict(_flat(_whole(rows))) if rows else {}
 
 
 def _whole(rows: list[dict[str, str]]) -> dict[str, str]:
@@ -157,7 +154,7 @@ def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
         return
     try:
         yield prefix, float(content)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return
 
 

@@ -68,8 +68,17 @@ def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float
         created_by=heads.manifest.created_by or f"flmm-plugin {flmm_plugin.__version__}",
         sha256=tensors_sha256(state),
     )
-    files.write(Path(path), to_safetensors(state, metadata={METADATA_KEY: manifest.to_json()}))
+    write_tensors(Path(path), state, manifest)
     return manifest
+
+
+def write_tensors(path: Path, state: dict[str, Tensor], manifest: HeadsManifest) -> None:
+    """Write a heads file of tensors that their manifest already speaks of.
+
+    Raises:
+        OutputFailed: The place cannot be written.
+    """
+    files.write(path, to_safetensors(state, metadata={METADATA_KEY: manifest.to_json()}))
 
 
 def heads_file(path: str | Path) -> Path:

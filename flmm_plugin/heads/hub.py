@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from flmm_plugin import files
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
-from flmm_plugin.heads.checkpoint import read_manifest, verify_tensors
+from flmm_plugin.heads.checkpoint import heads_file, read_manifest, verify_tensors, write_tensors
 from flmm_plugin.heads.manifest import HeadsManifest
+from flmm_plugin.public import public
 
 FILE = "heads.safetensors"
 CARD = "README.md"
@@ -73,18 +75,20 @@ def push_heads(
     Raises:
         BadCheckpoint: Not a heads file, or a damaged one.
         DataNotFound: The hub refused, or cannot be reached.
+        OutputFailed: There is no room to put them together.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify_tensors(path)
+    path = heads_file(path)
+    state, stored = verify_tensors(path), read_manifest(path)
+    manifest = stored.without_places()
     client = hub if hub is not None else _client()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / FILE
-        try:
-            place.hardlink_to(path.resolve())
-        except OSError:  # another file system
-            shutil.copyfile(path, place)
-        (Path(folder) / CARD).write_text(model_card(manifest, repository, results, licence=licence), encoding="utf-8")
+        if manifest == stored:
+            with files.naming(place):
+                _link_or_copy(path.resolve(), place)
+        else:  # written before paths were left out, or by hand
+            write_tensors(place, state, manifest)
+        files.write(Path(folder) / CARD, model_card(manifest, repository, results, licence=licence))
         try:
             address = client.create_repo(repository, private=private, exist_ok=True)
             client.upload_folder(
@@ -117,15 +121,16 @@ def pull_heads(
         raise _refused(f"pull {FILE} from {repository}", exc) from exc
     manifest = read_manifest(downloaded)
     verify_tensors(downloaded)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.copyfile(downloaded, partial)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.new_file(Path(out)) as part:
+        shutil.copyfile(downloaded, part)
     return manifest
+
+
+def _link_or_copy(path: Path, place: Path) -> None:
+    try:
+        place.hardlink_to(path)
+    except OSError:  # another file system
+        shutil.copyfile(path, place)
 
 
 def find_results(path: str | Path) -> Results:
@@ -142,11 +147,15 @@ def find_results(path: str | Path) -> Results:
         path = written[-1]
     if not path.is_file():
         raise DataNotFound(f"there is no result file {path}; give the *_results.json that lmms_eval wrote")
+    content = files.read_json(path, DataNotFound)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        scores = {str(task): _scores(values) for task, values in content["results"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as exc:
+        return _results(content, path.name)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise DataNotFound(f"{path} is no result file of lmms-eval ({type(exc).__name__}: {exc})") from exc
+
+
+def _results(content: Mapping[str, Any], name: str) -> Results:
+    scores = {str(task): _scores(values) for task, values in content["results"].items()}
     config = content.get("config") or {}
     samples = {
         str(task): int(count["effective"] if isinstance(count, Mapping) else count)
@@ -155,9 +164,9 @@ def find_results(path: str | Path) -> Results:
     names = {"transformers_version": "transformers", "lmms_eval_version": "lmms-eval", "git_hash": "commit"}
     versions = {shown: str(content[key]) for key, shown in names.items() if content.get(key)}
     return Results(
-        path.name,
+        name,
         str(config.get("model", "")),
-        str(config.get("model_args") or ""),
+        str(public(config.get("model_args") or "")),
         {task: values for task, values in scores.items() if values},
         samples,
         versions,
@@ -168,6 +177,7 @@ def model_card(
     manifest: HeadsManifest, repository: str, results: Results | None = None, *, licence: str = "other"
 ) -> str:
     """The repository's README: metadata that the hub reads, what the heads are for, how to use them, scores."""
+    manifest = manifest.without_places()
     metadata = {
         "license": licence,
         "library_name": "flmm-plugin",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from flmm_plugin.errors import DataNotFound, UnknownArgument
 from flmm_plugin.reports.comparison import EMBEDDED, NOT_WHOLE, Cell, ComparisonTable, compare
+from flmm_plugin.reports.rendering import render
 from flmm_plugin.reports.result_files import read_results
 from flmm_plugin.reports.table_layouts import LAYOUTS, TABLE_NAMES, layouts_of
 from tests.reports.conftest import chat_sample
@@ -198,3 +201,38 @@ def test_folders_without_results_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "x_results.json").write_text('{"results": {')
     with pytest.raises(DataNotFound, match="cut off"):
         read_results([tmp_path])
+
+
+@pytest.mark.parametrize("place", ["config", "results", "configs", "n-samples", "flmm", "metric", "date"])
+def test_what_is_of_another_kind_is_read_or_named(write_run: Callable[..., Path], place: str) -> None:
+    run = write_run("a", "flmm_llava", {"flmm_refcoco_val": {"cIoU": 75.2, "items": 8}}, record={})
+    file = next(run.rglob("*_results.json"))
+    whole = file.read_text()
+    for value in (None, 5, "x", [1], {"a": 1}, float("inf"), float("nan"), 10**400, {"a": [None]}, "\ud800"):
+        content = json.loads(whole)
+        if place == "metric":
+            content["results"]["flmm_refcoco_val"]["items,none"] = value
+        else:
+            content[place] = value
+        file.write_text(json.dumps(content))
+        with contextlib.suppress(DataNotFound):
+            render([compare(LAYOUTS["A2"], read_results([file]))], "md")
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"\xff", b"[" * 100_000, b"[1]", b"5", b'{"config": {}}'])
+def test_result_files_that_are_none_are_named(write_run: Callable[..., Path], content: bytes) -> None:
+    file = next(write_run("a", "flmm_llava", {"flmm_refcoco_val": {"cIoU": 75.2}}, record={}).rglob("*_results.json"))
+    file.write_bytes(content)
+    with pytest.raises(DataNotFound, match=file.name):
+        read_results([file])
+
+
+def test_options_and_labels_hold_no_absolute_path(write_run: Callable[..., Path]) -> None:
+    arguments = "pretrained=/home/ann/llava-1.5-7b-hf,heads=/home/ann/h.safetensors"
+    record = {"options": {"sam_checkpoint": "/home/ann/sam.pth"}}
+    tasks = {"flmm_refcoco_val": {"cIoU": 75.2, "items": 8}}
+    (run,) = read_results([write_run("a", "flmm_llava", tasks, arguments=arguments, record=record)])
+    assert run.options["heads"] == "h.safetensors"
+    assert run.options["sam_checkpoint"] == "sam.pth"
+    for form in ("md", "csv", "latex", "html"):
+        assert "/home" not in render([compare(LAYOUTS["A2"], [run])], form)

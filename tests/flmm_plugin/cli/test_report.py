@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.cli import main
+from tests.flmm_plugin.test_json_lines import no_file_grows_beyond
 from tests.reports.conftest import chat_sample, mask_sample, picture, write_run
 
 __all__ = ["picture", "write_run"]  # fixtures
@@ -87,3 +88,64 @@ def test_page(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_errors_name_the_fix(results: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", *(str(results) if word == "RESULTS" else word for word in words)]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--table", "1", "--out", "/dev/full"], "full"),
+        (["--html", "/dev/full"], "full"),
+        (["--figure", "samples", "--out", "/dev/full"], "full"),
+        (["--table", "1", "--out", "TAKEN/below.md"], "a file stands"),
+        (["--html", "TAKEN/below/page.html"], "a file stands"),
+        (["--figure", "6", "--out", "FOLDER"], "a folder stands"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named(
+    results: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    places = {"TAKEN": str(tmp_path / "taken"), "FOLDER": str(tmp_path)}
+    for short, place in places.items():
+        words = [word.replace(short, place) for word in words]
+    assert main(["report", str(results), *words]) == 2
+    told = capsys.readouterr().err
+    assert "OutputFailed" in told
+    assert said in told
+    assert words[-1] in told or str(Path(words[-1]).parent) in told
+
+
+def test_a_table_on_a_full_disk_leaves_the_older_one(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.md"
+    assert main(["report", str(results), "--table", "1", "--out", str(out)]) == 0
+    good = out.read_bytes()
+    with no_file_grows_beyond(100):
+        assert main(["report", str(results), "--table", "A2", "--out", str(out)]) == 2
+    assert "OutputFailed" in capsys.readouterr().err
+    assert out.read_bytes() == good
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_damaged_tables_are_named(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for ending in ("md", "csv", "tex", "html"):
+        out = tmp_path / f"t.{ending}"
+        main(["report", str(results), "--table", "A2", "--out", str(out)])
+        whole = out.read_bytes()
+        assert main(["report", str(results), "--table", "A2", "--check", str(out)]) == 0
+        at = whole.index(b"71.5") + 3
+        damaged = [
+            b"",
+            whole[:at],
+            whole[: at // 2],
+            whole[:at] + b"\xff" + whole[at:],
+            b"\n",
+            b"|\n| Model |\n|",
+            b"table,",
+        ]
+        damaged += [b"### Table A2.\n|\n", b"### Table A2.\n| Model | x |\n|---|---|\n| row |\n", b"table,x\n,\n"]
+        for content in damaged:
+            out.write_bytes(content)
+            assert main(["report", str(results), "--table", "A2", "--check", str(out)]) == 2, content
+            assert str(out) in capsys.readouterr().err

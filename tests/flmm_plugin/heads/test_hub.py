@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ import pytest
 import torch
 
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
-from flmm_plugin.heads import GroundingHeads, HeadsManifest, load_heads, save_heads
+from flmm_plugin.heads import GroundingHeads, HeadsManifest, load_heads, read_manifest, save_heads
+from flmm_plugin.heads.checkpoint import verify_tensors, write_tensors
 from flmm_plugin.heads.hub import CARD, FILE, find_results, model_card, pull_heads, push_heads
+from flmm_plugin.public import public
 
 
 class FolderHub:
@@ -168,3 +171,33 @@ def test_the_real_client_has_what_is_used_of_it() -> None:
 def test_offline_the_real_client_fails_with_the_fix(tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match="HF_HUB_OFFLINE"):
         pull_heads("me/none", tmp_path / "out.safetensors")
+
+
+def test_what_is_pushed_says_no_place_of_this_machine(
+    heads_file: Path, hub: FolderHub, tmp_path: Path, make_heads: Callable[..., GroundingHeads]
+) -> None:
+    """Neither the card nor the file, also where an older version or a hand wrote paths into it."""
+    heads = make_heads(backbone="/home/ann/models/llava-1.5", notes={"recipe": {"data": {"root": "/home/ann/coco"}}})
+    save_heads(heads_file, heads)
+    assert "/home" not in read_manifest(heads_file).to_json()
+    state = verify_tensors(heads_file)
+    older = dataclasses.replace(heads.manifest, storage="float32", sha256=read_manifest(heads_file).sha256)
+    write_tensors(heads_file, state, older)
+    assert "/home/ann" in read_manifest(heads_file).to_json()
+    results = find_results(write_results(tmp_path / "a" / "x_results.json"))
+    results = dataclasses.replace(results, model_args=str(public("pretrained=/home/ann/llava,heads=/home/ann/h.pth")))
+    push_heads(heads_file, "me/heads", results=results, hub=hub)
+    for path in (tmp_path / "hub" / "me" / "heads").iterdir():
+        assert b"ann" not in path.read_bytes().replace(b"channel", b""), path
+    assert read_manifest(tmp_path / "hub" / "me" / "heads" / FILE).backbone == "llava-1.5"
+    load_heads(tmp_path / "hub" / "me" / "heads" / FILE)
+
+
+def test_result_files_of_another_kind_are_named_or_read(tmp_path: Path) -> None:
+    path = tmp_path / "x_results.json"
+    for content in ("[]", '{"results": 5}', '{"results": {"a": 1}}', "[" * 99_999):
+        path.write_text(content)
+        with pytest.raises(DataNotFound, match=r"x_results\.json"):
+            find_results(path)
+    path.write_text('{"results": {"a": {"b,c": 1e999}}}')
+    assert find_results(path).scores == {"a": {"b": float("inf")}}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from flmm_plugin.training.checkpoints import Checkpoints, load_process, random_s
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.training.stepping import Stepper
 from flmm_plugin.training.trainer import Trainer
+from tests.flmm_plugin.test_json_lines import no_file_grows_beyond
 
 from .runs import forked, run, same_bits, small_recipe, weights
 
@@ -102,19 +101,6 @@ def test_another_recipe_does_not_go_on_in_the_folder(
     assert run(replace(recipe, steps=2), tmp_path / "run", backbone, restart=True).steps == 2
 
 
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Every file that grows further fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, old)
-
-
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +110,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     def save(self: Trainer) -> None:
         if self.state.step < 4:
             return real(self)
-        with files_no_larger_than(4096):
+        with no_file_grows_beyond(4096):
             return real(self)
 
     run(recipe, tmp_path / "whole", backbone)
