@@ -24,7 +24,7 @@ def public(value: Any) -> Any:
     Args:
         value: Plain data: mappings, sequences, text, numbers.
 
-    >>> public({"root": "/home/ann/my coco", "line": "heads=/home/ann/h.safetensors,dtype=auto", "of": "data/x"})
+    >>> public({"root": "/Users/ann/my coco", "line": "heads=/Users/ann/h.safetensors,dtype=auto", "of": "data/x"})
     {'root': 'my coco', 'line': 'heads=h.safetensors,dtype=auto', 'of': 'data/x'}
     """
     if isinstance(value, Mapping):

@@ -254,25 +254,17 @@ def heads_content(path: Path) -> dict[str, Any]:
     Raises:
         BadCheckpoint: As `load_heads`.
     """
-    from safetensors import safe_open
-
     from flmm_plugin.heads.checkpoint import read_manifest, verify_tensors
 
-    manifest = read_manifest(path)
-    verify_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+    manifest, state = read_manifest(path), verify_tensors(path)
     parts: dict[str, int] = {}
-    for name, shape in shapes.items():
+    for name, tensor in state.items():
         part = name.split(".")[0] if not name.startswith("mask_refiner.sam.") else ".".join(name.split(".")[:3])
-        count = 1
-        for side in shape:
-            count *= int(side)
-        parts[part] = parts.get(part, 0) + count
+        parts[part] = parts.get(part, 0) + tensor.numel()
     return {
         "file": str(path),
         "size": _megabytes(path),
-        "tensors": len(shapes),
+        "tensors": len(state),
         "numbers": parts,
         "attention_maps": manifest.attention_maps,
         "sam_image_encoder": "in the file" if manifest.stores_image_encoder else "given on loading",

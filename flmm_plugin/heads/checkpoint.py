@@ -7,12 +7,10 @@ joined. Stored whole: a small SAM.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from flmm_plugin.errors import BadCheckpoint, UnknownArgument
 from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
+from flmm_plugin.heads.weights import read_metadata, read_safetensors, tensors_sha256
 
 METADATA_KEY = "flmm_heads"
 
@@ -95,11 +94,7 @@ def read_manifest(path: str | Path) -> HeadsManifest:
     path = heads_file(path)
     if not path.is_file():
         raise BadCheckpoint(f"no heads file at {path}; give the .safetensors file that `save_heads` wrote")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as exc:
-        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch the file again") from exc
+    metadata = read_metadata(path)
     if METADATA_KEY not in metadata:
         raise BadCheckpoint(f"{path} is a safetensors file without a heads manifest; it holds something else")
     return HeadsManifest.from_json(metadata[METADATA_KEY], str(path))
@@ -142,14 +137,12 @@ def load_heads(
             f"download {OFFICIAL_FILES.get(str(manifest.sam), manifest.sam)} from segment-anything's model page and "
             "pass sam_checkpoint=..., or pass refiner=False to use the mask decoder alone"
         )
+    _check_shapes(manifest, state, path)
     # Meta's file first: the image encoder stays, what was trained is overwritten.
     external = manifest.sam is not None and not manifest.stores_image_encoder
     official = build_sam(manifest.sam, sam_checkpoint) if external and manifest.sam is not None else None
-    try:
-        heads = GroundingHeads.build(manifest, sam=official)
-    except (TypeError, UnknownArgument) as exc:
-        raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {exc}") from exc
-    _load_strict(heads, state, path)
+    heads = GroundingHeads.build(manifest, sam=official)
+    heads.load_state_dict(dict(state), strict=False)
     if heads.mask_refiner is not None:
         heads.mask_refiner.sam.image_encoder.to(dtype)
     return heads.to(device).eval()
@@ -162,32 +155,23 @@ def verify_tensors(path: str | Path) -> dict[str, Tensor]:
         BadCheckpoint: They are not, or the file cannot be read.
     """
     path = heads_file(path)
-    manifest, state = read_manifest(path), _read_tensors(path)
+    manifest, state = read_manifest(path), read_safetensors(path)
     if tensors_sha256(state) != manifest.sha256:
         raise BadCheckpoint(f"{path}: tensors do not match the sha256 of the manifest; fetch the file again")
     return state
 
 
-def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes, whatever the order."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _check_shapes(manifest: HeadsManifest, state: Mapping[str, Tensor], path: Path) -> None:
+    """Every tensor present, none unknown, all of the right shape; else an error that names the first few.
 
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+    Nothing is allocated for it: a manifest may claim what no memory holds.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as exc:
-        raise BadCheckpoint(f"{path} cannot be read to its end ({exc}); fetch the file again") from exc
-
-
-def _load_strict(heads: GroundingHeads, state: Mapping[str, Tensor], path: Path) -> None:
-    """Every tensor present, none unknown, all of the right shape; else an error that names the first few."""
+        with torch.device("meta"):
+            heads = GroundingHeads.build(manifest)
+    except Exception as exc:  # numbers that fit nothing are refused by whatever meets them first
+        first = " ".join(str(exc).splitlines()[:1])
+        raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {first}") from exc
     external = not heads.manifest.stores_image_encoder
     expected = {
         name: tensor
@@ -208,7 +192,6 @@ def _load_strict(heads: GroundingHeads, state: Mapping[str, Tensor], path: Path)
         troubles.append(f"wrong shape {_some(wrong)}")
     if troubles:
         raise BadCheckpoint(f"{path}: {'; '.join(troubles)}. Tensors and manifest disagree; save the heads again")
-    heads.load_state_dict(dict(state), strict=False)
 
 
 def _some(names: list[str], limit: int = 5) -> str:

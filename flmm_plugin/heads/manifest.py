@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from flmm_plugin.errors import BadCheckpoint, HeadsMismatch
+from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.public import public
+from flmm_plugin.strict import built
 
 FORMAT_VERSION = 1
+_MOST_CELLS = 1024  # of a side of the mask decoder's grid; memory goes with their square
 PLACEMENTS = ("exact", "cells", "whole")
 
 
@@ -104,6 +107,13 @@ class HeadsManifest:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if not all(isinstance(one, bool) for one in self.sam_prompts.values()):
+            raise BadCheckpoint(f"manifest: sam_prompts is {self.sam_prompts!r}; each must be true or false")
+        if not isinstance(self.decoder.get("normalise", True), bool) or not math.isfinite(self.keyword_threshold):
+            raise BadCheckpoint("manifest: decoder.normalise must be true or false, keyword_threshold a number")
+        cells = self.decoder.get("upsample_to", 0)
+        if type(cells) is not int or not 0 <= cells <= _MOST_CELLS:
+            raise BadCheckpoint(f"manifest: decoder.upsample_to is {cells!r}; it must be at most {_MOST_CELLS}")
         if self.merge not in ("mean", "max"):
             raise BadCheckpoint(f"manifest: merge is {self.merge!r}; it must be 'mean' or 'max'")
 
@@ -138,7 +148,7 @@ class HeadsManifest:
         """
         try:
             content = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadCheckpoint(f"{source}: the manifest is not JSON ({exc}); fetch the file again") from exc
         if not isinstance(content, dict):
             raise BadCheckpoint(f"{source}: the manifest is not a JSON object; fetch the file again")
@@ -159,7 +169,10 @@ class HeadsManifest:
         for name in ("layers", "heads", "hidden_size", "maps_per_image"):
             if name in content and (type(content[name]) is not int or content[name] < 1):
                 raise BadCheckpoint(f"{source}: manifest entry {name} is {content[name]!r}, it must be a number >= 1")
-        return cls(**content)
+        try:
+            return built(cls, content, source, "")
+        except UnknownArgument as exc:
+            raise BadCheckpoint(f"the manifest of {exc}; was it edited by hand?") from exc
 
     def check_fits(self, backbone: BackboneFacts) -> None:
         """Refuse a backbone of another shape; warn about one of the same shape and another name.

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnsafePickle
@@ -27,6 +26,7 @@ from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.released import DATA, PROMPT, SEPARATOR, ReleasedLMM, of_shape
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
+from flmm_plugin.heads.weights import read_pth
 
 # Released name -> name here; one prefix each.
 _PREFIXES = {
@@ -59,14 +59,12 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadCheckpoint(f"no released heads at {path}; give the .pth file that was downloaded")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_pth(path, "PyTorch file")
     except pickle.UnpicklingError as exc:
         raise UnsafePickle(
             f"{path} holds more than tensors, so nothing of it was loaded ({_first_line(exc)}); where it was made, "
             "save its tensors alone: torch.save(checkpoint['state_dict'], 'heads.pth')"
         ) from exc
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
-        raise BadCheckpoint(f"{path} is truncated or no PyTorch file ({_first_line(exc)}); download it again") from exc
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise BadCheckpoint(f"{path} holds a {type(content).__name__}, not tensors by name; it is something else")

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
+from flmm_plugin.heads.weights import read_metadata, read_pth, read_safetensors, tensors_sha256
 
 OFFICIAL_FILES = {
     "vit_b": "sam_vit_b_01ec64.pth",
@@ -43,6 +44,8 @@ _DEFAULTS: dict[str, Any] = {
     "global_blocks": (),  # blocks that attend globally where window_size > 0
     "iou_hidden_dim": None,  # None: prompt_dim
 }
+_IN_HEADS = "mask_refiner.sam."
+_LARGEST, _DEEPEST = 1 << 16, 1 << 8  # what a file may claim before anything is built
 _OPTIONAL = {"iou_hidden_dim"}
 
 
@@ -68,6 +71,30 @@ def build_sam(variant: str | Mapping[str, Any], checkpoint: str | Path | None = 
     return sam
 
 
+def sam_of_file(variant: str | Mapping[str, Any], path: Path) -> Sam:
+    """A SAM out of a safetensors file: of its own (``flmm tiny sam``), or inside heads that store it whole.
+
+    Raises:
+        BadCheckpoint: The file is missing or damaged, or holds a SAM of other numbers.
+    """
+    if not path.is_file():
+        raise BadCheckpoint(f"no SAM at {path}; give Meta's .pth file, or heads that hold a SAM, or flmm_tiny")
+    state, wanted = read_safetensors(path), read_metadata(path).get("sha256")
+    if wanted is not None and wanted != tensors_sha256(state):
+        raise BadCheckpoint(f"{path}: tensors do not match the sha256 beside them; fetch the file again")
+    inside = [name for name in state if name.startswith(_IN_HEADS)]
+    tensors = {name.removeprefix(_IN_HEADS): state[name].float() for name in inside or state}
+    try:
+        with torch.device("meta"):  # numbers may claim more than memory holds
+            build_sam(variant).load_state_dict(tensors, assign=True)
+    except (RuntimeError, UnknownArgument) as exc:
+        first = " ".join(str(exc).splitlines()[:2])
+        raise BadCheckpoint(f"{path} holds a SAM of other numbers than are asked for: {first}") from exc
+    sam = build_sam(variant)
+    sam.load_state_dict(tensors)
+    return sam
+
+
 def prompt_dim(variant: str | Mapping[str, Any]) -> int:
     """Width of the prompts of a variant, that is of what the text projection must give."""
     return 256 if isinstance(variant, str) else int(sam_numbers(variant)["prompt_dim"])
@@ -84,6 +111,15 @@ def sam_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name, value in full.items() if value is None and name not in _OPTIONAL]
     if missing:
         raise UnknownArgument(f"a small SAM also needs {', '.join(missing)}")
+    if not isinstance(full["global_blocks"], list | tuple):
+        raise UnknownArgument(f"global_blocks {full['global_blocks']!r} must be a list of numbers")
+    for name, value in full.items():
+        for one in value if name == "global_blocks" else (value,):
+            most = _DEEPEST if name.endswith("depth") else _LARGEST
+            if one is not None and (type(one) is not int or not 0 <= one <= most):
+                raise UnknownArgument(f"{name} {value!r} must be a whole number, at most {most}")
+    if min(full[name] for name in ("image_size", "patch_size", "encoder_dim", "heads", "decoder_heads")) < 1:
+        raise UnknownArgument("image_size, patch_size, encoder_dim, heads and decoder_heads must be at least 1")
     if full["image_size"] % full["patch_size"]:
         raise UnknownArgument(f"image_size {full['image_size']} must be a multiple of patch_size {full['patch_size']}")
     if full["encoder_dim"] % full["heads"]:
@@ -143,8 +179,8 @@ def _load_strict(sam: Sam, path: Path, variant: str | Mapping[str, Any]) -> None
     if not path.is_file():
         raise BadCheckpoint(f"no SAM checkpoint at {path}{hint}")
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as exc:
+        state = read_pth(path, "SAM checkpoint")
+    except (BadCheckpoint, pickle.UnpicklingError) as exc:
         raise BadCheckpoint(f"{path} is not a readable SAM checkpoint ({exc}){hint}") from exc
     try:
         sam.load_state_dict(state)

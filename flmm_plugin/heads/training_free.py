@@ -11,23 +11,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from flmm_plugin.errors import BadCheckpoint, UnknownArgument
+from flmm_plugin.files import parse_json
 from flmm_plugin.heads.attention_rules import AttendAndSegment, AttentionArgmax, LocalizationHeads
 from flmm_plugin.heads.checkpoint import load_heads, read_manifest, tensors_sha256
 from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.mask_refiner import MaskRefiner
-from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
+from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam, sam_of_file
+from flmm_plugin.heads.weights import read_metadata
 
 #: Name -> what SAM is prompted with; nothing: SAM is not used.
 PROMPTS: dict[str, str] = {"attention-argmax": "", "attend-and-segment": "point", "localization-heads": "box"}
@@ -201,17 +201,10 @@ def _sam_in(path: Path) -> tuple[Sam, str | dict[str, object]]:
     """A SAM that is stored whole: in heads, or alone with its numbers (``flmm tiny sam``)."""
     if not path.is_file():
         raise BadCheckpoint(f"no SAM at {path}; give Meta's own .pth file, or heads that hold a SAM")
-    try:
-        with safe_open(path, framework="pt") as file:
-            numbers = (file.metadata() or {}).get("sam")
-            state = {name: file.get_tensor(name).float() for name in file.keys()} if numbers else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as exc:
-        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch it again") from exc
+    numbers = read_metadata(path).get("sam")
     if numbers:
-        variant: dict[str, object] = json.loads(numbers)
-        network = build_sam(variant)
-        network.load_state_dict(state)
-        return network, variant
+        variant: dict[str, object] = parse_json(numbers, f"{path}: what it says of its SAM", BadCheckpoint)
+        return sam_of_file(variant, path), variant
     manifest = read_manifest(path)
     refiner = load_heads(path).mask_refiner if manifest.stores_image_encoder else None
     if refiner is None or manifest.sam is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from flmm_plugin import files, json_lines
+from flmm_plugin.errors import BadCheckpoint
+from flmm_plugin.heads.weights import read_pth
 
 
 def atomic_save(state: Any, path: Path) -> None:
@@ -21,6 +24,18 @@ def atomic_save(state: Any, path: Path) -> None:
     content = io.BytesIO()  # in one piece: how a full disk is told depends on who writes
     torch.save(state, content)
     files.write(path, content.getvalue())
+
+
+def load_state(path: Path) -> Any:
+    """Read what `atomic_save` wrote.
+
+    Raises:
+        BadCheckpoint: It is damaged.
+    """
+    try:
+        return read_pth(path, "state of a run")
+    except (BadCheckpoint, pickle.UnpicklingError) as exc:
+        raise BadCheckpoint(f"{path} is damaged ({exc}); remove it, its stage then begins anew") from exc
 
 
 class Log:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flmm_plugin import files
+from flmm_plugin.heads.weights import tensors_sha256
 from flmm_plugin.tiny import sam_path
 from flmm_plugin.tiny.runs import Log
 from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
@@ -21,8 +22,9 @@ from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
 
 def write_sam(state: dict[str, Tensor], path: Path, config: SamConfig) -> Path:
     """Store a SAM's weights in float16, with the numbers and the recipe that made it."""
-    metadata = {"sam": json.dumps(SAM_NUMBERS), "recipe": json.dumps(asdict(config))}
-    return files.write(path, save({name: tensor.half().contiguous() for name, tensor in state.items()}, metadata))
+    tensors = {name: tensor.half().contiguous() for name, tensor in state.items()}
+    facts = {"sam": json.dumps(SAM_NUMBERS), "recipe": json.dumps(asdict(config)), "sha256": tensors_sha256(tensors)}
+    return files.write(path, save(tensors, facts))
 
 
 def make_sam(out: Path, config: SamConfig, device: str = "cpu", *, install: bool = False) -> Path:

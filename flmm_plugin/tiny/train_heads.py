@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flmm_plugin import files
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, ImageEmbedding, save_heads
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.features import SceneFeatures, extract
 from flmm_plugin.tiny.optim import schedule
-from flmm_plugin.tiny.runs import Log, atomic_save
+from flmm_plugin.tiny.runs import Log, atomic_save, load_state
 from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SIDE, SamConfig, mask_loss, train_sam
 from flmm_plugin.tiny.world import sample_scene
 
@@ -106,7 +107,7 @@ class Stage:
         optimizer = torch.optim.AdamW(self.parameters, lr=self.lr, weight_decay=0.01, betas=(0.9, 0.999))
         first = 0
         if state_path.exists():
-            state = torch.load(state_path, map_location="cpu", weights_only=True)
+            state = load_state(state_path)
             first = state["done"].get(self.name, 0)
             if state["stage"] == self.name:
                 heads.load_state_dict(state["heads"])
@@ -249,7 +250,7 @@ def train(
     device: str = "cpu",
 ) -> Path:
     """The small SAM, all heads and controls (those already in ``out`` are kept); returns the path of the heads file."""
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     log = Log(out / "heads_log.jsonl")
     log.write(phase="config", **asdict(config))
     sam_state = train_sam(out, config.sam, log, device)

@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flmm_plugin import files
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import KINDS, Packed, Packer, picture
-from flmm_plugin.tiny.runs import Log, atomic_save
+from flmm_plugin.tiny.runs import Log, atomic_save, load_state
 from flmm_plugin.tiny.train_tower import TokenProbe, scene_facts, train_tower
 from flmm_plugin.tiny.world import Scene, sample_scene
 
@@ -179,7 +180,7 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
     first, stage_index, stage_start = 0, 0, 0
     running: dict[str, float] = {}
     if state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
+        state = load_state(state_path)
         model.load_state_dict(state["model"])
         probe.load_state_dict(state["probe"])
         for opt, saved in zip(opts, state["opts"], strict=True):
@@ -256,7 +257,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def train(out: Path, config: TrainConfig, device: str = "cpu") -> Path:
     """Run both stages (or what is left of them) on ``device`` and save the checkpoint folder ``out/lmm``."""
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     log = Log(out / "lmm_log.jsonl")
     tokenizer = _tokenizer(out / "tokenizer")
     model = lmm.build_model(len(tokenizer), tokenizer.convert_tokens_to_ids(lmm.IMAGE_TOKEN), seed=config.seed)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flmm_plugin.heads import MaskRefiner, build_sam
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import schedule
-from flmm_plugin.tiny.runs import Log, atomic_save
+from flmm_plugin.tiny.runs import Log, atomic_save, load_state
 from flmm_plugin.tiny.world import render, sample_scene, visible_masks
 
 SAM_NUMBERS: dict[str, Any] = {
@@ -92,7 +92,7 @@ def train_sam(out: Path, config: SamConfig, log: Log, device: str = "cpu") -> di
     path, first = out / "sam.pt", 0
     optimizer = torch.optim.AdamW(sam.parameters(), lr=config.lr, weight_decay=0.01)
     if path.exists():
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_state(path)
         sam.load_state_dict(state["sam"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import picture
-from flmm_plugin.tiny.runs import Log, atomic_save
+from flmm_plugin.tiny.runs import Log, atomic_save, load_state
 from flmm_plugin.tiny.world import COLORS, SHAPES, SIZES, Scene, sample_scene
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def train_tower(model: Any, config: TrainConfig, out: Path, log: Log) -> None:
     done, state_path = out / "tower.pt", out / "tower_state.pt"
     tower = model.model.vision_tower
     if done.exists():
-        tower.load_state_dict(torch.load(done, map_location="cpu", weights_only=True))
+        tower.load_state_dict(load_state(done))
         return
     device = next(tower.parameters()).device
     probe = PlaceProbe(tower.config.hidden_size).to(device)
@@ -112,7 +112,7 @@ def train_tower(model: Any, config: TrainConfig, out: Path, log: Log) -> None:
     opts = optimizers(named, config.tower_lr, 0.02)
     first = 0
     if state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
+        state = load_state(state_path)
         tower.load_state_dict(state["tower"])
         probe.load_state_dict(state["probe"])
         for opt, saved in zip(opts, state["opts"], strict=True):

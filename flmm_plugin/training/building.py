@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from segment_anything.modeling import Sam
 from torch import Tensor
 
 import flmm_plugin
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.backbones.encoded import ImageTokens
-from flmm_plugin.errors import BadCheckpoint, UnknownArgument
+from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, build_sam
+from flmm_plugin.heads.sam import sam_of_file
 from flmm_plugin.training.recipe import Layers, TrainRecipe
 
-_IN_HEADS = "mask_refiner.sam."
 EMBEDDED_SAM = "flmm_tiny"
 
 
@@ -88,28 +87,7 @@ def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
         from flmm_plugin.tiny import sam_path
 
         path = sam_path()
-    built = build_sam(sam)
-    try:
-        built.load_state_dict(_sam_tensors(path))
-    except RuntimeError as exc:
-        first = " ".join(str(exc).splitlines()[:2])
-        raise BadCheckpoint(
-            f"{path} holds a SAM of other numbers than the recipe's heads.refiner.sam: {first}"
-        ) from exc
-    return built
-
-
-def _sam_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a SAM in a safetensors file: of its own, or inside heads."""
-    if not path.is_file():
-        raise BadCheckpoint(f"no SAM at {path}; give Meta's .pth file, or heads that hold a SAM, or flmm_tiny")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            inside = [name for name in names if name.startswith(_IN_HEADS)]
-            return {name.removeprefix(_IN_HEADS): file.get_tensor(name).float() for name in inside or names}
-    except (SafetensorError, OSError) as exc:
-        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch it again") from exc
+    return sam_of_file(sam, path)
 
 
 def layer_numbers(layers: Layers, count: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.training.strict import nearest
+from flmm_plugin.strict import nearest
 
 AUTO = "auto"
 

@@ -228,11 +228,11 @@ def test_result_files_that_are_none_are_named(write_run: Callable[..., Path], co
 
 
 def test_options_and_labels_hold_no_absolute_path(write_run: Callable[..., Path]) -> None:
-    arguments = "pretrained=/home/ann/llava-1.5-7b-hf,heads=/home/ann/h.safetensors"
-    record = {"options": {"sam_checkpoint": "/home/ann/sam.pth"}}
+    arguments = "pretrained=/Users/ann/llava-1.5-7b-hf,heads=/Users/ann/h.safetensors"
+    record = {"options": {"sam_checkpoint": "/Users/ann/sam.pth"}}
     tasks = {"flmm_refcoco_val": {"cIoU": 75.2, "items": 8}}
     (run,) = read_results([write_run("a", "flmm_llava", tasks, arguments=arguments, record=record)])
     assert run.options["heads"] == "h.safetensors"
     assert run.options["sam_checkpoint"] == "sam.pth"
     for form in ("md", "csv", "latex", "html"):
-        assert "/home" not in render([compare(LAYOUTS["A2"], [run])], form)
+        assert "/Users" not in render([compare(LAYOUTS["A2"], [run])], form)

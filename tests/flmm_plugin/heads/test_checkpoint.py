@@ -214,7 +214,7 @@ def test_mismatch_is_found_before_tensors_are_read(
     make_heads: Make, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_heads(path, make_heads())
-    monkeypatch.setattr(checkpoint_module, "_read_tensors", lambda path: pytest.fail("tensors were read"))
+    monkeypatch.setattr(checkpoint_module, "read_safetensors", lambda path: pytest.fail("tensors were read"))
     with pytest.raises(HeadsMismatch, match="hidden states of size 8"):
         load_heads(path, expect=BackboneFacts("tests/tiny-lmm", 2, 3, 16))
 

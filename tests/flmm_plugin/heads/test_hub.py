@@ -177,15 +177,15 @@ def test_what_is_pushed_says_no_place_of_this_machine(
     heads_file: Path, hub: FolderHub, tmp_path: Path, make_heads: Callable[..., GroundingHeads]
 ) -> None:
     """Neither the card nor the file, also where an older version or a hand wrote paths into it."""
-    heads = make_heads(backbone="/home/ann/models/llava-1.5", notes={"recipe": {"data": {"root": "/home/ann/coco"}}})
+    heads = make_heads(backbone="/Users/ann/models/llava-1.5", notes={"recipe": {"data": {"root": "/Users/ann/coco"}}})
     save_heads(heads_file, heads)
-    assert "/home" not in read_manifest(heads_file).to_json()
+    assert "/Users" not in read_manifest(heads_file).to_json()
     state = verify_tensors(heads_file)
     older = dataclasses.replace(heads.manifest, storage="float32", sha256=read_manifest(heads_file).sha256)
     write_tensors(heads_file, state, older)
-    assert "/home/ann" in read_manifest(heads_file).to_json()
+    assert "/Users/ann" in read_manifest(heads_file).to_json()
     results = find_results(write_results(tmp_path / "a" / "x_results.json"))
-    results = dataclasses.replace(results, model_args=str(public("pretrained=/home/ann/llava,heads=/home/ann/h.pth")))
+    results = dataclasses.replace(results, model_args=str(public("pretrained=/Users/ann/llava,heads=/Users/ann/h.pth")))
     push_heads(heads_file, "me/heads", results=results, hub=hub)
     for path in (tmp_path / "hub" / "me" / "heads").iterdir():
         assert b"ann" not in path.read_bytes().replace(b"channel", b""), path

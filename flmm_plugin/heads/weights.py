@@ -1,0 +1,102 @@
+"""Files of tensors that somebody else may have written or damaged: read whole, or named. No code in them is run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from flmm_plugin.errors import BadCheckpoint
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says about itself, without reading a tensor.
+
+    Raises:
+        BadCheckpoint: It is cut off, damaged, or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as exc:  # what a damaged header makes of its parser is not to be foreseen
+        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch the file again") from exc
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        BadCheckpoint: As `read_metadata`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as exc:
+        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch the file again") from exc
+
+
+def read_pth(path: Path, what: str) -> Any:
+    """What `torch.save` wrote: tensors and plain values.
+
+    Args:
+        path: The file.
+        what: It should be, for messages.
+
+    Raises:
+        BadCheckpoint: It is cut off, damaged, or speaks of more than it holds.
+        pickle.UnpicklingError: It holds more than tensors and plain values.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(content)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as exc:  # torch reads what the file says: a flipped bit may raise anything
+        reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+        raise BadCheckpoint(
+            f"{path} is truncated, damaged or no {what} ({type(exc).__name__}: {reason}); download it again"
+        ) from exc
+    return content
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every part with its checksum, which torch itself does not do."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(one.file_size for one in archive.infolist())
+        if claimed > 2 * os.path.getsize(path):  # torch stores its parts as they are
+            raise ValueError(f"it claims to hold {claimed} bytes")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is not what its checksum says")
+
+
+def _check_sizes(content: Any) -> None:
+    """A tensor may claim more numbers than the file holds for it: copies of it would take all memory."""
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
+        elif isinstance(one, Tensor) and one.numel() * one.element_size() > one.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(one.shape)} is spread over fewer numbers")
