@@ -1,4 +1,4 @@
-"""What decides an answer, as one name: every store of answers puts it into its keys.
+"""Name what decides an answer; every store of answers has that name in its keys.
 
 An answer belongs to the weights, options, code and libraries that made it, and to what was asked; it does not belong to
 a path. So everything here is named by content: a file that was replaced under its old name, with its old time, is
@@ -19,6 +19,7 @@ from typing import Any
 
 import flmm_plugin
 from flmm_plugin.adapters.answering.provenance import device_name
+from flmm_plugin.contents import file_digest
 
 # Libraries that decide pixels, tokens or sums.
 _LIBRARIES = (
@@ -77,7 +78,7 @@ def answer_identity(model: Any) -> str:
 
 
 def answer_facts(model: Any) -> dict[str, Any]:
-    """The parts of `answer_identity` by name, JSON-able: what two identities differ in.
+    """Name each part of `answer_identity`, JSON-able, to tell what two identities differ in.
 
     Weights are named by the seal of the frozen LMM and by a hash of every tensor of the heads, SAM included; paths,
     repository names and times play no role.
@@ -138,8 +139,7 @@ def picture_digest(picture: Any) -> str:
         whole = hashlib.sha256(repr(facts).encode())
         whole.update(picture.tobytes())
         return whole.hexdigest()
-    with Path(str(picture)).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(Path(str(picture)))
 
 
 def digest_of(content: Any) -> str:
@@ -148,13 +148,17 @@ def digest_of(content: Any) -> str:
 
 
 @functools.cache
-def code_digest() -> str:
-    """SHA-256 of the source of this package that answers; says more than a commit, also of a changed working copy."""
+def code_digest(without: tuple[str, ...] = _SILENT) -> str:
+    """SHA-256 of the source of this package that answers; says more than a commit, also of a changed working copy.
+
+    Args:
+        without: Folders of the package that do not count.
+    """
     here = Path(__file__).resolve().parents[2]
-    # In a working copy, adapters/ lies beside flmm_plugin/; installed, inside.
-    rooms = [here] if here.name == "flmm_plugin" else [here / "flmm_plugin", here / "adapters"]
+    # In a working copy, adapters/ and tasks/ lie beside flmm_plugin/; installed, inside.
+    rooms = [here] if here.name == "flmm_plugin" else [here / name for name in ("flmm_plugin", "adapters", "tasks")]
     files = {path.relative_to(here): path for room in rooms for path in room.rglob("*.py")}
-    answering = {name: path for name, path in files.items() if not set(_SILENT) & set(name.parts[:-1])}
+    answering = {name: path for name, path in files.items() if not set(without) & set(name.parts[:-1])}
     whole = hashlib.sha256()
     for name, path in sorted((name.as_posix().removeprefix("flmm_plugin/"), path) for name, path in answering.items()):
         whole.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -176,7 +180,7 @@ def _visual_cot(mode: Any) -> dict[str, Any] | None:
 
 
 def _content(thing: Any) -> Any:
-    """What a configuration or processor of transformers holds, without where it lies; None where it cannot say."""
+    """The content of a configuration or processor of transformers, without its place; None where it cannot say."""
     described = getattr(thing, "to_dict", None)
     return _deciding(described()) if described is not None else None
 

@@ -102,7 +102,7 @@ def fill_as_answers_come() -> None:
             self._flmm_taken = _take_over(self)
         named = [_Named(one, name) for one, name in zip(requests, _names(lm, reqtype, requests), strict=True)]
         found = execute(self, _Asking(lm), reqtype, named)
-        return [one.no_answer if answer is None else answer for one, answer in zip(named, found, strict=True)]
+        return [_as_given(one, answer) for one, answer in zip(named, found, strict=True)]
 
     @functools.wraps(finalize)
     def finalize_sealed(self: Any, *, success: bool, **options: Any) -> None:
@@ -119,8 +119,15 @@ def fill_as_answers_come() -> None:
     cache.execute, cache.finalize = execute_named, finalize_sealed
 
 
+def _as_given(one: _Named, answer: Any) -> Any:
+    """The reply as the model gave it: JSON has made lists of pairs, and None stands for what is no answer."""
+    if answer is None:
+        return one.no_answer
+    return tuple(answer) if isinstance(answer, list) else answer
+
+
 def is_answer(reply: Any) -> bool:
-    """Whether a reply is an answer: no empty text, no error record, no loss that is not a number."""
+    """Tell an answer from an empty text, an error record and a loss that is no finite number."""
     if isinstance(reply, list | tuple):
         return math.isfinite(reply[0])
     text = str(getattr(reply, "text", reply)).strip()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import hashlib
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.errors import DataNotFound, UnknownArgument
+from flmm_plugin import files
+from flmm_plugin.cli.made_of import made_of, set_aside
+from flmm_plugin.errors import DataNotFound, OutputFailed, UnknownArgument
 
 _EXAMPLES = """\
 examples:
@@ -27,11 +31,17 @@ examples:
   flmm reproduce table1 ... --dry-run                  the commands alone
 
 Every backbone gets one lmms_eval process over all tasks that it still lacks, with its answers kept sample by sample
-(OUT/cache): a run that was killed goes on where it stopped, and tasks whose result file is there are not run again.
+(OUT/cache): a run that was killed goes on where it stopped, and tasks whose result file is there are not run again,
+unless weights, heads, data or code are others than those that made it (a picture of the same size is not noticed).
 If that process fails, each of its tasks is run alone, so that one missing data set costs one column. lmms-eval's own
 adapters (--stock) hand over all answers at once: they get a process per task, and a kill costs them that task.
 Judged benchmarks need a key (OPENAI_API_KEY, see lmms-eval) and are left out without one.
 """
+
+_ROOM = 64 << 20  # bytes on the disk with which it is worth beginning
+
+#: Forms of the written table, and the endings of their files.
+FORMS = {"md": "md", "csv": "csv", "latex": "tex"}
 
 #: Stock tasks whose score is a judge's; without a key they would print a wrong number, not none.
 JUDGED = ("mmvet", "llava_in_the_wild")
@@ -89,16 +99,21 @@ def add_subcommand(commands: Any) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: lmms-eval's choice)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, stopped=stopped)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run and render; 0 if every task has a result, 1 if some have none (the table is written all the same)."""
+    """Run and render; 0 if every task has a result, 1 if some have none (the table is written all the same).
+
+    Raises:
+        UnknownArgument, DataNotFound, OutputFailed: Found before anything is run.
+    """
+    from flmm_plugin.contents import data_digests
+    from flmm_plugin.datasets.refer import data_root
     from flmm_plugin.reports.table_layouts import layouts_of
 
     layouts = layouts_of([args.table])
-    label = re.sub(r"^table", "", args.table.strip().lower())
-    out = args.out or Path("reproduce") / f"table{label}"
+    label, out = label_of(args), out_of(args)
     tasks = chosen_tasks(layouts, args.tasks)
     masks = frozenset(task for layout in layouts for task in layout.mask_tasks)
     jobs = planned(args, tasks, masks, out)
@@ -106,17 +121,53 @@ def run(args: argparse.Namespace) -> int:
         for job in jobs:
             print(shlex.join(["lmms_eval", *command_of(job, job.tasks, args, out)]))
         return 0
-    out.mkdir(parents=True, exist_ok=True)
+    check_places(jobs, args, out, label)
+    script()
     began = time.monotonic()
     lacking = []
+    data = data_digests(data_root(args.data))
     for number, job in enumerate(jobs, start=1):
         print(f"\n[{number}/{len(jobs)}] {job.model} {job.arguments}".rstrip(), file=sys.stderr)
-        lacking += [f"{job.model}: {task}" for task in complete(job, args, out)]
+        set_aside(job.folder, {**made_of(job.model, job.arguments), **data})
+        lacking += [f"{job.model}: {task}; its log is {job.folder / 'log.txt'}" for task in complete(job, args, out)]
     write_all(jobs, args, out, label)
     for one in lacking:
-        print(f"no result: {one}; its log is under {out / 'runs'}", file=sys.stderr)
+        print(f"no result: {one}", file=sys.stderr)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     return 1 if lacking else 0
+
+
+def stopped(args: argparse.Namespace) -> str:
+    """Say what is saved when somebody stops it."""
+    return f"results and answers so far are kept in {out_of(args)}; the same line goes on with them"
+
+
+def label_of(args: argparse.Namespace) -> str:
+    """The table's name in names of files."""
+    return re.sub(r"^table", "", args.table.strip().lower())
+
+
+def out_of(args: argparse.Namespace) -> Path:
+    """The work folder."""
+    given: Path | None = args.out
+    return given if given is not None else Path("reproduce") / f"table{label_of(args)}"
+
+
+def check_places(jobs: Sequence[Job], args: argparse.Namespace, out: Path, label: str) -> None:
+    """See that there is data, and that everything can be written, before hours of work.
+
+    Raises:
+        DataNotFound: There is no such data root.
+        OutputFailed: A place takes no files, or the disk is full.
+    """
+    if args.data is not None and not args.data.is_dir():
+        raise DataNotFound(f"there is no folder {args.data}; give --data the root of the data (flmm data list)")
+    for folder in (out / "cache", *(job.folder for job in jobs)):
+        files.make_folder(folder)
+    for name in (*(f"table{label}.{ending}" for ending in FORMS.values()), "report.html"):
+        files.check_file_place(out / name)
+    if shutil.disk_usage(out).free < _ROOM:
+        raise OutputFailed(f"{out}: the disk is full, or almost; make room or name another place")
 
 
 def chosen_tasks(layouts: Sequence[Any], asked: str | None) -> tuple[str, ...]:
@@ -200,30 +251,33 @@ def complete(job: Job, args: argparse.Namespace, out: Path) -> tuple[str, ...]:
     if not pending:
         print("  all results are there", file=sys.stderr)
         return ()
-    if not job.model.startswith("flmm_"):
-        # lmms-eval keeps a stock adapter's answers when it has given all of a process.
-        for task in pending:
-            evaluate(job, (task,), args, out)
-        return job.pending()
-    evaluate(job, pending, args, out)
+    # lmms-eval keeps a stock adapter's answers when it has given all of a process.
+    together = job.model.startswith("flmm_")
+    status = 0
+    for tasks in [pending] if together else [(task,) for task in pending]:
+        status = evaluate(job, tasks, args, out) or status
     left = job.pending()
-    if len(pending) > 1:
+    if together and len(pending) > 1:
         for task in left:
             print(f"  {task} once more, alone", file=sys.stderr)
             evaluate(job, (task,), args, out)
+        status = 0 if left else status
+    if status and not job.pending():
+        return (f"lmms_eval wrote results for {','.join(pending)} and ended with {status}",)
     return job.pending()
 
 
-def evaluate(job: Job, tasks: tuple[str, ...], args: argparse.Namespace, out: Path) -> None:
-    """One lmms_eval process; its progress goes to the terminal, its output to a log."""
+def evaluate(job: Job, tasks: tuple[str, ...], args: argparse.Namespace, out: Path) -> int:
+    """One lmms_eval process; its progress goes to the terminal, its output to a log; returns its exit status."""
     command = [script(), *command_of(job, tasks, args, out)]
     print("  $ " + shlex.join(["lmms_eval", *command[1:]]), file=sys.stderr, flush=True)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / "log.txt").open("a", encoding="utf-8") as log:
-        log.write(f"\n$ {shlex.join(command)}\n")
-        log.flush()
-        # lmms-eval ends with 0 even when it failed: what counts is whether a result file came of it.
-        subprocess.run(command, env=environment(args.data), stdout=log, check=False)
+    path = job.folder / "log.txt"
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"\n$ {shlex.join(command)}\n")
+            log.flush()
+            return subprocess.run(command, env=environment(args.data), stdout=log, check=False).returncode
 
 
 def command_of(job: Job, tasks: Sequence[str], args: argparse.Namespace, out: Path) -> list[str]:
@@ -232,27 +286,41 @@ def command_of(job: Job, tasks: Sequence[str], args: argparse.Namespace, out: Pa
     words += [*job.options, *(["--model_args", job.arguments] if job.arguments else [])]
     words += ["--limit", str(args.limit)] if args.limit else []
     words += ["--device", args.device] if args.device else []
-    words += ["--use_cache", str((out / "cache" / job.folder.name).resolve())]
+    words += ["--use_cache", str(cache_of(job, out).resolve())]
     return [*words, "--log_samples", "--output_path", str(job.folder.resolve())]
 
 
+def cache_of(job: Job, out: Path) -> Path:
+    """Where a job's answers are kept.
+
+    Those of lmms-eval's own adapters have names made of arguments alone, so they lie with the results that they are of.
+    """
+    return out / "cache" / job.folder.name if job.model.startswith("flmm_") else job.folder / "cache"
+
+
 def finished_tasks(folder: Path) -> frozenset[str]:
-    """Tasks with numbers in a result file under a folder.
+    """Tasks with numbers in a result file under a folder; one of which every document failed is not finished.
 
     Raises:
         DataNotFound: A result file is damaged; the message names it.
     """
     from flmm_plugin.reports.lmms_eval_files import read
 
-    return frozenset(task for run_ in read(folder) for task in run_.tasks) if folder.is_dir() else frozenset()
+    if not folder.is_dir():
+        return frozenset()
+    return frozenset(task for run_ in read(folder) for task in run_.tasks if not _all_failed(run_.path, task))
+
+
+def _all_failed(results: Path, task: str) -> bool:
+    content = json.loads(results.read_text(encoding="utf-8"))
+    failed = ((content.get("flmm") or {}).get("failed") or {}).get(task, 0)
+    counts = (content.get("n-samples") or {}).get(task) or {}
+    return bool(failed) and failed >= counts.get("effective", failed + 1)
 
 
 def environment(data: Path | None) -> Mapping[str, str]:
-    """The caller's environment with the data root, and one name for all runs of a cache folder: see `answer_cache`."""
-    from flmm_plugin.adapters.lmms_eval.answer_cache import RUN_ID
-
-    named = {"FLMM_DATA": str(data.resolve())} if data is not None else {}
-    return {**os.environ, **named, RUN_ID: "reproduce"}
+    """The caller's environment with the data root."""
+    return {**os.environ, **({"FLMM_DATA": str(data.resolve())} if data is not None else {})}
 
 
 def script() -> str:
@@ -288,9 +356,7 @@ def write_all(jobs: Sequence[Job], args: argparse.Namespace, out: Path, label: s
 
     runs = read_results([job.folder for job in jobs if finished_tasks(job.folder)])
     tables = [compare(layout, runs) for layout in layouts_of([args.table])]
-    for form, ending in (("md", "md"), ("csv", "csv"), ("latex", "tex")):
-        path = out / f"table{label}.{ending}"
-        path.write_text(render(tables, form), encoding="utf-8")
-        print(f"wrote {path}", file=sys.stderr)
+    for form, ending in FORMS.items():
+        print(f"wrote {files.write(out / f'table{label}.{ending}', render(tables, form))}", file=sys.stderr)
     facts = write_explorer(out / "report.html", tables, read_samples(runs), title=f"Table {label}, reproduced")
     print(f"wrote {facts.path}: {facts.samples} samples", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_a_stock_adapter_gets_a_process_per_task_and_all_runs_share_their_answer
     job = reproduce.Job("llava_hf", "pretrained=x", ("mme", "pope"), fake / "runs" / "stock")
     assert reproduce.complete(job, args, fake) == ()
     assert calls(fake) == ["llava_hf mme", "llava_hf pope"]
-    assert reproduce.environment(None)["LMMS_CACHE_RUN_ID"] == "reproduce"
+    assert "LMMS_CACHE_RUN_ID" not in reproduce.environment(None).keys() - os.environ.keys()
 
 
 def test_dry_run_prints_commands_that_a_shell_takes(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,3 +184,89 @@ def test_a_job_may_have_options_of_its_own(tmp_path: Path) -> None:
     job = reproduce.Job("llava_hf", "pretrained=x", ("mme",), tmp_path / "stock", ("--force_simple",))
     words = reproduce.command_of(job, job.tasks, args, tmp_path)
     assert words[words.index("--force_simple") + 1 :][:2] == ["--model_args", "pretrained=x"]
+
+
+def go_with(out: Path, heads: Path, *words: str) -> int:
+    spec = f"flmm_tiny:heads={heads}"
+    return main(["reproduce", "table1", "--backbones", spec, "--tasks", "flmm_refcoco_val", "--out", str(out), *words])
+
+
+def test_results_of_heads_that_were_replaced_are_not_taken_for_new_ones(
+    fake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = tmp_path / "heads.safetensors"
+    heads.write_bytes(b"one")
+    times = heads.stat()
+    assert go_with(fake, heads) == 0 == go_with(fake, heads)
+    assert len(calls(fake)) == 1
+    heads.write_bytes(b"two")
+    os.utime(heads, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert go_with(fake, heads) == 0
+    assert len(calls(fake)) == 2
+    assert "changed: heads;" in capsys.readouterr().err
+    assert len(list(fake.glob("runs/*.before-*/*_results.json"))) == 1
+
+
+@pytest.mark.parametrize("changed", ["annotation", "picture"])
+def test_results_of_other_data_are_not_taken_for_new_ones(fake: Path, tmp_path: Path, changed: str) -> None:
+    root = tmp_path / "data"
+    annotation, picture = root / "coco/refcoco/instances.json", root / "coco/train2014/1.jpg"
+    for path in (annotation, picture):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert go(fake, "--data", str(root)) == 0
+    (annotation if changed == "annotation" else picture).write_text("[1]")
+    assert go(fake, "--data", str(root)) == 0
+    assert len(calls(fake)) == 2
+
+
+def test_results_that_do_not_say_what_they_are_made_of_are_set_aside(fake: Path) -> None:
+    assert go(fake) == 0
+    (fake / "runs" / "flmm_tiny" / "made_of.json").unlink()
+    assert go(fake) == 0
+    assert len(calls(fake)) == 2
+
+
+def test_a_task_of_which_every_document_failed_has_no_result(fake: Path) -> None:
+    assert go(fake) == 0
+    (results,) = (fake / "runs" / "flmm_tiny").glob("*_results.json")
+    content = json.loads(results.read_text())
+    content["n-samples"] = {"mme": {"effective": 4}, "flmm_refcoco_val": {"effective": 4}}
+    content["flmm"] = {"failed": {"mme": 4, "flmm_refcoco_val": 3}}
+    results.write_text(json.dumps(content))
+    assert go(fake) == 0
+    assert calls(fake)[1:] == ["flmm_tiny mme"]
+
+
+def test_a_process_that_fails_after_its_results_is_a_failure(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = Path(reproduce.script())
+    program.write_text(program.read_text() + "sys.exit(3)\n")
+    assert go(fake) == 1
+    assert "ended with 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["out", "runs", "table1.md", "disk", "data"])
+def test_places_are_checked_before_anything_is_run(
+    fake: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = []
+    if place == "table1.md":
+        (fake / place).mkdir()
+    elif place == "disk":
+        monkeypatch.setattr(reproduce.shutil, "disk_usage", lambda path: argparse.Namespace(free=1 << 20))
+    elif place == "data":
+        words = ["--data", str(fake / "nowhere")]
+    else:
+        fake = fake / "file" if place == "out" else fake
+        (fake if place == "out" else fake / "runs").write_text("a file")
+    assert go(fake, *words) == 2
+    said = capsys.readouterr().err
+    assert ("DataNotFound" if place == "data" else "OutputFailed") in said
+    assert place == "out" or calls(fake) == []
+
+
+def test_what_is_said_to_who_stops_it_names_the_folder() -> None:
+    args = argparse.Namespace(table="table1", out=None)
+    assert "reproduce/table1" in reproduce.stopped(args)
