@@ -12,7 +12,8 @@ from flmm_plugin.tasks.picture_docs import PictureDoc
 INSTRUCTION = "\nAnswer the question using a single word or phrase."
 
 FIELDS = (
-    "question_id", "image_path", "orientation", "question", "instruction", "answer", "box", "height", "width", "split",
+    "question_id", "image_path", "orientation", "question", "instruction", "answer", "box", "box_from", "height",
+    "width", "split",
     "expected_items", "with_boxes",
 )  # fmt: skip
 
@@ -21,9 +22,9 @@ class VisCotDoc(PictureDoc):
     """One document.
 
     Keys: ``question_id``; ``image_path``, ``orientation``; ``question``; ``instruction``, which follows it when it is
-    to be answered; ``answer``; ``box``, pixels ``[x0, y0, x1, y1]`` as written in the file; ``height``, ``width``, None
-    where no file states them; ``split``; ``expected_items``, the official size of the set; ``with_boxes``, whether a
-    box is asked for.
+    to be answered; ``answer``; ``box``, pixels ``[x0, y0, x1, y1]`` as written in the file that ``box_from`` names;
+    ``height``, ``width``, None where no file states them; ``split``; ``expected_items``, the official size of the set;
+    ``with_boxes``, whether a box is asked for.
     """
 
 
@@ -36,12 +37,13 @@ class VisCotDocs(Sequence[VisCotDoc]):
         path: The annotation file.
         digest: Its SHA-256.
         reversed_boxes: Question ids whose true box encloses nothing.
+        boxes_from: How many boxes are from which file.
     """
 
     def __init__(self, dataset: VisCotDataset, *, with_boxes: bool) -> None:
         self.expected_items = dataset.official_size.records
         self.path, self.digest = dataset.path, dataset.digest
-        self.reversed_boxes = dataset.reversed_boxes
+        self.reversed_boxes, self.boxes_from = dataset.reversed_boxes, dataset.boxes_from
         self.features: dict[str, None] = dict.fromkeys(FIELDS)
         self._docs = [self._doc(item, with_boxes) for item in dataset]
 
@@ -67,6 +69,7 @@ class VisCotDocs(Sequence[VisCotDoc]):
             instruction=INSTRUCTION,
             answer=item.answer,
             box=list(item.box),
+            box_from=item.box_from,
             height=height,
             width=width,
             split=item.split,

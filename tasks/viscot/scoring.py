@@ -25,7 +25,7 @@ Sample = Mapping[str, Any]
 
 #: Metrics of every run, of runs that ask for boxes, and of runs with a judge; the YAML template lists the same ones.
 ANSWER_METRICS = ("exact", "anls", "items", "errors", "complete")
-BOX_METRICS = ("box_acc@0.5", "boxes", "reversed_boxes", "both_views")
+BOX_METRICS = ("box_acc@0.5", "boxes", "reversed_boxes", "whole_number_boxes", "both_views")
 JUDGE_METRICS = ("judged", "judge_items")
 
 #: What a log has that no scoring without a judge can make again.
@@ -98,6 +98,7 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
             "question": doc["question"],
             "answer": doc["answer"],
             "box": list(doc["box"]),
+            "box_from": doc.get("box_from", ""),
             "size": [doc["height"], doc["width"]],
             "image_path": doc["image_path"],
             "question_id": doc["question_id"],
@@ -107,6 +108,7 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
         box = _pixels(said, doc)
         sample["box_acc@0.5"] = {"score": float(box is not None and box_hit(box, doc["box"])), "box": box}
         sample["boxes"] = {"count": int(box is not None)}
+        sample["whole_number_boxes"] = {"count": int(doc.get("box_from") == "benchmark")}
         sample["reversed_boxes"] = {"count": int(not encloses(tuple(doc["box"])))}
         if said.views is not None:
             sample["both_views"] = {"score": float(said.views == "both")}
@@ -118,6 +120,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     reference = sample["reference"]
     return {
         **{key: reference[key] for key in ("question", "answer", "box", "image_path", "question_id")},
+        "box_from": reference.get("box_from", ""),
         "height": reference["size"][0],
         "width": reference["size"][1],
         "with_boxes": "boxes" in sample,
@@ -129,7 +132,7 @@ def _pixels(said: Reply, doc: Mapping[str, Any]) -> list[float] | None:
     """The reply's box in pixels of the picture."""
     if said.box is None:
         return None
-    size = said.size or ((doc["height"], doc["width"]) if doc["height"] else None)
+    size = (doc["height"], doc["width"]) if doc["height"] else said.size
     if size is None:
         try:
             picture = open_image(doc["image_path"], ORIENTATION)

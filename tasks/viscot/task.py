@@ -40,6 +40,7 @@ class VisCot(ConfigurableTask):
             "annotations": f"sha256:{self.docs.digest}",
             "judge": self._judge.model if self._judge is not None else "none",
             "judge_prompt": PROMPT_VERSION,
+            "boxes": self.docs.boxes_from,
             "judge_date": datetime.now(UTC).date().isoformat(),
         }
 
@@ -58,6 +59,13 @@ class VisCot(ConfigurableTask):
             logger.info(
                 f"{self.config.task}: the true box of question {listed} in {self.docs.path} is reversed; as in the "
                 "benchmark's own code, no prediction can meet it"
+            )
+        cut = self.docs.boxes_from.get("benchmark", 0)
+        if cut and settings.get("boxes", True):
+            logger.warning(
+                f"{self.config.task}: {cut} of {len(self.docs)} true boxes are the whole numbers of {self.docs.path}; "
+                "the benchmark's evaluator reads those with fractions in benchmark_det, which are not here: get them "
+                "with flmm data download viscot"
             )
         # No picture is part of a document, so the view without media is the same one.
         self.dataset = self.dataset_no_image = {str(self.config.test_split): self.docs}

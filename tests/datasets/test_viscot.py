@@ -105,6 +105,30 @@ def test_names_that_papers_use_and_names_that_nobody_uses(folder: Path) -> None:
         VisCotDataset(folder, "sroie")
 
 
+def test_boxes_are_the_benchmark_s_own_with_fractions(folder: Path) -> None:
+    path = folder / "viscot/benchmark_det/textvqa.jsonl"
+    fractions = {3: [1.5, 2.25, 11.875, 12.999], 7: [5.5, 5.5, 4.5, 9.5], 8: [0.0, 0.0, 41.0, 30.0]}
+    lines = [{"question_id": at, "height": 30, "width": 40, "bbox": box} for at, box in fractions.items()]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    dataset = VisCotDataset(folder, "textvqa")
+    assert [item.box for item in dataset] == [tuple(fractions[3]), tuple(fractions[7]), (0.0, 0.0, 40.0, 30.0)]
+    # The third line is of another box.
+    assert [item.box_from for item in dataset] == ["benchmark_det", "benchmark_det", "benchmark"]
+    assert dataset.boxes_from == {"benchmark_det": 2, "benchmark": 1}
+    path.unlink()
+    assert VisCotDataset(folder, "textvqa").boxes_from == {"benchmark": 3}
+
+
+@pytest.mark.parametrize(
+    "bbox", ["[1, 2, 3]", "[1, 2, 3, 1e999]", "[1, 2, 3, NaN]", "null", '"1234"', '["a", 1, 2, 3]', "[[1], 2, 3, 4]"]
+)
+def test_a_box_that_is_none_is_named(folder: Path, bbox: str) -> None:
+    path = folder / "viscot/benchmark_det/textvqa.jsonl"
+    path.write_text(path.read_text().replace("[0, 0, 1, 1]", bbox))
+    with pytest.raises(BadAnnotation, match=r"line 1 of .*textvqa\.jsonl"):
+        VisCotDataset(folder, "textvqa")
+
+
 def test_the_sets_of_table_4_have_the_official_numbers() -> None:
     sizes = {name: tuple(OFFICIAL_SIZES[name]) for name in TABLE_SETS}
     assert sizes == {

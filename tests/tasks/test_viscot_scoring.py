@@ -77,6 +77,25 @@ def test_the_picture_s_size_comes_from_wherever_it_is_stated(tmp_path: Path) -> 
     assert scoring.score_reply(shown, reply())["box_acc@0.5"]["score"] == 1.0
 
 
+def test_the_result_says_which_true_box_it_was() -> None:
+    for source, cut in (("benchmark_det", 0), ("benchmark", 1)):
+        sample = scoring.score_reply({**DOC, "box_from": source}, reply())
+        assert (sample["whole_number_boxes"], sample["reference"]["box_from"]) == ({"count": cut}, source)
+        assert scoring.score_reply(scoring.logged_document(sample), reply()) == sample
+
+
+@pytest.mark.parametrize("size", [[1e999, 2], "ab", [0, 5], [True, 2], {"a": 1}, 7, [[1], [2]]])
+def test_a_size_that_is_none_is_not_taken(size: Any) -> None:
+    said = json.dumps({"text": "", "boxes": [HIT], "size": size})
+    assert scoring.score_reply({**DOC, "height": None, "width": None}, said)["box_acc@0.5"]["box"] is None
+    assert scoring.score_reply(DOC, said)["box_acc@0.5"]["score"] == 1.0
+
+
+def test_an_empty_answer_is_no_right_one() -> None:
+    sample = scoring.score_reply({**DOC, "answer": ""}, reply(text=" "))
+    assert (sample["exact"]["score"], sample["anls"]["score"], sample["box_acc@0.5"]["score"]) == (0.0, 0.0, 1.0)
+
+
 def test_tasks_without_boxes_do_not_score_them() -> None:
     sample = scoring.score_reply({**DOC, "with_boxes": False}, "Main Street")
     assert set(sample) == {*scoring.ANSWER_METRICS, "reference"}
