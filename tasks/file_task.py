@@ -84,9 +84,10 @@ class FileTask(ConfigurableTask):
 
     def _complete(self, samples: Sequence[Sample]) -> int:
         complete, scored = is_complete(samples), total(samples)
+        official = next((one["expected"] for one in samples if one["expected"]), "an unknown number of")
         if not complete:
             logger.warning(
-                f"{self.config.task}: PARTIAL RESULT over {scored} of {self.docs.expected_items} official items "
+                f"{self.config.task}: PARTIAL RESULT over {scored} of {official} official items "
                 f"({len(self.docs)} in {self.docs.source}); do not set it beside published numbers"
             )
         return complete

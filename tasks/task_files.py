@@ -16,6 +16,19 @@ from flmm_plugin.errors import UnknownArgument
 TASKS_FOLDER = Path(__file__).resolve().parent
 
 
+#: The numbers that stand for a benchmark, by the package that scores it: the first one that a run printed.
+HEADLINES: Mapping[str, tuple[str, ...]] = {
+    "refcoco": ("cIoU",),
+    "png": ("AR",),
+    "keywords": ("F1",),
+    "gcg": ("mIoU",),
+    "reasonseg": ("gIoU",),
+    "viscot": ("judged", "anls"),
+    "pope_viscot": ("pope_accuracy",),
+    "tiny": ("mme_perception_score", "acc"),
+}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with lmms-eval's ``!function``, whose dotted name is kept as text and imported by nobody."""
 
@@ -55,6 +68,18 @@ def task_config(name: str) -> dict[str, Any]:
 def aggregations(name: str) -> dict[str, Callable[[Any], Any]]:
     """Metric -> the function that turns the documents' records into the printed number, in the task's order."""
     return {entry["metric"]: dotted(entry["aggregation"]) for entry in task_config(name).get("metric_list", ())}
+
+
+def headline(name: str) -> tuple[str, ...]:
+    """The metrics that stand for a task, the benchmark's own number first; the first one that was printed counts.
+
+    >>> headline("flmm_png"), headline("flmm_tiny_reasonseg"), headline("flmm_tiny_choice")
+    (('AR',), ('gIoU',), ('acc',))
+    """
+    config = task_config(name)
+    package = str(config["process_results"]).removeprefix("flmm_plugin.tasks.").partition(".")[0]
+    listed = {entry["metric"] for entry in config["metric_list"]}
+    return tuple(metric for metric in HEADLINES[package] if metric in listed)
 
 
 def _merged(path: Path) -> dict[str, Any]:

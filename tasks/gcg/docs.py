@@ -9,6 +9,9 @@ from flmm_plugin.datasets.grandf import ORIENTATION, GranDfDataset, GranDfItem
 from flmm_plugin.tasks.gcg import encoders
 from flmm_plugin.tasks.picture_docs import PictureDocs
 
+#: Pictures of the official splits: the paper (arXiv 2311.03356) states 2.5K and 5K. A file with fewer is a part.
+OFFICIAL_PICTURES: Mapping[str, int] = {"val": 2450, "test": 4950}
+
 #: Fields of every document.
 BLANK: dict[str, Any] = {
     "image_id": "",
@@ -29,8 +32,9 @@ def gcg_docs(dataset: GranDfDataset, sentence_encoder: str) -> PictureDocs:
 
     Keys: ``image_id`` (text), ``image_path``, ``orientation``, ``height``, ``width`` in pixels; ``caption``; ``labels``
     and ``masks`` (COCO run-length codes), one per annotated phrase; ``sentence_encoder``, by which mask recall compares
-    phrases; ``expected_items``, how many pictures the annotation file has: nobody publishes the number.
+    phrases; ``expected_items``, pictures of the split: as many as the annotation file has, None if that is a part.
     """
+    expected = len(dataset) if len(dataset) >= OFFICIAL_PICTURES[dataset.split] else None
 
     def build(item: GranDfItem) -> dict[str, Any]:
         return {
@@ -43,14 +47,14 @@ def gcg_docs(dataset: GranDfDataset, sentence_encoder: str) -> PictureDocs:
             "labels": list(item.labels),
             "masks": list(item.masks),
             "sentence_encoder": sentence_encoder,
-            "expected_items": len(dataset),
+            "expected_items": expected,
         }
 
     return PictureDocs(
         dataset,
         build,
         blank=BLANK,
-        expected_items=len(dataset),
+        expected_items=expected,
         source=str(dataset.caption_path),
         digest=dataset.digest,
     )

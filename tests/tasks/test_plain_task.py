@@ -79,3 +79,17 @@ def test_no_harness_is_imported(refer_folder: Any) -> None:
     code = f"import os; os.environ['FLMM_DATA'] = {str(root)!r}{LOOKUPS}PlainTask('flmm_refcoco_val')\n{LOOKUPS}"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_task_has_a_number_of_its_benchmark_first() -> None:
+    from flmm_plugin.tasks.task_files import aggregations, headline, task_files
+
+    for name in task_files():
+        assert headline(name)
+        assert set(headline(name)) <= set(aggregations(name))
+    first = {
+        name: headline(name)[0] for name in ("flmm_png", "flmm_reasonseg_val", "flmm_gcg_test", "flmm_refcoco_val")
+    }
+    assert first == {
+        "flmm_png": "AR", "flmm_reasonseg_val": "gIoU", "flmm_gcg_test": "mIoU", "flmm_refcoco_val": "cIoU",
+    }  # fmt: skip

@@ -39,7 +39,7 @@ def test_a_document_is_a_narrative_with_all_its_phrases(png_folder: Folder) -> N
     assert [first["pieces"][index] for index in first["grounded"]] == first["expressions"]
     assert [first["text"][start:end] for start, end in first["spans"]] == first["expressions"]
     assert first["kinds"] == [["singular", "thing"], ["singular", "thing"], ["plural", "thing"], ["singular", "stuff"]]
-    assert (first["expected_items"], first["narrative"], docs[1]["narrative"]) == (5, 0, 2)
+    assert (first["expected_items"], first["narrative"], docs[1]["narrative"]) == (None, 0, 2)
     json.dumps(first)
     assert pickle.loads(pickle.dumps(first))["image"].size == (30, 20)
     with pytest.raises(KeyError):
@@ -80,7 +80,7 @@ def test_perfect_and_partial_replies(png_folder: Folder) -> None:
     numbers = printed(perfect)
     assert all(numbers[name] == pytest.approx(99.999) for name in scoring.RECALLS)
     assert (numbers["acc@0.5"], numbers["pixel_acc"], numbers["cIoU"]) == (100, 100, 100)
-    assert (numbers["items"], numbers["errors"], numbers["complete"]) == (5, 0, 1)
+    assert (numbers["items"], numbers["errors"], numbers["complete"]) == (5, 0, 0)
     # What a log has is enough to score it again, and intervals are drawn around the same values.
     logged = json.loads(json.dumps(perfect[0]))
     again = scoring.score_reply(scoring.logged_document(logged), reply(targets_of(docs[0])))
@@ -103,6 +103,15 @@ def test_perfect_and_partial_replies(png_folder: Folder) -> None:
     assert numbers["complete"] == 0
     for name, ratio in scoring.STATISTICS.items():
         assert ratio([scoring.score_reply(docs[0], reply(masks))[name]]) == pytest.approx(numbers[name])
+
+
+def test_only_a_file_of_the_official_size_can_be_complete(png_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = PngDataset(png_folder().root)
+    monkeypatch.setattr("flmm_plugin.tasks.png.docs.OFFICIAL_NARRATIVES", {"val": dataset.told})
+    docs = PngDocs(dataset)
+    assert (docs[0]["expected_items"], docs[0]["expected_narratives"]) == (5, 2)
+    samples = [scoring.score_reply(doc, "") for doc in docs]
+    assert [printed(samples[:count])["complete"] for count in (1, 2)] == [0, 1]
 
 
 def test_a_kind_without_phrases_has_no_number(png_folder: Folder) -> None:

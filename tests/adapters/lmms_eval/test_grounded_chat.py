@@ -87,7 +87,7 @@ def test_this_plugin_s_models_answer_and_ground(data: Path, arguments: str, tmp_
     result = run(list(TASKS), "flmm_tiny", model_args=arguments, gen_kwargs="max_new_tokens=6")
     conversation, reasoning = (numbers(result, task) for task in TASKS)
     assert set(conversation) >= set(gcg.METRICS)
-    assert (conversation["items"], conversation["errors"], conversation["complete"]) == (3, 1, 1)
+    assert (conversation["items"], conversation["errors"], conversation["complete"]) == (3, 1, 0)
     assert conversation["METEOR"] is conversation["CIDEr"] is None
     assert (reasoning["items"], reasoning["complete"]) == (3, 0)
     assert all(math.isfinite(reasoning[name]) for name in reasonseg.TEST_METRICS)
