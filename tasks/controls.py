@@ -23,8 +23,8 @@ from flmm_plugin.tasks.rescoring import (
     Options,
     Record,
     Score,
+    documents_of,
     quiet,
-    read_samples,
     reply_of,
     score,
     score_line,
@@ -98,7 +98,7 @@ def controlled(path: Path, task: str | None = None, metrics: Sequence[str] = ())
         DataNotFound, BadAnnotation: As `flmm_plugin.tasks.rescoring.rescore`.
     """
     name = task or task_of(path)
-    lines = list(read_samples(path))
+    lines, _ = documents_of(path, name)
     scorer = scorer_of(name)
     if scorer is None or not all("reference" in line for line in lines):
         raise UnknownArgument(f"{path.name} has no whole reference to score controls of {name} against")

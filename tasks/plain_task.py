@@ -27,6 +27,7 @@ class PlainTask:
         docs: The documents of its split, in the task's order.
         generation_kwargs: What the model is asked for, markers included.
         annotations: Hash of the annotation files, "" where the reader gives none.
+        target: What stands as a document's target in sample logs.
 
     Raises:
         UnknownArgument: No such task, or one whose documents a harness has to fetch.
@@ -48,6 +49,7 @@ class PlainTask:
         self.annotations = f"sha256:{digest}" if digest else ""
         self._scoring = importlib.import_module(f"{package}.scoring")
         self._prompt: Callable[..., str] = dotted(config["doc_to_text"])
+        self.target: Callable[[Mapping[str, Any]], str] = dotted(config["doc_to_target"])
         self._words: Mapping[str, Any] = config.get("lmms_eval_specific_kwargs", {}).get("default", {})
         self._aggregations = aggregations(name)
 
@@ -57,7 +59,7 @@ class PlainTask:
             return self._prompt(doc, self._words)
         return self._prompt(doc)
 
-    def score(self, doc: Mapping[str, Any], reply: str) -> Record:
+    def score(self, doc: Mapping[str, Any], reply: Any) -> Record:
         """What a reply contributes to each metric; a target that cannot be read is said and counted as skipped."""
         if hasattr(self._scoring, "try_score"):
             record, problem = self._scoring.try_score(doc, reply)

@@ -7,6 +7,8 @@ contributed to each metric. Two ways lead from there to the numbers:
 - from the *counts*: what was logged for each document is summed up again. This is the way for tasks whose log has no
   whole reference (a judge's verdicts, boxes of unopened pictures).
 
+A log of ``--predict_only`` has neither reference nor counts: its reference is read from the *data* set once more.
+
 Either way the printed number comes from the same functions that the run used. Intervals come from drawing documents
 again and again (`flmm_plugin.tasks.metrics.bootstrap`).
 """
@@ -27,10 +29,11 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from flmm_plugin.datasets.json_files import STRANGE
 from flmm_plugin.errors import BadAnnotation, DataNotFound, ToolNotFound, UnknownArgument
-from flmm_plugin.tasks import sample_scores
+from flmm_plugin.tasks import sample_scores, unscored
 from flmm_plugin.tasks.metrics.bootstrap import LEVEL, RESAMPLES, Interval, Ratio, Statistic, plain
-from flmm_plugin.tasks.task_files import aggregations, task_config
+from flmm_plugin.tasks.task_files import aggregations, task_config, task_files
 
 Source = Literal["auto", "predictions", "counts"]
 Record = Mapping[str, Any]
@@ -86,7 +89,7 @@ class Rescored:
         path: The file.
         task: Of which task.
         documents: How many lines it has.
-        source: What the numbers come from.
+        source: What the numbers come from; ``data``: predictions, against the data set's reference.
         changed: Documents whose reply scores otherwise than when it was logged; 0 from counts.
         scores: In the task's order.
     """
@@ -94,7 +97,7 @@ class Rescored:
     path: Path
     task: str
     documents: int
-    source: Literal["predictions", "counts"]
+    source: Literal["predictions", "counts", "data"]
     changed: int
     scores: tuple[Score, ...]
 
@@ -143,33 +146,62 @@ def rescore(path: Path, task: str | None = None, options: Options | None = None)
         options: How; None: the defaults.
 
     Raises:
-        DataNotFound: The file has no samples.
+        DataNotFound: The file has no samples, or needs a data set that is not here.
         BadAnnotation: A line is cut, not of this task, or of a document that another line has already.
         UnknownArgument: No such task or metric, or predictions asked for where the log lacks a reference.
     """
     how, name = options or Options(), task or task_of(path)
-    functions = _chosen(name, aggregations(name), how.metrics)
-    lines = list(read_samples(path))
+    known = aggregations(name)
+    functions = _chosen(name, known, how.metrics)
+    lines, from_data = documents_of(path, name)
     scorer = scorer_of(name)
     anew = scorer is not None and all("reference" in line for line in lines)
-    if how.source == "predictions" and not anew:
+    if how.source == "predictions" and not anew and not from_data:
         raise UnknownArgument(
             f"{path.name} has no whole reference to score predictions of {name} against; use --from counts"
         )
+    if how.source == "counts" and from_data:
+        raise UnknownArgument(f"{path.name} was written with --predict_only and has no counts; leave --from counts out")
     records, changed = lines, 0
-    if scorer is not None and anew and how.source != "counts":
+    source: Literal["predictions", "counts", "data"] = "data" if from_data else "counts"
+    if scorer is not None and anew and not from_data and how.source != "counts":
+        source = "predictions"
         records = [score_line(scorer, line, path, name) for line in tqdm(lines, desc=name, unit="doc", disable=quiet())]
         changed = sum(_differs(new, old, functions) for new, old in zip(records, lines, strict=True))
     printed = _printed(path, name)
-    scores = tuple(
-        score(metric, aggregate, records, how, printed.get(metric))
-        for metric, aggregate in tqdm(functions.items(), desc="metrics", disable=quiet())
-        if any(metric in record for record in records)
-    )
+    scores = []
+    for metric, aggregate in tqdm(functions.items(), desc="metrics", disable=quiet()):
+        if any(metric in record for record in records):
+            try:
+                scores.append(score(metric, aggregate, records, how, printed.get(metric)))
+            except (*STRANGE, AssertionError) as exc:
+                raise BadAnnotation(
+                    f"{path}: {metric} of {name} cannot be had from these documents ({exc!r}); is the log whole?"
+                ) from exc
     missing = [metric for metric in how.metrics if metric not in {score.metric for score in scores}]
     if missing or not scores:
-        raise BadAnnotation(f"{path}: no line has {', '.join(missing or functions)}; is it a log of {name}?")
-    return Rescored(path, name, len(lines), "counts" if records is lines else "predictions", changed, scores)
+        listed = ", ".join(missing or functions)
+        if any(metric in record for metric in known for record in records):
+            raise BadAnnotation(f"{path}: the run logged no {listed}, for which it lacked something (a judge, boxes)")
+        raise BadAnnotation(f"{path}: no line has {listed}; is it a log of {name}?")
+    return Rescored(path, name, len(lines), source, changed, tuple(scores))
+
+
+def documents_of(path: Path, task: str) -> tuple[list[Record], bool]:
+    """The lines of a log, and whether they were scored here because ``--predict_only`` had not.
+
+    Raises:
+        DataNotFound, UnknownArgument: As `rescore`.
+        BadAnnotation: The file's name says that it is of another task; or as `read_samples`.
+    """
+    match = _FILE.match(path.name)
+    if match is not None and match["task"] != task and match["task"] in task_files():
+        raise BadAnnotation(f"{path} is a log of {match['task']} by its name, not of {task}; leave --task out")
+    lines = list(read_samples(path))
+    if not all(map(unscored.is_unscored, lines)):
+        return lines, False
+    metadata = _results(path).get("configs", {}).get(task, {}).get("metadata") or {}
+    return unscored.scored(lines, path, task, str(metadata.get("annotations", "")), quiet()), True
 
 
 def read_samples(path: Path) -> Iterator[Record]:
@@ -205,12 +237,12 @@ def read_samples(path: Path) -> Iterator[Record]:
 def _parsed(line: str, number: int, path: Path) -> dict[str, Any]:
     try:
         sample = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadAnnotation(
             f"{path}, line {number} is cut or not JSON ({exc}); the run was killed while writing: run it again "
             "(answers come from lmms-eval's --use_cache), or delete that line to score what is left"
         ) from exc
-    if not isinstance(sample, dict) or not isinstance(sample.get("doc_id"), int):
+    if not isinstance(sample, dict) or type(sample.get("doc_id")) is not int:
         raise BadAnnotation(f"{path}, line {number} is no sample of lmms-eval: it has no doc_id")
     return sample
 
@@ -259,7 +291,9 @@ def score_line(scorer: ModuleType, line: Record, path: Path, task: str, reply: s
         kept = {key: line[key] for key in getattr(scorer, "KEPT", ()) if key in line and reply is None}
         said = reply_of(line) if reply is None else reply
         record: Record = {**kept, **scorer.score_reply(scorer.logged_document(line), said)}
-    except (KeyError, TypeError, IndexError) as exc:
+    except BadAnnotation as exc:
+        raise BadAnnotation(f"{path}: the reference of document {line['doc_id']} is damaged: {exc}") from exc
+    except STRANGE as exc:
         raise BadAnnotation(
             f"{path}: document {line['doc_id']} lacks what {task} needs ({exc!r}); is it a log of that task, whole, "
             "and of this version? --from counts sums up what was logged"
@@ -305,19 +339,23 @@ def _statistic(metric: str, aggregate: Callable[[Any], Any]) -> Statistic | Rati
 
 def _printed(path: Path, task: str) -> dict[str, float | int]:
     """What the run printed, from the results file beside its samples; nothing if there is none."""
-    match = _FILE.match(path.name)
-    results = path.with_name(f"{match['run']}_results.json") if match else None
-    if results is None or not results.is_file():
-        return {}
-    try:
-        content = json.loads(results.read_text(encoding="utf-8"))["results"][task]
-    except (ValueError, KeyError, TypeError):
-        return {}
+    content = _results(path).get("results", {}).get(task) or {}
     return {
         key.partition(",")[0]: value
         for key, value in content.items()
         if "," in key and "_stderr" not in key and isinstance(value, int | float)
     }
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """The results file beside a log; nothing if there is none, or none that can be read."""
+    match = _FILE.match(path.name)
+    results = path.with_name(f"{match['run']}_results.json") if match else path
+    try:
+        content = json.loads(results.read_text(encoding="utf-8")) if match else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def quiet() -> bool:

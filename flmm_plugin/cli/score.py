@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.errors import FlmmError, UnknownArgument
 
 if TYPE_CHECKING:
     from flmm_plugin.tasks.controls import Controlled
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Score the samples that lmms_eval logged (--log_samples --output_path FOLDER) once more, without a model or a GPU: each
 reply against the reference that was logged with it, by the very functions that the run used. Beside each metric stands
-a confidence interval, from drawing documents (pictures) with replacement, and what the run printed.
+a confidence interval, from drawing documents (pictures) with replacement, and what the run printed. A log of
+--predict_only has no reference: it is read from the data set (FLMM_DATA). Exit status 2 if a log cannot be scored.
 """
 
 _EXAMPLES = """\
@@ -104,16 +105,29 @@ def _scored(args: argparse.Namespace) -> int:
             raise UnknownArgument(
                 f"no samples of this package's tasks in {', '.join(map(str, args.samples))}; `flmm list` names them all"
             )
-    results, tables = [], []
+    results: list[Rescored] = []
+    tables, problems = [], []
     for path in found:
         has = aggregations(args.task or task_of(path))
         metrics = tuple(metric for metric in options.metrics if metric in has)
         # Of several tasks, those that have none of the metrics that were asked for are left out.
         if metrics or not options.metrics or len(found) == 1:
             chosen = replace(options, metrics=metrics or options.metrics)
-            results.append(rescore(path, args.task, chosen))
+            try:
+                results.append(rescore(path, args.task, chosen))
+            except FlmmError as exc:
+                if len(found) == 1:
+                    raise
+                problems.append(f"flmm: {type(exc).__name__}: {' '.join(str(exc).split())}")
+                continue
             tables.append(_controls(path, args.task, chosen.metrics) if args.controls else None)
-    if not results:
+    problems += [
+        f"flmm: {one.path.name}: no {score.metric}: {score.problem}"
+        for one in results
+        for score in one.scores
+        if score.metric in options.metrics and score.value is None
+    ]
+    if not results and not problems:
         raise UnknownArgument(f"none of the {len(found)} tasks has a metric {' or '.join(options.metrics)}")
     if args.json:
         listed = [
@@ -121,14 +135,22 @@ def _scored(args: argparse.Namespace) -> int:
             for one, table in zip(results, tables, strict=True)
         ]
         print(json.dumps({"options": asdict(options), "results": listed}, indent=1))
-        return 0
+        return _status(problems)
     texts = []
     for one, table in zip(results, tables, strict=True):
         texts += [as_text(one, options), *([controls_as_text(table)] if table is not None else [])]
     if args.controls:
         texts.append("\n".join(f"{name}: {what}" for name, what in CONTROLS.items()))
-    print("\n\n".join(texts))
-    return 0
+    if texts:
+        print("\n\n".join(texts))
+    return _status(problems)
+
+
+def _status(problems: Sequence[str]) -> int:
+    """Say what was asked for and is not there; the exit status."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 2 if problems else 0
 
 
 def _controls(path: Path, task: str | None, metrics: tuple[str, ...]) -> Controlled | None:
@@ -157,7 +179,11 @@ def as_json(result: Rescored) -> dict[str, Any]:
 
 def as_text(result: Rescored, options: Options) -> str:
     """One file's scores as a table for a terminal."""
-    how = "scored anew from the predictions" if result.source == "predictions" else "summed up from logged counts"
+    how = {
+        "predictions": "scored anew from the predictions",
+        "counts": "summed up from logged counts",
+        "data": "scored from the predictions against the data set (a log of --predict_only)",
+    }[result.source]
     lines = [f"{result.task}: {result.documents} documents, {how} ({result.path})"]
     if result.changed:
         lines.append(

@@ -72,3 +72,8 @@ def read_docs(split: str, settings: Mapping[str, Any]) -> PictureDocs:
 def prompt_of(doc: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """What is asked, the same of every picture."""
     return str(settings["prompt"])
+
+
+def target_of(doc: Mapping[str, Any]) -> str:
+    """The reference caption, which stands as the target in sample logs."""
+    return str(doc["caption"])

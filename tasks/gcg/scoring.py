@@ -55,7 +55,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     """
     size = (doc["height"], doc["width"])
     said = read_prediction(parse_masks_json(reply, size), size)
-    targets = [decode_rle(rle) for rle in doc["masks"]]
+    targets = [decode_rle(rle, size) for rle in doc["masks"]]
     pairs = gcg.pair_counts(targets, said.masks).of_columns(said.order)
     captions = {"image_id": doc["image_id"], "caption": said.caption, "reference": doc["caption"]}
     table = {

@@ -49,8 +49,3 @@ def score(doc: PictureDoc, results: list[Any]) -> dict[str, Any]:
 def image_of(doc: PictureDoc) -> list[Any]:
     """The picture of a document as PIL RGB."""
     return [doc["image"]]
-
-
-def caption_of(doc: PictureDoc) -> str:
-    """The reference caption, which stands as the target in sample logs."""
-    return str(doc["caption"])

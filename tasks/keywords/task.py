@@ -52,11 +52,3 @@ class KeywordSelection(NarrativeTask):
 def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
     """Counts of one narrative, with its ``noun_chunks`` if it has some."""
     return SampleScores(scoring.score_reply(doc, reply_of(results)))
-
-
-def prompt_of(doc: PngDoc) -> str:
-    """What is asked, in words, for models that read a prompt; ``flmm_*`` models are fed the narrative itself."""
-    return (
-        "Which words of this description name things that can be seen in the image? Answer with masks JSON whose "
-        f"phrases have their spans in it: {doc['text'].strip()}"
-    )

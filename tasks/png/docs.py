@@ -114,6 +114,11 @@ def prompt_of(doc: Mapping[str, Any]) -> str:
     )
 
 
+def target_of(doc: Mapping[str, Any]) -> str:
+    """What stands as the target in sample logs."""
+    return "; ".join(doc["expressions"])
+
+
 def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
     """The target mask of each item, ``bool[H, W]`` in the image frame.
 
@@ -122,9 +127,10 @@ def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
     Raises:
         BadAnnotation: The map is missing, damaged or of another size.
     """
+    size = (doc["height"], doc["width"])
     if "masks" in doc:
-        return [decode_rle(rle) for rle in doc["masks"]]
-    segments = read_panoptic_map(doc["map_path"], (doc["height"], doc["width"]))
+        return [decode_rle(rle, size) for rle in doc["masks"]]
+    segments = read_panoptic_map(doc["map_path"], size)
     return [phrase_mask(segments, ids) for ids in doc["segment_ids"]]
 
 

@@ -121,8 +121,3 @@ def score(doc: PngDoc, results: list[Any]) -> dict[str, Any]:
 def image_of(doc: PngDoc) -> list[Any]:
     """The picture of a document as PIL RGB, for models that ask the task for it."""
     return [doc["image"]]
-
-
-def phrases_of(doc: PngDoc) -> str:
-    """What stands as the target in sample logs."""
-    return "; ".join(doc["expressions"])

@@ -76,3 +76,8 @@ def prompt_of(doc: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """The query in the words of its kind."""
     # Not `format`: a query may have braces of its own.
     return str(settings["long" if doc["is_sentence"] else "short"]).replace(_PLACE, doc["query"])
+
+
+def target_of(doc: Mapping[str, Any]) -> str:
+    """The query, which stands as the target in sample logs; the target mask is in the document."""
+    return str(doc["query"])

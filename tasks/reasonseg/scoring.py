@@ -37,7 +37,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
     """
     size = (doc["height"], doc["width"])
     prediction, usable = read_prediction(reply, size)
-    item = reasonseg.reason_counts(prediction, decode_rle(doc["mask"]), decode_rle(doc["ignore"]))
+    item = reasonseg.reason_counts(prediction, decode_rle(doc["mask"], size), decode_rle(doc["ignore"], size))
     if not usable and item.union == 0:
         item = item._replace(union=1)  # a failed request is no right empty mask
     counts = {"I": [item.intersection], "U": [item.union], "pixels": item.pixels}

@@ -33,8 +33,3 @@ def score(doc: PictureDoc, results: list[Any]) -> dict[str, Any]:
 def image_of(doc: PictureDoc) -> list[Any]:
     """The picture of a document as PIL RGB."""
     return [doc["image"]]
-
-
-def query_of(doc: PictureDoc) -> str:
-    """The query, which stands as the target in sample logs; the target mask is in the document."""
-    return str(doc["query"])

@@ -96,6 +96,11 @@ def prompt_of(doc: Mapping[str, Any]) -> str:
     return f"Segment each of these in the image and answer with one mask per line, in this order:\n{listed}"
 
 
+def target_of(doc: Mapping[str, Any]) -> str:
+    """What stands as the target in sample logs; the target masks are in the document."""
+    return "; ".join(doc["expressions"])
+
+
 def _picture_docs(dataset: ReferDataset) -> Iterator[dict[str, Any]]:
     """One document per picture, pictures in the order of their first ref."""
     by_picture: dict[int, list[ReferItem]] = {}

@@ -35,8 +35,8 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         "items"}``; for ``items``, ``errors`` and ``complete`` a ``{"count"}``, the last with the split's
         ``{"expected"}`` size.
     """
-    targets = [decode_rle(rle) for rle in doc["masks"]]
     size = (doc["height"], doc["width"])
+    targets = [decode_rle(rle, size) for rle in doc["masks"]]
     predictions = match_masks(parse_masks_json(reply, size), doc["expressions"], size)
     counts = count_items(predictions, targets)
     pixels = {"I": [item.intersection for item in counts], "U": [item.union for item in counts]}

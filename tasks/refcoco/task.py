@@ -101,8 +101,3 @@ def score(doc: ReferDoc, results: list[Any]) -> dict[str, Any]:
 def image_of(doc: ReferDoc) -> list[Any]:
     """The picture of a document as PIL RGB, for models that ask the task for it."""
     return [doc["image"]]
-
-
-def expressions_of(doc: ReferDoc) -> str:
-    """What stands as the target in sample logs; the target masks are in the document."""
-    return "; ".join(doc["expressions"])

@@ -95,3 +95,8 @@ def read_docs(split: str, settings: Mapping[str, Any]) -> VisCotDocs:
 def prompt_of(doc: Mapping[str, Any]) -> str:
     """What is asked in one go; where a second look is asked for, ``flmm_*`` models read question and instruction."""
     return f"{doc['question']}{doc['instruction']}"
+
+
+def target_of(doc: Mapping[str, Any]) -> str:
+    """The reference answer, which stands as the target in sample logs."""
+    return str(doc["answer"])

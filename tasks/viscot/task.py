@@ -117,8 +117,3 @@ def score(doc: VisCotDoc, results: list[Any]) -> dict[str, Any]:
 def image_of(doc: VisCotDoc) -> list[Any]:
     """The picture of a document as PIL RGB."""
     return [doc["image"]]
-
-
-def answer_of(doc: VisCotDoc) -> str:
-    """The reference answer."""
-    return str(doc["answer"])

@@ -173,6 +173,138 @@ def test_a_log_of_another_task_is_refused(write: Callable[..., Path]) -> None:
         rescore(write("flmm_reasonseg_test", REASONSEG), task="flmm_gcg_vall")
 
 
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("flmm_reasonseg_val", "is a log of flmm_reasonseg_test by its name"),
+        ("flmm_refcoco_val", "flmm_reasonseg_test"),
+    ],
+)
+def test_a_log_is_of_the_task_that_its_name_says(write: Callable[..., Path], task: str, said: str) -> None:
+    with pytest.raises(BadAnnotation, match=said):
+        rescore(write("flmm_reasonseg_test", REASONSEG), task=task)
+    renamed = write("flmm_mine", REASONSEG)
+    assert rescore(renamed, "flmm_reasonseg_test", QUICK).documents == 6
+
+
+def test_a_metric_that_the_run_did_not_log_is_no_other_task_s(write: Callable[..., Path]) -> None:
+    without = [{name: one for name, one in line.items() if name != "gIoU"} for line in REFCOCO]
+    path = write("flmm_refcoco_val", without)
+    with pytest.raises(BadAnnotation, match="the run logged no gIoU") as raised:
+        rescore(path, options=Options(source="counts", metrics=("gIoU",)))
+    assert "is it a log" not in str(raised.value)
+    with pytest.raises(BadAnnotation, match="is it a log of flmm_gcg_val"):
+        rescore(write("flmm_gcg_val", [{"doc_id": 0, "filtered_resps": "x"}]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line["reference"].update(size=None),
+        lambda line: line["reference"].update(size=["a", 10]),
+        lambda line: line["reference"].update(masks=[{"size": [1e999, 2], "counts": "0"}]),
+        lambda line: line.update(reference=5),
+        lambda line: line.pop("filtered_resps"),
+        lambda line: line["complete"].update(expected="x") or line.update(complete=None),
+    ],
+)
+def test_damaged_references_name_their_document(
+    write: Callable[..., Path], damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    lines = json.loads(json.dumps(REFCOCO))
+    damage(lines[2])
+    with pytest.raises(BadAnnotation, match="document 3"):
+        rescore(write("flmm_refcoco_val", lines), options=QUICK)
+
+
+def test_damaged_counts_are_named(write: Callable[..., Path]) -> None:
+    lines = json.loads(json.dumps(REFCOCO))
+    lines[2]["cIoU"] = 5
+    with pytest.raises(BadAnnotation, match="cIoU"):
+        rescore(write("flmm_refcoco_val", lines), options=Options(source="counts"))
+
+
+# --- logs of --predict_only ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small data root of every benchmark that is read from files."""
+    from flmm_plugin.tiny.layouts import write_refer
+    from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
+    from flmm_plugin.tiny.layouts_png import write_png
+    from flmm_plugin.tiny.layouts_viscot import write_viscot
+
+    root = tmp_path / "data"
+    write_refer(root, scenes=3)
+    write_png(root, scenes=3)
+    write_grandf(root, scenes=3, splits=("val",))
+    write_reasonseg(root, scenes=3, splits=("val",))
+    write_viscot(root, scenes=3, names=("sroie",))
+    monkeypatch.setenv("FLMM_DATA", str(root))
+    monkeypatch.setenv("FLMM_SENTENCE_ENCODER", "words")
+    return root
+
+
+def predicted(task: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A log of ``--predict_only`` as lmms-eval writes it, one request failed; and the numbers of a scored run."""
+    from flmm_plugin.tasks.plain_task import PlainTask
+
+    plain = PlainTask(task)
+    lines = []
+    for number, doc in enumerate(plain.docs):
+        said: Any = json.dumps({"text": "a red circle", "masks": [encode_rle(np.eye(224, dtype=bool))]})
+        if number == 1:
+            said = None
+        target = plain.target(doc)
+        lines.append({"doc_id": number, "target": target, "filtered_resps": said, "bypass": [[target], [said]]})
+    scores = [plain.score(doc, line["filtered_resps"]) for doc, line in zip(plain.docs, lines, strict=True)]
+    return lines, plain.numbers(scores)
+
+
+FAMILIES = ("flmm_refcoco_val", "flmm_refcoco_val_per_sentence", "flmm_png", "flmm_keywords", "flmm_reasonseg_val",
+            "flmm_gcg_val", "flmm_viscot_sroie", "flmm_viscot_sroie_direct")  # fmt: skip
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_predictions_alone_are_scored_from_the_data_set(
+    world: Path, write: Callable[..., Path], task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # METEOR and CIDEr need Java
+    lines, numbers = predicted(task)
+    path = write(task, lines)
+    result = rescore(path, options=Options(resamples=0))
+    found = {score.metric: score.value for score in result.scores if score.value is not None}
+    assert result.source == "data"
+    assert {name: found[name] for name in numbers} == numbers
+    assert found["errors"] > 0
+    assert found["complete"] == 0
+    with pytest.raises(UnknownArgument, match="has no counts"):
+        rescore(path, options=Options(source="counts"))
+    monkeypatch.setenv("FLMM_DATA", str(world / "nothing"))
+    with pytest.raises(DataNotFound, match="--predict_only"):
+        rescore(path)
+    monkeypatch.setenv("FLMM_DATA", str(world))
+    lines[0]["target"] = "another"
+    with pytest.raises(BadAnnotation, match="does FLMM_DATA name"):
+        rescore(write(task, lines))
+
+
+@pytest.mark.parametrize("task", ["flmm_pope_direct", "flmm_tiny_mme", "flmm_tiny_choice"])
+def test_data_that_the_harness_reads_is_said(write: Callable[..., Path], task: str) -> None:
+    lines = [{"doc_id": 0, "target": "yes", "filtered_resps": "yes", "bypass": [["yes"], ["yes"]]}]
+    with pytest.raises(UnknownArgument, match="without --predict_only"):
+        rescore(write(task, lines))
+
+
+def test_predictions_of_other_data_are_refused(world: Path, write: Callable[..., Path]) -> None:
+    path = write("flmm_reasonseg_val", predicted("flmm_reasonseg_val")[0])
+    results = {"configs": {"flmm_reasonseg_val": {"metadata": {"annotations": "sha256:other"}}}}
+    path.with_name("20260101_000000_results.json").write_text(json.dumps(results))
+    with pytest.raises(BadAnnotation, match="another one than the run's"):
+        rescore(path)
+
+
 # --- task files ----------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +364,30 @@ def test_the_command_names_the_fix(
     other.write_text(path.read_text())
     assert main(["score", *(word.format(path=path, other=other) for word in words)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_one_bad_log_of_several_is_named_and_the_others_are_scored(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = write("flmm_refcoco_val", REFCOCO), write("flmm_reasonseg_test", REASONSEG)
+    bad.write_text(bad.read_text()[:-30])
+    assert main(["score", str(good.parent), "--resamples", "0"]) == 2
+    said = capsys.readouterr()
+    assert "flmm_refcoco_val: 6 documents" in said.out
+    assert "BadAnnotation" in said.err
+    assert "line 6 is cut" in said.err
+    assert main(["score", str(good.parent), "--resamples", "0", "--json"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 1
+
+
+def test_a_metric_that_was_asked_for_and_is_not_there_is_a_failure(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    path = write("flmm_gcg_val", GCG)
+    assert main(["score", str(path), "--metrics", "METEOR,mIoU", "--resamples", "0"]) == 2
+    assert "no METEOR" in capsys.readouterr().err
+    assert main(["score", str(path), "--resamples", "0"]) == 0
 
 
 @pytest.mark.parametrize("words", [["--level", "95"], ["--resamples", "many"], ["--from", "memory"]])

@@ -1,0 +1,66 @@
+"""Logs of ``--predict_only``: replies without what they are compared with, which is read from the data set again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.tasks.plain_task import PlainTask
+from flmm_plugin.tasks.sample_scores import reply_of
+
+Record = Mapping[str, Any]
+
+#: What lmms-eval logs in place of all metrics.
+_IN_PLACE_OF_SCORES = "bypass"
+
+
+def is_unscored(line: Record) -> bool:
+    """Whether a line of a log was written with ``--predict_only``."""
+    return _IN_PLACE_OF_SCORES in line and "reference" not in line
+
+
+def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, quiet: bool) -> list[Record]:
+    """The lines with what a run without ``--predict_only`` would have logged.
+
+    Args:
+        lines: Of a log.
+        path: The log, to be named in errors.
+        task: Whose.
+        annotations: Hash of the annotation files of the run, "" if that is not known.
+        quiet: Whether to draw no bar.
+
+    Raises:
+        UnknownArgument: The task's data is read by its harness.
+        DataNotFound: The data set is not here.
+        BadAnnotation: The log is of other data.
+    """
+    left_out = f"{path.name} was written with --predict_only, which leaves out what replies are compared with"
+    try:
+        plain = PlainTask(task)
+    except UnknownArgument as exc:
+        raise UnknownArgument(
+            f"{left_out}, and lmms-eval alone reads the data of {task}: run the same line without --predict_only (with "
+            "--use_cache FOLDER in both, the answers are not made again)"
+        ) from exc
+    except DataNotFound as exc:
+        raise DataNotFound(f"{left_out}; it is read from the data set, and there is {exc}") from exc
+    if annotations and plain.annotations and annotations != plain.annotations:
+        raise BadAnnotation(
+            f"{left_out}; the data set here is another one than the run's ({plain.annotations[:14]}, not "
+            f"{annotations[:14]}): set FLMM_DATA to the run's"
+        )
+    found = []
+    for line in tqdm(lines, desc=task, unit="doc", disable=quiet):
+        place = line["doc_id"]
+        if not 0 <= place < len(plain.docs) or plain.target(plain.docs[place]) != line.get("target"):
+            raise BadAnnotation(
+                f"{left_out}; document {place} is not that of {task} in the data set here: is it a log of that task, "
+                "and does FLMM_DATA name the run's data?"
+            )
+        said = reply_of(line.get("filtered_resps"))
+        found.append({**line, **plain.score(plain.docs[place], said)})
+    return found
