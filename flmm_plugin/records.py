@@ -145,7 +145,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> B
     """Inverse of `encode_rle`; also reads uncompressed counts (a list of run lengths).
 
     Args:
-        rle: The code.
+        rle: ``{"size": [H, W], "counts": text or list of run lengths}``.
         size: ``(H, W)`` that it must have; None: any.
 
     Raises:
@@ -159,7 +159,7 @@ def checked_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> 
     """A run-length code in either of COCO's forms as `encode_rle` writes it; no pixel is decoded.
 
     Args:
-        rle: The code.
+        rle: ``{"size": [H, W], "counts": text or list of run lengths}``.
         size: ``(H, W)`` that it must have; None: any.
 
     Raises:
@@ -205,7 +205,7 @@ def parse_masks_json(reply: Any, size: tuple[int, int] | None = None) -> MasksRe
     an error record, a JSON object that was cut or cannot be read, and what is no text have no ``text`` either.
 
     Args:
-        reply: What a model answered.
+        reply: The answer of a model, of whatever type.
         size: ``(H, W)`` of the picture, where it is known: a hundred masks of it are read however large it is. All
             other replies may claim `LARGEST_MASK` pixels in all.
     """
@@ -245,7 +245,7 @@ def answer_of(reply: Any) -> str | None:
 
 
 def _is_other_object(reply: str) -> bool:
-    """Whether a reply is a JSON object that is no masks reply: words that happen to stand in braces."""
+    """Tell a JSON object that is no masks reply: words that happen to stand in braces."""
     try:
         content = json.loads(reply)
     except (ValueError, RecursionError):

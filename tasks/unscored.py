@@ -19,17 +19,17 @@ _IN_PLACE_OF_SCORES = "bypass"
 
 
 def is_unscored(line: Record) -> bool:
-    """Whether a line of a log was written with ``--predict_only``."""
+    """Tell a line that was written with ``--predict_only``."""
     return _IN_PLACE_OF_SCORES in line and "reference" not in line
 
 
 def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, quiet: bool) -> list[Record]:
-    """The lines with what a run without ``--predict_only`` would have logged.
+    """Add to the lines what a run without ``--predict_only`` would have logged.
 
     Args:
-        lines: Of a log.
+        lines: All lines of one log.
         path: The log, to be named in errors.
-        task: Whose.
+        task: Name of the task that was run.
         annotations: Hash of the annotation files of the run, "" if that is not known.
         quiet: Whether to draw no bar.
 

@@ -176,7 +176,7 @@ class VisCotDataset(Sequence[VisCotItem]):
 
     @property
     def boxes_from(self) -> dict[str, int]:
-        """How many boxes are from which file."""
+        """Count the boxes from each file: ``{"benchmark_det": n, "benchmark": m}``, without zeros."""
         return dict(Counter(item.box_from for item in self._items))
 
     @property
@@ -253,7 +253,7 @@ def _json(content: bytes, path: Path) -> list[Any]:
 
 
 class _Region(NamedTuple):
-    """What a line of ``benchmark_det`` says: (H, W) of the picture, and the box."""
+    """One line of ``benchmark_det``: (H, W) of the picture, and the box."""
 
     size: tuple[int, int]
     box: Box

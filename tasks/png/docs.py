@@ -115,7 +115,7 @@ def prompt_of(doc: Mapping[str, Any]) -> str:
 
 
 def target_of(doc: Mapping[str, Any]) -> str:
-    """What stands as the target in sample logs."""
+    """Name the phrases, which stand as the target in sample logs."""
     return "; ".join(doc["expressions"])
 
 

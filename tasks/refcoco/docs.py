@@ -97,7 +97,7 @@ def prompt_of(doc: Mapping[str, Any]) -> str:
 
 
 def target_of(doc: Mapping[str, Any]) -> str:
-    """What stands as the target in sample logs; the target masks are in the document."""
+    """Name the expressions, which stand as the target in sample logs; the target masks are in the document."""
     return "; ".join(doc["expressions"])
 
 
