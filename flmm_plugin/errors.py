@@ -44,7 +44,7 @@ class BadCheckpoint(FlmmError):
 
 
 class UnsafePickle(FlmmError):
-    """A pickle that wants to import something; nothing of it was executed."""
+    """A pickle that wants to import something or to claim more memory than it holds; nothing of it was executed."""
 
 
 class DataNotFound(FlmmError):

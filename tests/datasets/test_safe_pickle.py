@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import os
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,76 @@ def test_a_pickle_cut_anywhere_is_a_bad_annotation(tmp_path: Path, protocol: int
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match="absent"):
         load_data_pickle(tmp_path / "absent.p")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]q\x00" + b"".join(b"]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, 60)) + b".",
+        b"\x80\x02](X\x40\x42\x0f\x00" + b"a" * 10**6 + b"q\x00" + b"h\x00" * 10**6 + b"e.",
+        b"\x80\x02](](" + b"K\x01" * 10**5 + b"eq\x00" + b"h\x00" * 10**5 + b"e.",
+        b"\x80\x02]q\x00h\x00a.",
+        b"\x80\x02]q\x00(h\x00h\x00e.",
+        b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
+        b"\x80\x02K\x01" + b"\x85" * 10**5 + b".",
+        b"\x80\x02}K\x01" + b"\x85" * 10**6 + b"K\x01s.",
+        b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+    ],
+    ids=[
+        "doubled",
+        "long text",
+        "long list",
+        "itself",
+        "itself twice",
+        "itself in a dict",
+        "deep tuples",
+        "deep key",
+        "deep lists",
+    ],
+)
+def test_what_stands_for_more_than_it_holds_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UnsafePickle, match="official source"):
+        load_data_pickle(written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]r\xff\xff\xff\xff.",
+        b"(lp4294967295\n.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f].",
+        b"\x80\x04\x8d\xff\xff\xff\xff\x0f\x00\x00\x00a.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\x0f\x00\x00\x00a.",
+        b"\x80\x05\x96\xff\xff\xff\xff\x0f\x00\x00\x00a.",
+        b"\x80\x02T\xff\xff\xff\x7fa.",
+        b"\x80\x02X\xff\xff\xff\x7fa.",
+        b"\x80\x02\x8b\xff\xff\xff\x7fa.",
+    ],
+    ids=["memo", "memo in text", "frame", "text", "bytes", "byte array", "old text", "short text", "number"],
+)
+def test_numbers_in_a_small_file_claim_no_memory(tmp_path: Path, content: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(BadAnnotation):
+            assert load_data_pickle(written(tmp_path, content)) == []
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_lists_that_are_shared_a_few_times_are_read(tmp_path: Path) -> None:
+    tokens = ["a", "red", "circle"]
+    refs = [{"sentences": [{"tokens": tokens, "raw": "x"}] * 3, "split": "val"} for _ in range(50)]
+    assert load_data_pickle(written(tmp_path, pickle.dumps(refs, 2))) == refs
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_changed_bytes_are_read_or_named(tmp_path: Path, protocol: int) -> None:
+    rng = np.random.default_rng(protocol)
+    content = np.frombuffer(pickle.dumps(DATA * 2, protocol), dtype=np.uint8)
+    for _ in range(300):
+        changed = content.copy()
+        places = rng.integers(0, len(content), int(rng.integers(1, 5)))
+        changed[places] = rng.integers(0, 256, len(places))
+        with contextlib.suppress(BadAnnotation, UnsafePickle):
+            load_data_pickle(written(tmp_path, changed.tobytes()))
