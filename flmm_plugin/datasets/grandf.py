@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.data.prepared import items_of
-from flmm_plugin.datasets.json_files import STRANGE, read_json
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root, segmentation_rle
+from flmm_plugin.datasets.json_files import STRANGE, inside, name_of, read_json, size_of, text_of
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.datasets.segmentations import has_pixels, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation
 
@@ -96,11 +97,7 @@ class GranDfDataset(Sequence[GranDfItem]):
             GranDfItem,
             lambda: (_join(_read(self.caption_path), _read(self.mask_path), self), None),
         ).items
-        self.notes = tuple(
-            f"picture {item.image_id} has {len(item.labels)} labels and {len(item.masks)} masks"
-            for item in self._items
-            if len(item.labels) != len(item.masks)
-        )
+        self.notes = tuple(note for item in self._items for note in _odd(item))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -131,7 +128,7 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
         if str(annotation.get("id")) in known:
             raise BadAnnotation(f"{where} is there twice; fetch the file again")
         known.add(str(annotation.get("id")))
-        image_id = str(annotation.get("image_id"))
+        image_id = _id(annotation, "image_id", where)
         if image_id not in images:
             raise BadAnnotation(
                 f"{where} is of picture {image_id}, which {data.caption_path} does not have; take both files of one "
@@ -144,9 +141,9 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
         if image_id not in captioned:
             raise BadAnnotation(f"picture {image_id} of {data.caption_path} has no caption; fetch the file again")
         try:
-            caption, height, width = captioned[image_id], int(image["height"]), int(image["width"])
-            told, labels = caption["caption"], caption["labels"]
-            if not isinstance(told, str) or not isinstance(labels, list) or not all(map(_is_text, labels)):
+            caption, (height, width) = captioned[image_id], size_of(image)
+            labels = caption["labels"]
+            if not isinstance(labels, list) or not all(isinstance(one, str) for one in (caption["caption"], *labels)):
                 raise ValueError("`caption` is a text and `labels` a list of texts")
             codes = [
                 segmentation_rle(one["segmentation"], height, width, f"annotation {one.get('id')} of {data.mask_path}")
@@ -154,11 +151,11 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
             ]
             yield GranDfItem(
                 image_id=image_id,
-                image_path=data.picture_folder / str(image.get("file_name") or f"{image_id}.jpg"),
+                image_path=inside(data.picture_folder, image.get("file_name", f"{image_id}.jpg")),
                 height=height,
                 width=width,
-                caption=told,
-                labels=tuple(labels),
+                caption=text_of(caption["caption"]),
+                labels=tuple(map(text_of, labels)),
                 masks=tuple(codes),
             )
         except STRANGE as exc:
@@ -168,14 +165,30 @@ def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDat
             ) from exc
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _odd(item: GranDfItem) -> Iterator[str]:
+    if len(item.labels) != len(item.masks):
+        yield f"picture {item.image_id} has {len(item.labels)} labels and {len(item.masks)} masks"
+    for place, code in enumerate(item.masks):
+        if not has_pixels(code):
+            yield f"mask {place} of picture {item.image_id} has no pixel"
+    for place, label in enumerate(item.labels):
+        if not label.strip():
+            yield f"label {place} of picture {item.image_id} has no words"
+    if not item.caption.strip():
+        yield f"the caption of picture {item.image_id} has no words"
+
+
+def _id(row: Mapping[str, Any], key: str, where: str) -> str:
+    try:
+        return name_of(row[key])
+    except STRANGE as exc:
+        raise BadAnnotation(f"{where} has no {key} ({exc!r}); fetch the file again") from exc
 
 
 def _by_image(rows: list[dict[str, Any]], key: str, path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        image_id = str(row.get(key))
+        image_id = _id(row, key, f"an entry of {path}")
         if image_id in found:
             raise BadAnnotation(
                 f"{path}: two entries have {key} {image_id}, every picture has one; fetch the file again"

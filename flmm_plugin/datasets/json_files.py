@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.errors import BadAnnotation
+from flmm_plugin.errors import BadAnnotation, DataNotFound
+from flmm_plugin.records import LARGEST_MASK
+
+#: Pixels from the corner beyond which no point of a picture lies; drawing such a shape would fill the memory.
+FARTHEST = 1e6
 
 #: What ``int``, ``float``, look-ups and unpacking raise on a record of another form; 1e400 is an infinite float.
 STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
@@ -21,8 +26,13 @@ def read_json(path: Path, fallback: str | None = None) -> Any:
 
     Raises:
         BadAnnotation: Another encoding, cut short, nested beyond reason, or no JSON.
+        DataNotFound: It cannot be read.
     """
-    return parsed_json(path.read_bytes(), f"{path}", fallback)
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise DataNotFound(f"{path} cannot be read: {exc}") from exc
+    return parsed_json(raw, f"{path}", fallback)
 
 
 def parsed_json(raw: bytes, where: str, fallback: str | None = None) -> Any:
@@ -51,3 +61,56 @@ def _text(raw: bytes, where: str, fallback: str | None) -> str:
         raise BadAnnotation(
             f"{where} is {said} {known} ({first}); it was converted on its way, fetch the file again"
         ) from first
+
+
+# Fields of a record. What is of another kind raises one of `STRANGE`: ``int`` and ``str`` would make something of it.
+
+
+def whole(value: Any) -> int:
+    """Read a whole number: 5, 5.0 or "5".
+
+    >>> whole("5")
+    5
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)
+
+
+def coordinate(value: Any) -> float:
+    """Read a coordinate in pixels: finite, and near a picture."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise ValueError(f"{value!r} is no finite number")
+    if abs(value) >= FARTHEST:
+        raise ValueError(f"a point is {value:g} pixels away")
+    return float(value)
+
+
+def size_of(record: Any) -> tuple[int, int]:
+    """Read ``height`` and ``width`` of a picture, at least 1 pixel each."""
+    height, width = whole(record["height"]), whole(record["width"])
+    if not (0 < height < FARTHEST and 0 < width < FARTHEST and height * width <= LARGEST_MASK):
+        raise ValueError(f"a picture of {height} x {width} pixels")
+    return height, width
+
+
+def name_of(value: Any) -> str:
+    """Read an id that is a text or a whole number."""
+    return text_of(value) if isinstance(value, str) else str(whole(value))
+
+
+def text_of(value: Any) -> str:
+    """Read a text that can be written as UTF-8."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    value.encode()
+    return value
+
+
+def inside(folder: Path, name: Any) -> Path:
+    """Read the name of a file as its place in a folder."""
+    if not text_of(name) or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ValueError(f"{name!r} names no file in {folder}")
+    return folder / str(name)

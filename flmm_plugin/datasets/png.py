@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flmm_plugin.data.prepared import items_of
-from flmm_plugin.datasets.json_files import STRANGE, read_json
+from flmm_plugin.datasets.json_files import STRANGE, name_of, read_json, size_of, text_of, whole
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
@@ -207,23 +207,22 @@ class PngDataset(Sequence[Narrative]):
         """The target of each phrase, ``bool[H, W]`` in the image frame.
 
         Raises:
-            BadAnnotation: The panoptic map is damaged or of another size than its annotation says.
+            BadAnnotation: The panoptic map is damaged, of another size than its annotation says, or lacks a segment.
         """
         if self._map is None or self._map[0] != narrative.map_path:
             # One narrative after the other is often of the same picture.
             size = (narrative.height, narrative.width)
             self._map = (narrative.map_path, read_panoptic_map(narrative.map_path, size))
-        segments = self._map[1]
-        return [phrase_mask(segments, phrase.segment_ids) for phrase in narrative.phrases]
+        return phrase_masks(self._map[1], [phrase.segment_ids for phrase in narrative.phrases], narrative.map_path)
 
     def _add(
         self, index: int, one: Any, pictures: Mapping[int, _Panoptic], maps: frozenset[str], reading: _Reading
     ) -> None:
         try:
-            image_id, annotator = int(one["image_id"]), str(one.get("annotator_id", ""))
-            utterances = tuple(_text(segment["utterance"]) for segment in one["segments"])
-            ids = [[int(number) for number in segment["segment_ids"]] for segment in one["segments"]]
-            plural = [bool(segment.get("plural", False)) for segment in one["segments"]]
+            image_id, annotator = whole(one["image_id"]), name_of(one.get("annotator_id", ""))
+            utterances = tuple(text_of(segment["utterance"]) for segment in one["segments"])
+            ids = [[whole(number) for number in segment["segment_ids"]] for segment in one["segments"]]
+            plural = [_flag(segment.get("plural", False)) for segment in one["segments"]]
         except STRANGE as exc:
             return reading.note("a field is missing or strange", f"narrative {index} ({exc!r})")
         where, asked = f"narrative {index} (image {image_id})", sum(map(bool, ids))
@@ -296,6 +295,25 @@ def phrase_mask(segments: npt.NDArray[np.int64], segment_ids: Sequence[int]) -> 
     return np.isin(segments, list(segment_ids))
 
 
+def phrase_masks(
+    segments: npt.NDArray[np.int64], phrases: Sequence[Sequence[int]], path: str | os.PathLike[str]
+) -> list[BoolMask]:
+    """`phrase_mask` of several phrases of one map.
+
+    Args:
+        segments: The map, ``[H, W]``.
+        phrases: The segments of each phrase.
+        path: The map's file, for messages.
+
+    Raises:
+        BadAnnotation: A segment has no pixel: nothing, or too little, would be the target.
+    """
+    for number in dict.fromkeys(number for phrase in phrases for number in phrase):
+        if not (segments == number).any():
+            raise BadAnnotation(f"panoptic map {path} has no pixel of segment {number}; take files of one release")
+    return [phrase_mask(segments, phrase) for phrase in phrases]
+
+
 def _phrase(
     where: str,
     piece: int,
@@ -326,31 +344,31 @@ def _read_panoptic(path: Path, reading: _Reading) -> dict[int, _Panoptic]:
     """Every picture that the panoptic annotation has, by id."""
     content = read_json(path)
     try:
-        is_thing = {int(one["id"]): bool(one["isthing"]) for one in content["categories"]}
-        sizes = {int(one["id"]): (int(one["height"]), int(one["width"])) for one in content["images"]}
+        is_thing = {whole(one["id"]): _flag(one["isthing"]) for one in content["categories"]}
+        sizes = {whole(one["id"]): size_of(one) for one in content["images"]}
         pictures: dict[int, _Panoptic] = {}
         for one in content["annotations"]:
-            image_id = int(one["image_id"])
+            image_id = whole(one["image_id"])
             if image_id in pictures:
                 reading.note("picture is annotated twice, the first time counts", f"image {image_id}")
                 continue
             things: dict[int, bool] = {}
             for segment in one["segments_info"]:
-                number = int(segment["id"])
+                number = whole(segment["id"])
                 if number in things:
                     reading.note("segment is listed twice, the first time counts", f"image {image_id}, {number}")
                     continue
-                things[number] = is_thing[int(segment["category_id"])]
-            pictures[image_id] = _Panoptic(str(one["file_name"]), *sizes[image_id], things)
+                things[number] = is_thing[whole(segment["category_id"])]
+            pictures[image_id] = _Panoptic(text_of(one["file_name"]), *sizes[image_id], things)
     except STRANGE as exc:
         raise BadAnnotation(f"{path} is not a COCO panoptic annotation ({exc!r}); fetch it again") from exc
     return pictures
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"utterance {value!r} is no text")
-    return value
+def _flag(value: Any) -> bool:
+    if value not in (True, False):  # also 1 and 0, as COCO has them
+        raise ValueError(f"{value!r} is neither true nor false")
+    return bool(value)
 
 
 def _names(folder: Path) -> frozenset[str]:

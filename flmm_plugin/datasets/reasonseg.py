@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ import cv2
 import numpy as np
 
 from flmm_plugin.data.prepared import items_of
-from flmm_plugin.datasets.json_files import STRANGE, read_json
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, FARTHEST, data_root
+from flmm_plugin.datasets.json_files import STRANGE, coordinate, read_json, text_of
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation, image_size
 from flmm_plugin.records import BoolMask
@@ -42,6 +43,7 @@ ORIENTATION: Orientation = "upright"
 
 _FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg", "reasonseg")
 _TARGET, _IGNORE = 1, 255
+_NO_TARGET = "no shape of the target has a pixel in the picture, so that an empty mask is right"
 _SOURCE = "LISA's data release (ReasonSeg, linked from https://github.com/dvlab-research/LISA)"
 
 
@@ -99,13 +101,17 @@ class ReasonSegDataset(Sequence[ReasonSegItem]):
                 f"{len(lonely)} pictures in {self.folder} have no JSON beside them, the first is {lonely[0]}.jpg; "
                 "unpack the archive again"
             )
-        self._items: tuple[ReasonSegItem, ...] = items_of(
-            self.root,
-            f"reasonseg-{split}",
-            (self.folder, *self.annotation_paths),
-            ReasonSegItem,
-            lambda: (map(_item, self.annotation_paths), None),
-        ).items
+        prepared = items_of(
+            self.root, f"reasonseg-{split}", (self.folder, *self.annotation_paths), ReasonSegItem, self._read
+        )
+        self._items: tuple[ReasonSegItem, ...] = prepared.items
+        #: Targets without a pixel, which an empty mask would match.
+        self.problems: tuple[Problem, ...] = tuple(Problem(*facts) for facts in prepared.extra)
+
+    def _read(self) -> tuple[list[ReasonSegItem], list[Any]]:
+        """The pairs of files, and what is odd about them."""
+        items = [_item(path) for path in self.annotation_paths]
+        return items, [astuple(Problem(_NO_TARGET, item.name)) for item in items if not item.masks()[0].any()]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -154,7 +160,7 @@ def draw_shapes(
         cv2.fillPoly(canvas, [points], (value,))
         return canvas
 
-    areas = [int(drawn(np.zeros((height, width), np.uint8), points, 1).sum()) for _, points in outlines]
+    areas = [cv2.countNonZero(drawn(np.zeros((height, width), np.uint8), points, 1)) for _, points in outlines]
     canvas = np.zeros((height, width), np.uint8)
     # Of two shapes of one size, the earlier one in the file is drawn over the other, as in the benchmark's reader.
     for index in np.argsort(areas, kind="stable")[::-1]:
@@ -188,7 +194,7 @@ def _item(path: Path) -> ReasonSegItem:
         queries, is_sentence = content["text"], content["is_sentence"]
         if not isinstance(queries, list) or not isinstance(is_sentence, bool):
             raise ValueError("`text` is a list of queries and `is_sentence` is true or false")
-        if not isinstance(queries[0], str) or not queries[0].strip():
+        if not isinstance(queries[0], str) or not text_of(queries[0]).strip():
             raise ValueError("the first query of `text` has no words")
         return ReasonSegItem(
             name=path.stem,
@@ -204,12 +210,15 @@ def _item(path: Path) -> ReasonSegItem:
 
 
 def _shape(shape: Mapping[str, Any]) -> tuple[str, tuple[tuple[float, float], ...]]:
-    points = tuple((float(x), float(y)) for x, y in shape["points"])
-    if not points or not (np.abs(points) < FARTHEST).all():
-        raise ValueError(f"a shape with label {shape['label']!r} has no finite points near a picture")
+    try:
+        points = tuple((coordinate(x), coordinate(y)) for x, y in shape["points"])
+    except STRANGE as exc:
+        raise ValueError(f"a shape with label {shape['label']!r} has no finite points near a picture: {exc}") from exc
+    if not points:
+        raise ValueError(f"a shape with label {shape['label']!r} has no finite points")
     if not isinstance(shape["label"], str):
         raise ValueError(f"the label of a shape is a text, not {shape['label']!r}")
-    return shape["label"], points
+    return text_of(shape["label"]), points
 
 
 def _folder(root: Path, split: str) -> Path:

@@ -18,17 +18,15 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from pycocotools import mask as coco_mask
-
 from flmm_plugin.data.prepared import items_of
-from flmm_plugin.datasets.json_files import STRANGE, read_json
+from flmm_plugin.datasets.json_files import STRANGE, inside, read_json, size_of, text_of, whole
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
+from flmm_plugin.datasets.segmentations import SMALLEST_POLYGON, has_pixels, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation
 from flmm_plugin.records import BoolMask, decode_rle
@@ -87,11 +85,6 @@ SPLITTERS: Mapping[str, tuple[str, ...]] = {
 
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 
-_SMALLEST_POLYGON = 6  # numbers: a triangle
-
-#: Pixels from the corner beyond which no point of a picture lies; drawing such a shape would fill the memory.
-FARTHEST = 1e6
-
 _ANNOTATION_FOLDERS = ("coco/{name}", "{name}")
 _PICTURE_FOLDERS = ("coco/train2014", "train2014", "images/mscoco/images/train2014")
 
@@ -106,7 +99,8 @@ class ReferItem:
         height, width: Of the picture in pixels, as ``instances.json`` states them.
         ref_id, ann_id: Ids of the ref and of its object.
         sentences: As they were typed (``raw``), in file order.
-        cleaned: The same sentences as the refer API cleans them (``sent``: lower case, no punctuation).
+        cleaned: The same sentences as the refer API cleans them (``sent``: lower case, no punctuation). Of a sentence
+            that has one of the two texts, it stands for the other; one that has neither is left out.
         segmentation: Of the object, in one of COCO's forms.
     """
 
@@ -153,20 +147,25 @@ class ReferDataset(Sequence[ReferItem]):
         prepared = items_of(self.root, key, (*sources, self.picture_folder), ReferItem, self._read)
         self._items: tuple[ReferItem, ...] = prepared.items
         #: How many refs the file has for each split name that it uses.
-        self.split_counts: Mapping[str, int] = prepared.extra
+        self.split_counts: Mapping[str, int] = prepared.extra["splits"]
         #: Everything of the split that is ignored or looks odd.
-        self.problems: tuple[Problem, ...] = tuple(_odd_refs(self._items))
+        self.problems: tuple[Problem, ...] = tuple(Problem(*facts) for facts in prepared.extra["problems"])
 
-    def _read(self) -> tuple[Iterator[ReferItem], dict[str, int]]:
-        """The official files: items of the split, and refs per split name."""
+    def _read(self) -> tuple[list[ReferItem], dict[str, Any]]:
+        """The official files: items of the split, refs per split name, and what was odd."""
         refs = load_data_pickle(self.refs_path)
-        if not isinstance(refs, list) or not all(isinstance(ref, dict) and "split" in ref for ref in refs):
+        if not isinstance(refs, list) or not all(
+            isinstance(ref, dict) and isinstance(ref.get("split"), str) for ref in refs
+        ):
             raise BadAnnotation(
                 f"{self.refs_path} is not a list of refs; get `refs({self.by}).p` from its official source"
             )
-        chosen = [ref for ref in refs if split_matches(str(ref["split"]), self.split)]
-        counts = Counter(str(ref["split"]) for ref in refs)
-        return _join(chosen, self.instances_path, self.refs_path, self.picture_folder), dict(counts)
+        chosen = [ref for ref in refs if split_matches(ref["split"], self.split)]
+        counts = Counter(ref["split"] for ref in refs)
+        problems: list[Problem] = []
+        items = list(_join(chosen, self.instances_path, self.refs_path, self.picture_folder, problems))
+        problems += _odd_refs(items)
+        return items, {"splits": dict(counts), "problems": [astuple(one) for one in problems]}
 
     def __len__(self) -> int:
         return len(self._items)
@@ -221,100 +220,44 @@ def split_matches(ref_split: str, asked: str) -> bool:
     return ref_split == asked
 
 
-def segmentation_rle(segmentation: Any, height: int, width: int, where: str = "segmentation") -> dict[str, Any]:
-    """Any of COCO's segmentation forms as one run-length code: the union of its parts.
-
-    Peers *add* the parts of an object, so that pixels under two overlapping polygons count as 2 and are dropped by
-    some of them; mmdetection, which the paper's evaluation uses, merges. Polygons with fewer than 6 numbers are
-    ignored, and an object with nothing left is an empty mask, as there.
-
-    Raises:
-        BadAnnotation: No form of COCO's; the message starts with `where`.
-    """
-    parts = [segmentation] if isinstance(segmentation, dict) else segmentation
-    if not isinstance(parts, list):
-        raise BadAnnotation(
-            f"{where}: a segmentation is a list of polygons or a run-length code, got {type(parts).__name__}"
-        )
-    codes = []
-    for part in parts:
-        if isinstance(part, dict):
-            codes.append(_encoded(_checked_code(part, height, width, where)))
-        elif (polygon := _checked_polygon(part, where)) is not None:
-            codes.extend(coco_mask.frPyObjects([polygon], height, width))
-    if not codes:
-        codes = [coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))]
-    merged = coco_mask.merge(codes)
-    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
-
-
-def _checked_polygon(part: Any, where: str) -> list[float] | None:
-    """One polygon ``[x0, y0, x1, y1, ...]``, None if it has too few points to enclose anything."""
-    try:
-        numbers = np.asarray(part, dtype=np.float64)
-    except (TypeError, ValueError) as exc:
-        raise BadAnnotation(f"{where}: a polygon is a flat list of numbers ({exc})") from exc
-    if numbers.ndim != 1 or not np.isfinite(numbers).all():
-        raise BadAnnotation(f"{where}: a polygon is a flat list of finite numbers x0, y0, x1, y1, ...")
-    if (np.abs(numbers) >= FARTHEST).any():
-        raise BadAnnotation(
-            f"{where}: a polygon has a point {np.abs(numbers).max():g} pixels away; fetch the file again"
-        )
-    if numbers.size < _SMALLEST_POLYGON:
-        return None
-    if numbers.size % 2:
-        raise BadAnnotation(f"{where}: a polygon of {numbers.size} numbers has an x without its y")
-    return [float(number) for number in numbers]
-
-
-def _checked_code(code: dict[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
-    if list(code.get("size", ())) != [height, width]:
-        raise BadAnnotation(f"{where}: run-length code of size {code.get('size')} on a picture of [{height}, {width}]")
-    decode_rle(code)  # refuses codes whose runs do not fill the picture, on which pycocotools itself may crash
-    return code
-
-
-def _encoded(code: dict[str, Any]) -> dict[str, Any]:
-    counts = code["counts"]
-    if isinstance(counts, list):
-        encoded: dict[str, Any] = coco_mask.frPyObjects(code, *code["size"])
-        return encoded
-    return {"size": code["size"], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-
-
-def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pictures: Path) -> Iterator[ReferItem]:
+def _join(
+    refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pictures: Path, problems: list[Problem]
+) -> Iterator[ReferItem]:
     """Refs with the picture and the object that each one names."""
     if not refs:
         return
     instances = read_json(instances_path)
     try:
-        images = {image["id"]: image for image in instances["images"]}
-        objects = {annotation["id"]: annotation for annotation in instances["annotations"]}
+        images = {whole(image["id"]): image for image in instances["images"]}
+        objects = {whole(annotation["id"]): annotation for annotation in instances["annotations"]}
     except STRANGE as exc:
         raise BadAnnotation(f"{instances_path} is not a COCO file ({exc!r}); fetch it again") from exc
     for listed, kept in ((instances["images"], images), (instances["annotations"], objects)):
         for one in listed:
-            if kept[one["id"]] is not one and kept[one["id"]] != one:
+            if kept[whole(one["id"])] is not one and kept[whole(one["id"])] != one:
                 raise BadAnnotation(
                     f"{instances_path} lists id {one['id']} twice with different content, so that nobody can tell "
                     "which one a ref means; fetch it again"
                 )
     for ref in refs:
         try:
-            image, annotation = images[ref["image_id"]], objects[ref["ann_id"]]
-            sentences, height, width = ref["sentences"], int(image["height"]), int(image["width"])
-            if not (0 < height < FARTHEST and 0 < width < FARTHEST):
-                raise ValueError(f"a picture of {height} x {width} pixels")
+            image_id, ann_id, ref_id = whole(ref["image_id"]), whole(ref["ann_id"]), whole(ref["ref_id"])
+            image, annotation = images[image_id], objects[ann_id]
+            if whole(annotation["image_id"]) != image_id:
+                raise ValueError(f"the annotation is of image {annotation['image_id']}")
+            height, width = size_of(image)
+            where = _named(ref_id, image_id, ann_id)
+            sentences = list(_sentences(ref["sentences"], where, problems))
             yield ReferItem(
-                image_id=int(ref["image_id"]),
+                image_id=image_id,
                 # The refs' own file_name has the object's number in it and names no file.
-                image_path=pictures / str(image["file_name"]),
+                image_path=inside(pictures, image["file_name"]),
                 height=height,
                 width=width,
-                ref_id=int(ref["ref_id"]),
-                ann_id=int(ref["ann_id"]),
-                sentences=tuple(str(sentence.get("raw", sentence["sent"])) for sentence in sentences),
-                cleaned=tuple(str(sentence["sent"]) for sentence in sentences),
+                ref_id=ref_id,
+                ann_id=ann_id,
+                sentences=tuple(typed for typed, _ in sentences),
+                cleaned=tuple(cleaned for _, cleaned in sentences),
                 segmentation=annotation["segmentation"],
             )
         except STRANGE as exc:
@@ -324,23 +267,55 @@ def _join(refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pic
             ) from exc
 
 
+def _sentences(listed: Sequence[Mapping[str, Any]], where: str, problems: list[Problem]) -> Iterator[tuple[str, str]]:
+    """Each sentence of a ref as it was typed and as it was cleaned."""
+    for place, sentence in enumerate(listed):
+        texts = {}
+        for key in ("raw", "sent"):
+            try:
+                texts[key] = text_of(sentence[key])
+            except STRANGE:
+                # Some releases have no `raw` at all; a `raw` that is no text is damage.
+                if key == "sent" or key in sentence:
+                    problems.append(Problem(f"`{key}` of a sentence is no text", f"{where}, sentence {place}"))
+        if not texts:
+            problems.append(Problem("sentence without a text, left out", f"{where}, sentence {place}", 1))
+            continue
+        typed, cleaned = texts.get("raw", texts.get("sent", "")), texts.get("sent", texts.get("raw", ""))
+        if not (typed.strip() and cleaned.strip()) and len(listed) > 1:
+            problems.append(Problem("sentence without words; counts as an error", f"{where}, sentence {place}"))
+        yield typed, cleaned
+
+
+def _named(ref_id: int, image_id: int, ann_id: int) -> str:
+    return f"ref {ref_id} (image {image_id}, annotation {ann_id})"
+
+
 def _odd_refs(items: Iterable[ReferItem]) -> Iterator[Problem]:
-    """Refs that nobody described or that are listed twice, and polygons that enclose nothing."""
+    """Refs that nobody described or that are listed twice, and objects that have no pixel."""
     seen: set[int] = set()
     for item in items:
-        where = f"ref {item.ref_id} (image {item.image_id}, annotation {item.ann_id})"
+        where = _named(item.ref_id, item.image_id, item.ann_id)
         if item.ref_id in seen:
             yield Problem("ref is listed twice; both count", where)
         seen.add(item.ref_id)
         if not any(sentence.strip() for sentence in item.sentences):
             yield Problem("ref without a sentence; counts as an error, and not at all per sentence", where)
-        if not isinstance(item.segmentation, list | tuple):
-            continue  # a run-length code, or something that is refused when the mask is made
-        short = sum(isinstance(part, list | tuple) and len(part) < _SMALLEST_POLYGON for part in item.segmentation)
-        if short == len(item.segmentation):
+        parts = item.segmentation if isinstance(item.segmentation, list | tuple) else ()
+        short = sum(isinstance(part, list | tuple) and len(part) < SMALLEST_POLYGON for part in parts)
+        if parts is item.segmentation and short == len(parts):
             yield Problem("object without a usable polygon; its target is empty", where)
+        elif _outside(item):
+            yield Problem("object without a pixel in its picture; its target is empty", where)
         elif short:
-            yield Problem(f"polygon of fewer than {_SMALLEST_POLYGON} numbers, ignored", where)
+            yield Problem(f"polygon of fewer than {SMALLEST_POLYGON} numbers, ignored", where)
+
+
+def _outside(item: ReferItem) -> bool:
+    try:
+        return not has_pixels(segmentation_rle(item.segmentation, item.height, item.width))
+    except BadAnnotation:
+        return False  # refused when its mask is asked for: the others can be used
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> str:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import os
 import re
 from collections import Counter
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flmm_plugin.data.prepared import items_of
-from flmm_plugin.datasets.json_files import STRANGE, parsed_json
+from flmm_plugin.datasets.json_files import STRANGE, coordinate, parsed_json, size_of, text_of, whole
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation
@@ -176,7 +175,7 @@ class VisCotDataset(Sequence[VisCotItem]):
 
     @property
     def boxes_from(self) -> dict[str, int]:
-        """Count the boxes from each file: ``{"benchmark_det": n, "benchmark": m}``, without zeros."""
+        """How many boxes are from which file."""
         return dict(Counter(item.box_from for item in self._items))
 
     @property
@@ -253,7 +252,7 @@ def _json(content: bytes, path: Path) -> list[Any]:
 
 
 class _Region(NamedTuple):
-    """One line of ``benchmark_det``: (H, W) of the picture, and the box."""
+    """What a line of ``benchmark_det`` says: (H, W) of the picture, and the box."""
 
     size: tuple[int, int]
     box: Box
@@ -267,10 +266,7 @@ def _regions(path: Path) -> dict[int, _Region]:
             continue
         record = parsed_json(line, f"line {number} of {path}")
         try:
-            question = int(record["question_id"])
-            region = _Region((int(record["height"]), int(record["width"])), _box(record["bbox"]))
-            if min(region.size) <= 0:
-                raise ValueError(f"a picture of {region.size}")
+            question, region = whole(record["question_id"]), _Region(size_of(record), _box(record["bbox"]))
         except STRANGE as exc:
             raise BadAnnotation(
                 f"line {number} of {path} lacks a field or has one of another kind ({exc!r}); fetch it again"
@@ -290,9 +286,7 @@ def _box(numbers: Any) -> Box:
     """
     if not isinstance(numbers, list):
         raise TypeError(f"a box that is {type(numbers).__name__}")
-    x0, y0, x1, y1 = (float(number) for number in numbers)
-    if not all(map(math.isfinite, (x0, y0, x1, y1))):
-        raise ValueError("a box that is not of finite numbers")
+    x0, y0, x1, y1 = map(coordinate, numbers)
     return x0, y0, x1, y1
 
 
@@ -335,12 +329,12 @@ def _records(records: list[Any], regions: Mapping[int, _Region], path: Path) -> 
     seen: set[int] = set()
     for place, record in enumerate(records):
         try:
-            number, picture = int(record["question_id"]), str(record["image"][0])
+            number, picture = whole(record["question_id"]), text_of(record["image"][0])
             match = _WITH_BOX.match(record["image"][1])
-            turns = [str(turn["value"]) for turn in record["conversations"]]
+            turns = [text_of(turn["value"]) for turn in record["conversations"]]
             if match is None or len(turns) < 4:
                 raise ValueError("it has no box, or fewer than four turns")
-            whole = _box(match["box"].split(","))
+            cut = _box([float(part) for part in match["box"].split(",")])
         except STRANGE as exc:
             raise BadAnnotation(
                 f"record {place} of {path} is not of the Visual-CoT benchmark's form ({exc!r}); fetch the file again"
@@ -349,13 +343,13 @@ def _records(records: list[Any], regions: Mapping[int, _Region], path: Path) -> 
             raise BadAnnotation(f"question_id {number} occurs twice in {path}; fetch the file again")
         seen.add(number)
         region = regions.get(number)
-        same = region is not None and all(abs(one - two) < 1 for one, two in zip(region.box, whole, strict=True))
+        same = region is not None and all(abs(one - two) < 1 for one, two in zip(region.box, cut, strict=True))
         yield _Record(
             question_id=number,
             picture=picture,
             question=turns[0].removeprefix("<image>").lstrip("\n").removesuffix(ASK_FOR_BOX),
             answer=turns[3],
-            box=region.box if region is not None and same else whole,
+            box=region.box if region is not None and same else cut,
             box_from="benchmark_det" if same else "benchmark",
             size=None if region is None else region.size,
             split=str(record.get("split", "")),

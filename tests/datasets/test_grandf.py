@@ -143,3 +143,25 @@ def test_damaged_files_say_what_is_wrong(tmp_path: Path, change: Any, said: str)
     write(tmp_path, damaged(change))
     with pytest.raises(BadAnnotation, match=said):
         GranDfDataset(tmp_path, "val")
+
+
+def test_a_mask_without_a_pixel_is_noted(tmp_path: Path) -> None:
+    files = content()
+    files["mask"]["annotations"][1]["segmentation"] = {"size": list(SIZE), "counts": [48]}
+    write(tmp_path, files)
+    assert GranDfDataset(tmp_path, "val").notes == ("mask 0 of picture sa_1 has no pixel",)
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        (0, "height", True), (0, "height", 1e999), (0, "width", 10**7), (0, "file_name", "../x.jpg"), (0, "id", None),
+        (0, "id", 1.5), (0, "id", ["sa_2"]),
+    ],
+)  # fmt: skip
+def test_fields_that_are_no_numbers_are_named(tmp_path: Path, place: int, field: str, value: Any) -> None:
+    files = content()
+    files["caption"]["images"][place][field] = value
+    write(tmp_path, files)
+    with pytest.raises(BadAnnotation, match="gcg_coco_caption"):
+        GranDfDataset(tmp_path, "val")

@@ -22,7 +22,7 @@ from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
 from flmm_plugin.tiny.layouts_png import write_png
 from flmm_plugin.tiny.layouts_viscot import write_viscot
 
-SPOILT: tuple[Any, ...] = (None, "x", -1, 1e300, float("inf"), [], {}, [[1]])
+SPOILT: tuple[Any, ...] = (None, True, "x", "\ud800", -1, 5, 1e300, float("inf"), float("nan"), [], {}, [[1]])
 
 
 @pytest.mark.parametrize(

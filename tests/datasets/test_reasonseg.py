@@ -160,3 +160,20 @@ def test_shapes_lie_on_the_upright_picture_as_labelme_and_opencv_show_it(tmp_pat
         logits = np.where(mask, 8, -8).astype(np.float32)
         sample = score_reply(doc, masks_json([Grounding.from_logits("it", logits)]))
         assert giou([sample["gIoU"]]) == pytest.approx(100 * score)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [{"label": "target", "points": square(300, 300, 400, 400)}],
+        [{"label": "ignore", "points": square(0, 0, 5, 5)}],
+        [],
+        [{"label": "target", "points": square(2, 2, 4, 4)}, {"label": "ignore", "points": square(3, 3, 4, 4)}],
+    ],
+    ids=["outside", "ignored alone", "none", "seen"],
+)
+def test_a_target_without_a_pixel_is_counted(tmp_path: Path, shapes: Any) -> None:
+    write(tmp_path, "a", annotation(shapes=shapes))
+    data = ReasonSegDataset(tmp_path, "val")
+    assert len(data.problems) == (not data[0].masks()[0].any())
+    assert all("empty mask" in str(problem) and problem.where == "a" for problem in data.problems)

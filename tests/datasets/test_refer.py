@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from flmm_plugin.data.prepared import writing
 from flmm_plugin.datasets.refer import (
     OFFICIAL_SIZES,
     SPLITTERS,
@@ -111,6 +113,83 @@ def test_what_is_ignored_or_odd_is_listed(refer_folder: Callable[..., Any]) -> N
     assert not dataset.mask(dataset[1]).any()
     assert np.array_equal(dataset.mask(dataset[0]), folder.mask(101, 11))
     assert [problem.where[:5] for problem in ReferDataset(folder.root, "refcoco", "testA").problems] == ["ref 3"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "read", "problems"),
+    [
+        ({"sent": None, "raw": None}, [], ["`raw`", "`sent`", "without a text"]),
+        ({"sent": 5, "raw": ["a"]}, [], ["`raw`", "`sent`", "without a text"]),
+        ({}, [], ["`sent`", "without a text"]),
+        ({"sent": "\ud800"}, [], ["`sent`", "without a text"]),
+        ({"sent": "a cat", "raw": None}, [("a cat", "a cat")], ["`raw`"]),
+        ({"sent": None, "raw": "A cat"}, [("A cat", "A cat")], ["`sent`"]),
+        ({"sent": "a cat"}, [("a cat", "a cat")], []),
+        ({"sent": " ", "raw": "!"}, [("!", " ")], ["without words"]),
+    ],
+)
+def test_a_sentence_without_a_text_is_counted_and_never_read_as_none(
+    refer_folder: Callable[..., Any], sentence: Any, read: list[tuple[str, str]], problems: list[str]
+) -> None:
+    folder = refer_folder()
+    path = folder.root / "coco/refcoco/refs(unc).p"
+    change(path, lambda refs: refs[0]["sentences"].append(sentence))
+    with writing():
+        ReferDataset(folder.root, "refcoco", "val")
+    prepared = ReferDataset(folder.root, "refcoco", "val")
+    shutil.rmtree(folder.root / ".flmm")
+    for dataset in (prepared, ReferDataset(folder.root, "refcoco", "val")):
+        assert list(zip(dataset[0].sentences[2:], dataset[0].cleaned[2:], strict=True)) == read
+        assert [one in str(problem) for one, problem in zip(problems, dataset.problems, strict=True)] == [True] * len(
+            problems
+        )
+
+
+def test_an_object_of_another_picture_is_refused(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    change(folder.root / "coco/refcoco/instances.json", lambda content: content["annotations"][0].update(image_id=12))
+    with pytest.raises(BadAnnotation, match=r"ref 0 .*annotation is of image 12"):
+        ReferDataset(folder.root, "refcoco", "val")
+
+
+@pytest.mark.parametrize("value", [True, 11.5, float("inf"), float("nan"), "eleven", None, [11]])
+@pytest.mark.parametrize("field", ["image_id", "ann_id", "ref_id"])
+def test_an_id_that_is_none_is_refused(refer_folder: Callable[..., Any], field: str, value: Any) -> None:
+    folder = refer_folder()
+    change(folder.root / "coco/refcoco/refs(unc).p", lambda refs: refs[0].update({field: value}))
+    with pytest.raises(BadAnnotation, match=r"refs\(unc\)\.p"):
+        ReferDataset(folder.root, "refcoco", "val")
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "", None, 5, "a\0b"])
+def test_a_picture_is_inside_its_folder(refer_folder: Callable[..., Any], name: Any) -> None:
+    folder = refer_folder()
+    change(folder.root / "coco/refcoco/instances.json", lambda content: content["images"][0].update(file_name=name))
+    with pytest.raises(BadAnnotation, match="ref 0"):
+        ReferDataset(folder.root, "refcoco", "val")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[[500, 500, 600, 500, 600, 600]], [[-9, -9, -1, -9, -1, -1]], {"size": [60, 100], "counts": [6000]}],
+)
+def test_an_object_without_a_pixel_is_counted(refer_folder: Callable[..., Any], segmentation: Any) -> None:
+    folder = refer_folder()
+    path = folder.root / "coco/refcoco/instances.json"
+    change(path, lambda content: content["annotations"][0].update(segmentation=segmentation))
+    dataset = ReferDataset(folder.root, "refcoco", "val")
+    assert not dataset.mask(dataset[0]).any()
+    (problem,) = dataset.problems
+    assert "without a pixel" in str(problem)
+
+
+def test_a_huge_picture_claims_no_memory(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    path = folder.root / "coco/refcoco/instances.json"
+    change(path, lambda content: content["images"][0].update(height=900_000, width=900_000))
+    change(path, lambda content: content["annotations"][0].update(segmentation=[]))
+    with pytest.raises(BadAnnotation, match="900000 x 900000"):
+        ReferDataset(folder.root, "refcoco", "val")
 
 
 @pytest.mark.parametrize("what", ["images", "annotations"])
@@ -222,6 +301,18 @@ def runs(mask: Any) -> list[int]:
         ([["a", "b"]], "flat list of numbers"),
         ({"size": [9, 9], "counts": [81]}, "on a picture of"),
         ({"size": [4, 5], "counts": [3]}, "covers 3 pixels"),
+        ({"size": False, "counts": [20]}, "annotation 7"),
+        ({"size": None, "counts": [20]}, "annotation 7"),
+        ({"size": 5, "counts": [20]}, "annotation 7"),
+        ({"size": [4, 1e999], "counts": [20]}, "annotation 7"),
+        ({"size": [4, 5], "counts": [1e999]}, "annotation 7"),
+        ({"size": [4, 5], "counts": None}, "annotation 7"),
+        ({"size": [4, 5], "counts": "o" * 1000}, "annotation 7"),
+        ([[0, 0, 10**400, 1, 2, 2]], "annotation 7"),
+        ([[0, 0, True, 1, 2, 2]], "finite"),
+        ([["0", "0", "3", "0", "3", "3"]], "finite"),
+        ([5], "flat list"),
+        ([None], "flat list"),
     ],
 )
 def test_broken_segmentations_are_named(segmentation: Any, message: str) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from flmm_plugin.datasets.viscot import OFFICIAL_SIZES, TABLE_SETS, VisCotDataset, known_set, to_padded_square
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.tasks.viscot.docs import read_docs
 
 ASK = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 
@@ -219,3 +220,28 @@ def test_the_world_writes_the_official_form(tmp_path: Path) -> None:
     assert dataset[0].image_path.parent.name == "sroie"
     assert VisCotDataset(tmp_path, "textcap")[0].image_path.parent.name == "textvqa"
     assert (224, 224) in sizes
+
+
+@pytest.mark.parametrize("box", ["nan, 2, 11, 12", "1, inf, 11, 12", "1, 2, 1e9, 12"])
+def test_a_box_that_is_no_box_is_refused(folder: Path, box: str) -> None:
+    path = folder / "viscot/benchmark/textvqa.json"
+    path.write_text(path.read_text().replace("###[1, 2, 11, 12]", f"###[{box}]"))
+    with pytest.raises(BadAnnotation, match="record 0"):
+        VisCotDataset(folder, "textvqa")
+
+
+@pytest.mark.parametrize("change", [{"question_id": True}, {"question_id": 3.5}, {"image": [5, "x###[1, 2, 3, 4]"]}])
+def test_fields_of_another_kind_are_refused(folder: Path, change: Any) -> None:
+    path = folder / "viscot/benchmark/textvqa.json"
+    first, *rest = json.loads(path.read_text())
+    path.write_text(json.dumps([{**first, **change}, *rest]))
+    with pytest.raises(BadAnnotation, match="record 0"):
+        VisCotDataset(folder, "textvqa")
+
+
+def test_pictures_are_opened_as_they_are_stored(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(folder / "viscot/cot/textvqa/a.jpg", exif=exif)
+    doc = read_docs("", {"root": str(folder), "name": "textvqa"})[0]
+    assert doc["image"].size == (doc["width"], doc["height"]) == (40, 30)
