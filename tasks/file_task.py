@@ -42,6 +42,7 @@ class FileTask(ConfigurableTask):
         self.config.metadata = {
             **(self.config.metadata or {}),
             "annotations": f"sha256:{self.docs.digest}",
+            "problems": list(self.docs.problems),
             **self.facts(),
         }
 
@@ -75,6 +76,11 @@ class FileTask(ConfigurableTask):
             )
             self._instances: list[Any] = []
             return
+        if self.docs.problems:
+            logger.warning(
+                f"{self.config.task}: {len(self.docs.problems)} problems of {self.docs.source}, the first: "
+                f"{self.docs.problems[0]}. All are listed under `problems` in the task's metadata in the results file"
+            )
         super().build_all_requests(**options)
 
     def aggregation(self) -> dict[str, Any]:

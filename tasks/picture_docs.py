@@ -31,6 +31,7 @@ class PictureDocs(Sequence[PictureDoc]):
         expected_items: Published number of items of the split, None if nobody states it.
         source: Where the annotations are, to be named in messages.
         digest: SHA-256 of them.
+        problems: Sentences about what is odd in them.
 
     Attributes:
         features: Names of the fields.
@@ -45,10 +46,12 @@ class PictureDocs(Sequence[PictureDoc]):
         expected_items: int | None,
         source: str,
         digest: str,
+        problems: Sequence[str] = (),
     ) -> None:
         self._items, self._build, self._blank = items, build, blank
         self._built: dict[int, PictureDoc] = {}
         self.expected_items, self.source, self.digest = expected_items, source, digest
+        self.problems = tuple(problems)
         self.features: dict[str, None] = dict.fromkeys(blank)
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flmm_plugin.datasets.problems import counted
 from flmm_plugin.errors import UnknownArgument
 
 
@@ -54,8 +55,7 @@ def _refer(name: str, splits: tuple[str, ...]) -> Callable[[Path], Iterator[Prob
 
         dataset = ReferDataset(root, name, split)
         official = dataset.official_size
-        silent = sum(not item.sentences for item in dataset)
-        notes = (f"{silent} refs have no sentence",) if silent else ()
+        notes = tuple(f"{count} times: {kind}" for kind, count in counted(dataset.problems).items())
         pictures = tuple(dict.fromkeys(item.image_path for item in dataset))
         return Split(split, len(dataset), None if official is None else official.refs, "refs", pictures, notes)
 
@@ -80,7 +80,8 @@ def _reasonseg(root: Path) -> Iterator[Probe]:
 
         dataset = ReasonSegDataset(root, split)
         pictures = tuple(item.image_path for item in dataset)
-        return Split(split, len(dataset), dataset.official_size, "pictures", pictures)
+        notes = tuple(map(str, dataset.problems))
+        return Split(split, len(dataset), dataset.official_size, "pictures", pictures, notes)
 
     for split in ("val", "test"):
         yield split, lambda split=split: read(split)  # type: ignore[misc]

@@ -60,6 +60,7 @@ def reasonseg_docs(dataset: ReasonSegDataset) -> PictureDocs:
         expected_items=dataset.official_size,
         source=str(dataset.folder),
         digest=dataset.digest,
+        problems=[str(problem) for problem in dataset.problems],
     )
 
 
