@@ -28,7 +28,7 @@ def answer_and_ground(
     question: str | Messages,
     *,
     begin: str = "",
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     refine: bool = True,
     **generate: Any,
 ) -> GroundedAnswer:
@@ -39,7 +39,7 @@ def answer_and_ground(
         image: What to look at.
         question: The user's words, or a whole chat in transformers' form with one place for the image.
         begin: What the answer must begin with; part of the returned text, not of what is grounded.
-        max_new_tokens: Length limit of what follows ``begin``.
+        max_new_tokens: Length limit of what follows ``begin``; None: what ``generate`` says of a length, else 64.
         refine: Use the mask refiner.
         **generate: Passed to the model's ``generate``.
 
@@ -66,6 +66,7 @@ def answer_and_ground(
     if forced:
         encoded = encoded.extended([forced], backbone.pad_id)
     check_encoded(backbone, encoded)
+    tokens = encoded.image_tokens[0][0]  # before the answer: a picture that cannot be grounded costs none
     generated = backbone.generate(encoded, max_new_tokens=max_new_tokens, **generate)
     ids = generated.answer_ids(0)
     # Decoded together, so that the space between the given and the generated words is the tokenizer's own.
@@ -80,7 +81,6 @@ def answer_and_ground(
     span = trimmed(text, (written[0][0], written[-1][1])) if written else (0, 0)
     if span[0] >= span[1]:
         return GroundedAnswer(text, tuple(ids), ())
-    tokens = encoded.image_tokens[0][0]
     capture = read_answer(backbone, encoded, generated, [spoken], [tokens.slots])
     phrase = (text[span[0] : span[1]], span)
     reading = Reading(capture.attention(0), capture.hidden(0), (len(spoken),), (phrase,), tokens)

@@ -176,18 +176,23 @@ class GroundedLMM:
     # Chat: the model's own.
 
     def chat(
-        self, image: ImageSource | None, question: str | Messages, *, max_new_tokens: int = 64, **generate: Any
+        self, image: ImageSource | None, question: str | Messages, *, max_new_tokens: int | None = None, **generate: Any
     ) -> ChatAnswer:
         """Ask about a picture (or, with None, about none).
 
         Args:
             image: What to look at.
             question: The user's words, or a whole chat in transformers' form with one place for the image.
-            max_new_tokens: Length limit.
-            **generate: Passed to the model's ``generate``.
+            max_new_tokens: Length limit; None: what ``generate`` says of a length, else 64.
+            **generate: Passed to the model's ``generate``, ``generation_config`` among them.
+
+        Raises:
+            EmptyPhrase: A question without words.
+            BadImage: The picture cannot be read, or the model's own processor refuses it.
+            UnknownArgument: Not an option of ``generate``, or one that one answer in words has no place for.
         """
         pictures = [] if image is None else [chat_image(image)]
-        chat = _chat(question, len(pictures))
+        chat = _asked(question, len(pictures))
         return self.chat_batch([chat], [pictures], max_new_tokens=max_new_tokens, **generate)[0]
 
     def chat_batch(
@@ -195,7 +200,7 @@ class GroundedLMM:
     ) -> list[ChatAnswer]:
         """Several chats at once, padded on the left; images in order of appearance in each chat."""
         encoded = self.backbone.encode(messages, [[chat_image(one) for one in pictures] for pictures in images])
-        generated = self._generate(encoded, generate)
+        generated = self.backbone.generate(encoded, **generate)
         return [self._answer(generated, item) for item in range(len(messages))]
 
     def grounded_chat(
@@ -203,7 +208,7 @@ class GroundedLMM:
         image: ImageSource,
         question: str | Messages,
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         threshold: float | None = None,
         refine: bool = True,
         **generate: Any,
@@ -213,7 +218,7 @@ class GroundedLMM:
         Args:
             image: What to look at.
             question: As for `chat`.
-            max_new_tokens: Length limit.
+            max_new_tokens: As for `chat`.
             threshold: Score from which the keyword selector takes a token; None: the heads' own.
             refine: Use the mask refiner.
             **generate: Passed to the model's ``generate``.
@@ -226,11 +231,11 @@ class GroundedLMM:
         if heads.keyword_selector is None:
             raise HeadsMismatch("these heads have no keyword selector; chat, then pass the spans to ground_text")
         picture = chat_image(image)
-        encoded = self._encoded(question, picture)
-        generated = self._generate(encoded, {"max_new_tokens": max_new_tokens, **generate})
+        encoded = self._encoded(_asked(question, 1), picture)
+        tokens = encoded.image_tokens[0][0]  # before the answer: a picture that cannot be grounded costs none
+        generated = self.backbone.generate(encoded, max_new_tokens=max_new_tokens, **generate)
         answer = self._answer(generated, 0)
         text, offsets = decoded_offsets(self.backbone.tokenizer, answer.token_ids)
-        tokens = encoded.image_tokens[0][0]
         every = list(range(len(answer.token_ids)))
         facts = self.backbone.facts
         fits = len(every) * facts.layers * facts.heads * len(tokens.slots) * 4 <= _ONE_PASS_BYTES
@@ -442,10 +447,6 @@ class GroundedLMM:
 
     # Inside.
 
-    def _generate(self, encoded: EncodedChat, options: dict[str, Any]) -> Generated:
-        """The one place where answers are made, with or without grounding afterwards."""
-        return self.backbone.generate(encoded, **{"max_new_tokens": 64, **options})
-
     def _answer(self, generated: Generated, item: int) -> ChatAnswer:
         ids = generated.answer_ids(item)
         return ChatAnswer(self.backbone.tokenizer.decode(ids, skip_special_tokens=True), tuple(ids))
@@ -513,6 +514,13 @@ class GroundedLMM:
                 f"the chat does not contain {text!r} after the image; words before the image cannot look at it"
             )
         return [span_tokens(whole, offsets, (place + start, place + end)) for start, end in spans], first
+
+
+def _asked(question: str | Messages, images: int) -> Messages:
+    """What a user asks, as `_chat`; a question without words is refused."""
+    if not question or (isinstance(question, str) and not question.strip()):
+        raise EmptyPhrase("the question is empty; ask something about the picture")
+    return _chat(question, images)
 
 
 def _chat(question: str | Messages, images: int) -> Messages:

@@ -15,18 +15,26 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, Looked, Message, Messages
+from flmm_plugin.backbones.generation import answer_options, with_length
 from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import pad_picture
-from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
+from flmm_plugin.errors import BackboneUnsupported, BadImage, EmptyPhrase, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.phrases import check_text
 
 __all__ = ["Backbone", "EncodedChat", "Generated", "ImageTokens", "Message", "Messages"]
+
+
+# What processors, templates and `generate` raise for what they do not take.
+_REFUSALS = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class Backbone(ABC):
@@ -229,6 +237,7 @@ class Backbone(ABC):
             else self.render(chat, add_generation_prompt=add_generation_prompt)
             for chat in messages
         ]
+        _refuse_half_characters(texts)
         self._check_places(texts, images)
         inputs = self._processed(texts, images)
         how = self.paper if self.preprocessing == "paper" else "same"
@@ -259,7 +268,6 @@ class Backbone(ABC):
         """
         if not any(images):
             return Looked([[] for _ in texts])
-        sizes = ", ".join(f"{one.width} x {one.height}" for some in images for one in some)
         try:
             if how != "padded":
                 return Looked(self.image_tokens(inputs, images))
@@ -276,8 +284,8 @@ class Backbone(ABC):
             ]
         except (ArithmeticError, ValueError) as exc:
             raise BackboneUnsupported(
-                f"{self.name} shows no whole image token of a picture of this shape, so nothing can be grounded in it "
-                f"({sizes}; {exc}); chat works, and so does a less narrow part of it"
+                f"{self.name} shows no whole image token of some picture ({_sizes(images)}: {exc}), so nothing can be "
+                "grounded in it; chat works, and so does grounding in a less narrow part"
             ) from exc
         shape = inputs["input_ids"].shape
         return Looked(tokens, {key: value for key, value in seen.items() if value.shape != shape})
@@ -288,8 +296,16 @@ class Backbone(ABC):
         # As transformers' own tokenising templates do: a template that writes the first token must not get a second
         # one.
         special = {} if bos is None or not texts[0].startswith(bos) else {"add_special_tokens": False}
-        pictures = self.pictures(images)
-        features = self.processor(images=pictures, text=texts, padding=True, return_tensors="pt", **special)
+        try:
+            features = self.processor(
+                images=self.pictures(images), text=texts, padding=True, return_tensors="pt", **special
+            )
+        except _REFUSALS as exc:
+            if any(images):
+                raise BadImage(
+                    f"the processor of {self.name} takes no such picture ({_sizes(images)}): {exc}; crop or resize it"
+                ) from exc
+            raise UnknownArgument(f"the processor of {self.name} does not take this chat: {exc}") from exc
         return dict(features.to(self.device, self.dtype))
 
     def preprocess(self, name: str | None) -> None:
@@ -321,9 +337,15 @@ class Backbone(ABC):
             plain = bool(chat) and isinstance(chat[0].get("content"), str)
             content: Any = self.system_prompt if plain else [{"type": "text", "text": self.system_prompt}]
             chat = [{"role": "system", "content": content}, *chat]
-        text: str = self.processor.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        try:
+            text: str = self.processor.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (*_REFUSALS, TemplateError) as exc:
+            raise UnknownArgument(
+                f"the chat template of {self.name} does not write this chat: {exc}; give turns with a role and a "
+                "content, in an order that the model knows"
+            ) from exc
         return text
 
     @torch.no_grad()
@@ -332,23 +354,34 @@ class Backbone(ABC):
 
         Args:
             encoded: The chats.
-            **gen: Passed on. More than one sequence per chat is refused.
+            **gen: Options of generation, ``generation_config`` among them, as `generate` takes them. Without a length
+                in either, an answer has at most 64 new tokens.
+
+        Raises:
+            UnknownArgument: No option of generation, one that asks for more than one answer per chat or for something
+                beside it, or the model refuses it.
+            BackboneUnsupported: The model refuses what its processor made of the chats.
         """
-        config = gen.get("generation_config") or self.model.generation_config
-        setting: dict[str, Any] = {
-            key: gen.get(key, getattr(config, key, None))
-            for key in ("num_beams", "num_return_sequences", "pad_token_id")
-        }
-        if (setting["num_return_sequences"] or 1) > 1:
-            raise UnknownArgument("num_return_sequences is not supported: a chat has one answer; call once per answer")
-        if setting["pad_token_id"] is None:
+        asked = ", ".join(key for key, value in gen.items() if value is not None)
+        gen = with_length(gen)
+        config = answer_options(self.model, gen)
+        if config.pad_token_id is None:
             gen["pad_token_id"] = self.pad_id
-        out = self.model.generate(**encoded.inputs, **gen, return_dict_in_generate=True)
-        ends = gen.get("eos_token_id", config.eos_token_id)
+        if config.stop_strings is not None:
+            gen.setdefault("tokenizer", self.tokenizer)
+        try:
+            out = self.model.generate(**encoded.inputs, **{**gen, "return_dict_in_generate": True})
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as exc:
+            if asked:
+                raise UnknownArgument(f"{self.name} does not answer with {asked}: {exc}") from exc
+            raise BackboneUnsupported(f"{self.name} does not answer what its processor made: {exc}") from exc
         answers = out.sequences[:, encoded.length :]
-        pad = int(gen.get("pad_token_id", setting["pad_token_id"]))
-        lengths = tuple(_answer_length(answer, ends, pad) for answer in answers.tolist())
-        beams = (setting["num_beams"] or 1) > 1
+        # A chat alone is not padded: its last tokens are its own, whatever they are.
+        pad = None if len(answers) == 1 else gen.get("pad_token_id", config.pad_token_id)
+        lengths = tuple(_answer_length(answer, config.eos_token_id, pad) for answer in answers.tolist())
+        beams = (config.num_beams or 1) > 1
         return Generated(out.sequences, None if beams else out.get("past_key_values"), encoded.length, lengths)
 
     @torch.no_grad()
@@ -396,7 +429,23 @@ def _execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, pad: int) -> int:
+def _refuse_half_characters(texts: Sequence[str]) -> None:
+    """Raise `EmptyPhrase` for text that has no bytes: half of a surrogate pair, as badly cut JSON has it."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise EmptyPhrase(
+                f"{text[exc.start]!r} is half of a character (a lone surrogate), which no tokenizer reads; remove it"
+            ) from exc
+
+
+def _sizes(images: list[list[Image.Image]]) -> str:
+    """Width and height of all pictures, for a message."""
+    return ", ".join(f"{one.width} x {one.height}" for some in images for one in some)
+
+
+def _answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, pad: int | None) -> int:
     """Tokens up to the first end token; without one, up to the padding of a sequence that another criterion ended."""
     if isinstance(ends, Tensor):
         ends = ends.flatten().tolist()

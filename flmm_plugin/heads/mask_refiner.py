@@ -78,7 +78,7 @@ class MaskRefiner(nn.Module):
         self.use_point, self.several = use_point, several
         self.cache_size = cache_size
         self._cache: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
-        self._resize = ResizeLongestSide(self.image_size)
+        self._resize = _LongestSide(self.image_size)
         self.sam.image_encoder.requires_grad_(False)
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             lambda module, keys: module.clear_cache()
@@ -246,6 +246,15 @@ class MaskRefiner(nn.Module):
             low = low[torch.arange(n, device=low.device), scores.argmax(dim=1)][:, None]
         logits: Tensor = self.sam.postprocess_masks(low, embedding.input_size, embedding.original_size)
         return logits[:, 0]
+
+
+class _LongestSide(ResizeLongestSide):
+    """SAM's own resizing, but for pictures so narrow that it would leave no row or no column of them."""
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(1, int(height)), max(1, int(width))
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:

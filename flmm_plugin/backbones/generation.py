@@ -1,0 +1,72 @@
+"""Options of ``generate``: which reach the model, which are refused, and what they amount to beside its own."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flmm_plugin.backbones import refuse_unknown
+from flmm_plugin.errors import UnknownArgument
+
+#: New tokens of an answer where nobody says how many.
+NEW_TOKENS = 64
+
+# What `generate` could hand out beside the answer; `Backbone.generate` hands on ids alone.
+_EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+# Arguments of `generate` that are the chat itself.
+_CHAT = ("self", "inputs", "kwargs")
+
+
+def answer_options(model: Any, given: Mapping[str, Any]) -> Any:
+    """What options of generation amount to, the model's own filled in as `generate` does.
+
+    Args:
+        model: What generates.
+        given: Keyword arguments for its `generate`, ``generation_config`` among them.
+
+    Returns:
+        A ``GenerationConfig``.
+
+    Raises:
+        UnknownArgument: No option of generation, or one that asks for more than one answer in words per chat.
+    """
+    from transformers import GenerationConfig
+
+    config = given.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise UnknownArgument(f"generation_config is a {type(config).__name__}; give a transformers GenerationConfig")
+    merged = GenerationConfig() if config is None else copy.deepcopy(config)
+    for key, value in model.generation_config.to_dict().items():
+        if getattr(merged, key, None) is None:
+            setattr(merged, key, value)
+    known = {
+        *vars(GenerationConfig()),
+        *inspect.signature(model.generate).parameters,
+        "tokenizer",
+        "assistant_tokenizer",
+    }
+    options = sorted(name for name in known - set(_CHAT) if not name.startswith("_"))
+    refuse_unknown("generate", [name for name in given if name not in options], options)
+    for key, value in given.items():
+        if hasattr(merged, key):
+            setattr(merged, key, value)
+    if (merged.num_return_sequences or 1) > 1:
+        raise UnknownArgument("num_return_sequences is not supported: a chat has one answer; call once per answer")
+    asked = {key: value for source in (vars(config) if config else {}, given) for key, value in source.items()}
+    for key in _EXTRAS:
+        if asked.get(key):
+            raise UnknownArgument(f"{key} is not supported: a chat gives text and ids; call backbone.model.generate")
+    return merged
+
+
+def with_length(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of generation, with `NEW_TOKENS` where neither they nor their ``generation_config`` say a length."""
+    options = {key: value for key, value in given.items() if key != "max_new_tokens" or value is not None}
+    config = options.get("generation_config")
+    said = [
+        place for key in ("max_new_tokens", "max_length") for place in (options.get(key), getattr(config, key, None))
+    ]
+    return options if any(length is not None for length in said) else {"max_new_tokens": NEW_TOKENS, **options}
