@@ -25,6 +25,10 @@ Kinds = Literal["flmm", "bcv"]
 #: What the user asks before the narrative; the same for all released heads.
 QUESTION = "Please give me a description of the image."
 
+#: Narratives of the official files, as papers state them (arXiv 2208.05647, section 4.1); nobody states the phrases. A
+#: file with fewer is a part of its split, however many of its phrases are scored.
+OFFICIAL_NARRATIVES: Mapping[str, int] = {"val": 8380, "train": 133103}
+
 FIELDS = (
     "narrative", "image_id", "image_path", "orientation", "map_path", "height", "width", "question", "text", "pieces",
     "grounded", "expressions", "spans", "segment_ids", "kinds", "expected_items", "expected_narratives", "left_out",
@@ -37,8 +41,9 @@ class PngDoc(PictureDoc):
     Keys: ``narrative`` (its number in the file), ``image_id``; ``image_path``, ``orientation``, ``map_path``;
     ``height``, ``width`` in pixels; ``question``, ``pieces`` and ``grounded`` (indices of pieces), which are what a
     model is given; ``text``, the pieces joined; per item ``expressions``, ``spans`` (characters ``[start, end)`` of the
-    text), ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); and of the whole file ``expected_items``,
-    ``expected_narratives`` and ``left_out``: phrases and narratives that the reader could not use.
+    text), ``segment_ids`` and ``kinds`` (e.g. ``["singular", "stuff"]``); and of the whole split ``expected_items``,
+    ``expected_narratives`` (None where the file has a part of it) and ``left_out``: phrases and narratives that the
+    reader could not use.
     """
 
 
@@ -61,9 +66,10 @@ class PngDocs(Sequence[PngDoc]):
             raise UnknownArgument(f"no way {kinds!r} of sorting phrases; known: {', '.join(get_args(Kinds))}")
         self.items = dataset.phrases
         self.digest = dataset.digest
+        official = dataset.told >= OFFICIAL_NARRATIVES[dataset.split]
         whole = {
-            "expected_items": self.items,
-            "expected_narratives": len(dataset),
+            "expected_items": self.items if official else None,
+            "expected_narratives": len(dataset) if official else None,
             "left_out": {
                 "phrases": sum(problem.dropped for problem in dataset.problems),
                 "narratives": dataset.told - len(dataset),
@@ -108,6 +114,11 @@ def prompt_of(doc: Mapping[str, Any]) -> str:
     )
 
 
+def target_of(doc: Mapping[str, Any]) -> str:
+    """Name the phrases, which stand as the target in sample logs."""
+    return "; ".join(doc["expressions"])
+
+
 def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
     """The target mask of each item, ``bool[H, W]`` in the image frame.
 
@@ -116,9 +127,10 @@ def targets_of(doc: Mapping[str, Any]) -> list[BoolMask]:
     Raises:
         BadAnnotation: The map is missing, damaged, of another size, or lacks a segment.
     """
+    size = (doc["height"], doc["width"])
     if "masks" in doc:
-        return [decode_rle(rle) for rle in doc["masks"]]
-    segments = read_panoptic_map(doc["map_path"], (doc["height"], doc["width"]))
+        return [decode_rle(rle, size) for rle in doc["masks"]]
+    segments = read_panoptic_map(doc["map_path"], size)
     return phrase_masks(segments, doc["segment_ids"], doc["map_path"])
 
 
