@@ -13,10 +13,11 @@ from flmm_plugin.backbones.base import Messages
 from flmm_plugin.context import check_encoded
 from flmm_plugin.errors import HeadsMismatch
 from flmm_plugin.images import ImageSource, chat_image
-from flmm_plugin.phrases import decoded_offsets, plain_tokens, trimmed
+from flmm_plugin.phrases import decoded_offsets, plain_tokens
 from flmm_plugin.reading import Reading, ground_reading
 from flmm_plugin.records import GroundedAnswer
 from flmm_plugin.replay import read_answer
+from flmm_plugin.words import trimmed
 
 if TYPE_CHECKING:
     from flmm_plugin.grounded_lmm import GroundedLMM

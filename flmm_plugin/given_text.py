@@ -23,10 +23,11 @@ from flmm_plugin.context import check_characters
 from flmm_plugin.errors import BadText, EmptyPhrase, HeadsMismatch
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.images import ImageSource, open_image
-from flmm_plugin.phrases import Span, check_text, has_words, pieces_tokens, text_offsets, trimmed
+from flmm_plugin.phrases import pieces_tokens, text_offsets
 from flmm_plugin.reading import Reading, ground_reading, keywords
 from flmm_plugin.records import Grounding
 from flmm_plugin.replay import read_sequence
+from flmm_plugin.words import Span, check_text, has_words, trimmed
 
 if TYPE_CHECKING:
     from flmm_plugin.grounded_lmm import GroundedLMM

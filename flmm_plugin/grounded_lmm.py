@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, Literal
 
 import numpy as np
@@ -27,27 +27,15 @@ from flmm_plugin.context import check_characters, check_encoded, check_tokens
 from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads
-from flmm_plugin.heads.training_free import method_of
-from flmm_plugin.heads_choice import choose_heads
+from flmm_plugin.heads_choice import check_heads, choose_heads
 from flmm_plugin.images import ImageSource, chat_image, open_image
-from flmm_plugin.phrases import (
-    Span,
-    check_merge,
-    check_text,
-    checked_phrases,
-    checked_spans,
-    decoded_offsets,
-    merged_rows,
-    span_tokens,
-    text_offsets,
-    trimmed,
-    written_phrases,
-)
+from flmm_plugin.phrases import check_merge, decoded_offsets, merged_rows, span_tokens, text_offsets, written_phrases
 from flmm_plugin.reading import Reading, ground_reading, keywords
 from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding
 from flmm_plugin.replay import read_answer, read_continuations, read_sequence
 from flmm_plugin.seal import FrozenSeal, fingerprint
 from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions, visual_cot
+from flmm_plugin.words import Span, check_text, checked_phrases, checked_spans, trimmed
 
 # The paper's, for looking at attention without heads; heads carry their own in their manifest.
 PROMPT = "Please give me a description of the image."
@@ -156,8 +144,7 @@ class GroundedLMM:
             **unknown: Refused, with the nearest known argument.
         """
         refuse_unknown("GroundedLMM.from_pretrained", unknown, (*ARGUMENTS, "heads", "sam", "sam_checkpoint", "merge"))
-        if isinstance(heads, str):
-            method_of(heads)  # a misspelt method costs no loading
+        check_heads(fspath(backbone), heads, sam=sam, sam_checkpoint=sam_checkpoint)  # what is wrong costs no loading
         model = load_backbone(
             backbone,
             revision=revision,

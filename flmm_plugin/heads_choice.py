@@ -1,20 +1,63 @@
-"""What ``heads=`` means for a loaded backbone: a file, those that ship, a training-free method, or none."""
+"""What ``heads=`` means for a backbone: a file, those that ship, a training-free method, or none."""
 
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 from flmm_plugin.backbones import EMBEDDED
 from flmm_plugin.backbones.base import Backbone
-from flmm_plugin.errors import HeadsMismatch
+from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.heads import GroundingHeads, load_heads, read_manifest
 from flmm_plugin.heads.training_free import NAMES, load_training_free, method_of
 from flmm_plugin.tiny import heads_path, sam_path
 
+Heads = str | PathLike[str] | GroundingHeads | None
+
+
+def check_heads(
+    name: str, heads: Heads, *, sam: str | None = None, sam_checkpoint: str | PathLike[str] | None = None
+) -> None:
+    """See that there are such heads, before the model is loaded that they are for.
+
+    Args:
+        name: Of the backbone.
+        heads: As for `choose_heads`.
+        sam: As there.
+        sam_checkpoint: As there.
+
+    Raises:
+        HeadsMismatch: No heads ship for it, or another SAM is asked for.
+        BadCheckpoint: A file is missing, or no heads file.
+        UnknownArgument: A misspelt method, or a SAM that would play no role.
+    """
+    checkpoint = None if sam_checkpoint is None else str(sam_checkpoint)
+    if heads is None or heads == "none" or isinstance(heads, GroundingHeads):
+        idle = {"sam_checkpoint": checkpoint, "sam": sam if sam is not None and sam.lower() != "none" else None}
+        for argument, value in idle.items():
+            if value is not None:
+                raise UnknownArgument(f"{argument}={value!r} plays no role without a heads file; leave it out")
+        return
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise BadCheckpoint(f"there is no SAM file {checkpoint}; give Meta's own, from segment-anything's model page")
+    if method_of(str(heads)) is not None:
+        return
+    if heads == "auto":
+        if name != EMBEDDED:
+            raise HeadsMismatch(
+                f"no heads ship for {name}; pass heads='file.safetensors' trained for it, heads=None to chat only, or "
+                f"a method that needs no training: {', '.join(NAMES)}"
+            )
+        heads = heads_path()
+    refiner, manifest = _wants_refiner(sam, str(heads)), read_manifest(str(heads))
+    if checkpoint is not None and not (refiner and manifest.sam is not None and not manifest.stores_image_encoder):
+        why = f"were told sam={sam}" if not refiner else "have their SAM in the file" if manifest.sam else "use no SAM"
+        raise UnknownArgument(f"the heads in {heads} {why}: sam_checkpoint={checkpoint!r} plays no role; leave it out")
+
 
 def choose_heads(
     backbone: Backbone,
-    heads: str | PathLike[str] | GroundingHeads | None,
+    heads: Heads,
     *,
     sam: str | None = None,
     sam_checkpoint: str | PathLike[str] | None = None,
@@ -24,17 +67,19 @@ def choose_heads(
     Args:
         backbone: Loaded.
         heads: A heads file; ``"auto"`` for those that ship with the embedded model; the name of a training-free method
-            (`flmm_plugin.heads.training_free`); heads in memory and None as they are.
+            (`flmm_plugin.heads.training_free`); heads in memory as they are; None or ``"none"`` for none.
         sam: ``none``: without SAM. Any other name must be that of the SAM that the heads were trained with; for a
             training-free method it says the size of ``sam_checkpoint``.
         sam_checkpoint: Meta's SAM file; for a training-free method also a heads file whose SAM to use.
 
     Raises:
         HeadsMismatch: No heads ship for it, or another SAM is asked for.
-        BadCheckpoint: The file is missing or damaged.
+        BadCheckpoint: A file is missing or damaged.
+        UnknownArgument: A misspelt method, or a SAM that would play no role.
     """
-    if heads is None or isinstance(heads, GroundingHeads):
-        return heads
+    check_heads(backbone.name, heads, sam=sam, sam_checkpoint=sam_checkpoint)
+    if heads is None or heads == "none" or isinstance(heads, GroundingHeads):
+        return heads if isinstance(heads, GroundingHeads) else None
     checkpoint = None if sam_checkpoint is None else str(sam_checkpoint)
     method = method_of(str(heads))
     if method is not None:
@@ -48,18 +93,12 @@ def choose_heads(
             like=read_manifest(heads_path()) if embedded else None,
             device=backbone.output_device,
         )
-    if heads == "auto":
-        if backbone.name != EMBEDDED:
-            raise HeadsMismatch(
-                f"no heads ship for {backbone.name}; pass heads='file.safetensors' trained for it, heads=None to chat "
-                f"only, or a method that needs no training: {', '.join(NAMES)}"
-            )
-        heads = heads_path()
+    file = str(heads_path() if heads == "auto" else heads)
     return load_heads(
-        str(heads),
+        file,
         expect=backbone.facts,
         sam_checkpoint=checkpoint,
-        refiner=_wants_refiner(sam, str(heads)),
+        refiner=_wants_refiner(sam, file),
         device=backbone.output_device,
     )
 

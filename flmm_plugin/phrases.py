@@ -5,92 +5,16 @@ Shapes: n phrases, t tokens, m layers, c heads per layer, k image tokens.
 
 from __future__ import annotations
 
-import operator
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flmm_plugin.errors import BadText, EmptyPhrase, UnknownArgument
-
-Span = tuple[int, int]
+from flmm_plugin.words import Span, check_text, check_within, checked_phrases, short, trimmed
 
 MERGES = ("mean", "max")
-
-#: Unicode categories of characters that show nothing: separators, controls, format marks, lone surrogates.
-_UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs")
-
-
-def checked_phrases(phrases: Iterable[str]) -> list[str]:
-    """Return the phrases of any iterable as a list, each of them a string of words.
-
-    Raises:
-        BadText: It is no list of strings, or a phrase has a lone surrogate.
-        EmptyPhrase: It is one string, whose letters would be phrases, or a phrase has no words.
-    """
-    if isinstance(phrases, str):
-        raise EmptyPhrase(f"phrases is one string; give a list: [{_short(phrases)}]")
-    if isinstance(phrases, bytes | bytearray | Mapping) or not isinstance(phrases, Iterable):
-        raise BadText(f"phrases is a {type(phrases).__name__}; give a list of strings, such as ['the red circle']")
-    found = list(phrases)
-    for index, phrase in enumerate(found):
-        check_text(phrase, f"phrase {index}")
-        if not has_words(phrase):
-            raise EmptyPhrase(f"phrase {index} is empty ({_short(phrase)}); name what to ground, or leave it out")
-    return found
-
-
-def checked_spans(spans: Iterable[Sequence[int]], text: str) -> list[Span]:
-    """Return the spans of any iterable as pairs of Python integers that cover words of a text.
-
-    Raises:
-        BadText: It is no list of pairs of whole numbers.
-        EmptyPhrase: A span is not within the text, or has no words.
-    """
-    if isinstance(spans, str | bytes | bytearray | Mapping) or not isinstance(spans, Iterable):
-        raise BadText(f"spans is a {type(spans).__name__}; give a list of pairs (start, end), such as [(0, 9)]")
-    found = []
-    for index, span in enumerate(spans):
-        try:
-            start, end = span
-            if any(isinstance(one, bool) for one in (start, end)):
-                raise TypeError("a truth value is no place in a text")
-            found.append((operator.index(start), operator.index(end)))
-        except (TypeError, ValueError) as exc:
-            raise BadText(
-                f"span {index} is {_short(span)}; a span is a pair of whole numbers (start, end): characters of the "
-                "text from start up to, not including, end"
-            ) from exc
-        _check_within(text, found[-1])
-    return found
-
-
-def check_text(text: object, what: str = "the text") -> None:
-    """See that something is a string that a tokenizer can read.
-
-    Args:
-        text: Whatever was given.
-        what: How an error calls it.
-
-    Raises:
-        BadText: It is no string, or has a lone surrogate: half of a character, which no encoding of Unicode has.
-    """
-    if not isinstance(text, str):
-        raise BadText(f"{what} is {_short(text)}, of type {type(text).__name__}; give a string of words")
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise BadText(
-            f"{what} has a lone surrogate at character {exc.start} ({_short(text[exc.start])}), which is half of a "
-            "character; repair the text where it was read (open the file with its right encoding)"
-        ) from exc
-
-
-def has_words(text: str) -> bool:
-    """Whether a text has a character that can be seen; zero-width and control characters cannot."""
-    return any(unicodedata.category(character) not in _UNSEEN for character in text)
 
 
 def plain_tokens(tokenizer: Any, text: str) -> list[int]:
@@ -123,7 +47,7 @@ def written_phrases(tokenizer: Any, phrases: Sequence[str], separator: str) -> t
     for index, phrase in enumerate(checked_phrases(phrases)):
         tokens = plain_tokens(tokenizer, phrase.strip())
         if not tokens:
-            raise EmptyPhrase(f"phrase {index} has no token ({_short(phrase)}); name what to ground, or leave it out")
+            raise EmptyPhrase(f"phrase {index} has no token ({short(phrase)}); name what to ground, or leave it out")
         groups.append(list(range(len(ids), len(ids) + len(tokens))))
         ids += [*tokens, *closing]
     if not groups:
@@ -177,34 +101,18 @@ def _shared(text: str, other: str) -> int:
     return next((index for index in range(length) if text[index] != other[index]), length)
 
 
-def trimmed(text: str, span: Span) -> Span:
-    """The span without the white space at its ends (tokens carry their leading space)."""
-    start, end = span
-    words = text[start:end]
-    return start + len(words) - len(words.lstrip()), end - (len(words) - len(words.rstrip()))
-
-
 def span_tokens(text: str, offsets: Sequence[Span], span: Span) -> list[int]:
     """Indices of the tokens that share a character with a span of the text.
 
     Raises:
         EmptyPhrase: The span is not within the text, or has no words or no token.
     """
-    _check_within(text, span)
+    check_within(text, span)
     start, end = trimmed(text, span)
     found = [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
     if not found:
-        raise EmptyPhrase(f"span {tuple(span)} of the text has no token ({_short(text[span[0] : span[1]])})")
+        raise EmptyPhrase(f"span {tuple(span)} of the text has no token ({short(text[span[0] : span[1]])})")
     return found
-
-
-def _check_within(text: str, span: Span) -> None:
-    """Refuse a span that is not within the text, or covers no words of it."""
-    if not 0 <= span[0] <= span[1] <= len(text):
-        order = "; it ends before it begins" if span[0] > span[1] else ""
-        raise EmptyPhrase(f"span {tuple(span)} is not within the text of {len(text)} characters{order}")
-    if not has_words(text[slice(*span)]):
-        raise EmptyPhrase(f"span {tuple(span)} of the text covers no words ({_short(text[slice(*span)])})")
 
 
 def merged_rows(rows: Tensor, sizes: Sequence[int], merge: str) -> Tensor:
@@ -245,7 +153,7 @@ def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
     spelt = (own - {tokenizer.unk_token_id}).intersection(encoded["input_ids"])
     if spelt:
         names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(spelt))))
-        raise BadText(f"the text {_short(text)} spells {names}, a sign to this model; write it differently")
+        raise BadText(f"the text {short(text)} spells {names}, a sign to this model; write it differently")
     return encoded
 
 
@@ -254,9 +162,3 @@ def _special_ids(tokenizer: Any) -> set[int]:
     placeholder = getattr(tokenizer, "image_token_id", None)
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {*tokenizer.all_special_ids, *added, *([] if placeholder is None else [int(placeholder)])}
-
-
-def _short(value: object) -> str:
-    """A value as code, cut to what a line of an error can hold."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"

@@ -15,8 +15,9 @@ from torch import Tensor
 from flmm_plugin.backbones.base import Backbone, ImageTokens
 from flmm_plugin.errors import CaptureError
 from flmm_plugin.heads import GroundingHeads, KeywordSelector
-from flmm_plugin.phrases import Span, merged_rows, trimmed
+from flmm_plugin.phrases import merged_rows
 from flmm_plugin.records import Grounding
+from flmm_plugin.words import Span, trimmed
 
 
 @dataclass(frozen=True, eq=False)

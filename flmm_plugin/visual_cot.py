@@ -27,10 +27,11 @@ from PIL import Image
 from flmm_plugin.backbones.base import EncodedChat, Generated, Messages
 from flmm_plugin.context import check_characters, check_encoded
 from flmm_plugin.errors import EmptyPhrase, HeadsMismatch, UnknownArgument
-from flmm_plugin.phrases import check_text, decoded_offsets, has_words, plain_tokens, trimmed
+from flmm_plugin.phrases import decoded_offsets, plain_tokens
 from flmm_plugin.reading import Reading, ground_reading
 from flmm_plugin.records import BoolMask, Grounding, masks_json
 from flmm_plugin.replay import read_answer
+from flmm_plugin.words import check_text, has_words, trimmed
 
 if TYPE_CHECKING:
     from flmm_plugin.grounded_lmm import GroundedLMM

@@ -26,7 +26,7 @@ from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import pad_picture
 from flmm_plugin.errors import BackboneUnsupported, BadImage, EmptyPhrase, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
-from flmm_plugin.phrases import check_text
+from flmm_plugin.words import check_text
 
 __all__ = ["Backbone", "EncodedChat", "Generated", "ImageTokens", "Message", "Messages"]
 

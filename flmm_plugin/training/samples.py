@@ -25,9 +25,10 @@ from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
 from flmm_plugin.errors import EmptyPhrase
 from flmm_plugin.images import open_image
-from flmm_plugin.phrases import Span, has_words, pieces_tokens, plain_tokens, trimmed, written_phrases
+from flmm_plugin.phrases import pieces_tokens, plain_tokens, written_phrases
 from flmm_plugin.records import BoolMask
 from flmm_plugin.training.recipe import DataPart, TrainRecipe
+from flmm_plugin.words import Span, has_words, trimmed
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,13 @@ from flmm_plugin.errors import BadImage, BadText, HeadsMismatch
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import load_heads
 from flmm_plugin.heads.checkpoint import HEADS_NAME
-from flmm_plugin.phrases import Span, text_offsets
+from flmm_plugin.phrases import text_offsets
 from flmm_plugin.reading import keywords
 from flmm_plugin.training.features import FrozenReader
 from flmm_plugin.training.frozen import load_lmm
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.training.samples import TrainingSet
+from flmm_plugin.words import Span
 
 
 @dataclass(frozen=True)

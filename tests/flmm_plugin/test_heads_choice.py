@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flmm_plugin import grounded_lmm
 from flmm_plugin.cli import main
-from flmm_plugin.errors import BadCheckpoint, HeadsMismatch
+from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.training_free import NAMES, TrainingFreeHeads
 from flmm_plugin.heads_choice import choose_heads
@@ -61,6 +62,34 @@ def test_any_backbone_can_do_without_training(load_llava: Callable[..., Any], no
 def test_heads_in_memory_and_none_stay_what_they_are(trained: GroundedLMM) -> None:
     assert choose_heads(trained.backbone, trained.heads) is trained.heads
     assert choose_heads(trained.backbone, None) is None
+    assert choose_heads(trained.backbone, "none") is None
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "error"),
+    [
+        ("auto", {"sam_checkpoint": "there"}, UnknownArgument),  # they have their own
+        ("auto", {"sam_checkpoint": "nope.pth"}, BadCheckpoint),
+        ("auto", {"sam": "none", "sam_checkpoint": "there"}, UnknownArgument),
+        (None, {"sam_checkpoint": "there"}, UnknownArgument),
+        (None, {"sam": "vit_l"}, UnknownArgument),
+        ("attention-argmx", {}, UnknownArgument),
+        ("nope.safetensors", {}, BadCheckpoint),
+        ("there", {}, BadCheckpoint),
+    ],
+)
+def test_what_is_wrong_with_heads_costs_no_loading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, heads: str | None, options: dict[str, str], error: type[Exception]
+) -> None:
+    def loads(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(grounded_lmm, "load_backbone", loads)
+    there = tmp_path / "file"
+    there.write_bytes(b"no heads, no SAM")
+    named = {key: str(there) if value == "there" else value for key, value in options.items()}
+    with pytest.raises(error):
+        GroundedLMM.from_pretrained("flmm_tiny", str(there) if heads == "there" else heads, **named)  # type: ignore[arg-type]
 
 
 def test_on_the_command_line(picture: Image.Image, tmp_path: Path) -> None:

@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 
 from flmm_plugin.errors import BadText, EmptyPhrase, UnknownArgument
 from flmm_plugin.phrases import (
-    checked_phrases,
-    checked_spans,
     decoded_offsets,
-    has_words,
     merged_rows,
     pieces_tokens,
     plain_tokens,
     span_tokens,
     text_offsets,
-    trimmed,
     written_phrases,
 )
+from flmm_plugin.words import checked_phrases, checked_spans, has_words, trimmed
 
 
 @pytest.fixture(scope="module")
