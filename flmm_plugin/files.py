@@ -143,9 +143,12 @@ def check_file_place(path: Path, *, parents: bool = True) -> None:
         OutputFailed: Something else stands there, or its folder takes no files.
         DataNotFound: There is no such folder.
     """
-    if not (parents or path.parent.exists()):
+    with naming(path):
+        missing = not path.parent.exists()  # raises for a name that is too long
+        is_folder = path.is_dir()
+    if missing and not parents:
         raise DataNotFound(f"there is no folder {path.parent} to write into; make it, or name another place")
-    if path.is_dir():
+    if is_folder:
         raise OutputFailed(f"cannot write {path}: {_FIXES[errno.EISDIR]}")
     if not _is_device(path):
         make_folder(path.parent)
