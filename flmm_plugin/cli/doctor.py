@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import flmm_plugin
+from flmm_plugin.cli.model_options import checked_model, refuse_idle
+from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError, UnknownArgument
 
 # The versions that the tests run with; a test holds this to constraints.txt, which an installation does not have.
@@ -26,6 +28,8 @@ TESTED = {
     "numpy": "2.4.6",
     "safetensors": "0.8.0",
 }
+
+_NO_BACKBONE = "without --backbone (flmm doctor --backbone NAME --record)"
 
 # What has been run, where; said here so that nobody takes silence for a promise.
 VERIFIED = (
@@ -64,7 +68,7 @@ def add_subcommand(commands: Any) -> None:
         "weights are on this machine (nothing is downloaded), its attention is checked too",
     )
     model.add_argument("--attn-implementation", metavar="KERNEL", help="sdpa, eager, flash_attention_2, ...")
-    model.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as stored)")
+    model.add_argument("--dtype", help="float32, bfloat16, ... (default: as stored)")
     model.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, else the CPU)")
     model.add_argument(
         "--record", action="store_true", help="keep the fingerprint of its attention, if all checks pass, for others"
@@ -204,10 +208,13 @@ def _sha256(path: Path) -> str:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    if args.record and args.backbone is None:
-        raise UnknownArgument(
-            "--record keeps the fingerprint of one model; name it: flmm doctor --backbone NAME --record"
-        )
+    if args.backbone is None:
+        refuse_idle(args, ("record", "attn-implementation", "dtype", "device"), _NO_BACKBONE)
+    else:
+        if args.try_it:
+            raise UnknownArgument("--run is the embedded model's trial and --backbone another check; give one of them")
+        args.backbone = checked_model(args.backbone, "--backbone")
+        args.device = checked_device(args.device)
     findings: list[Finding] = []
     topic = ""
     for finding in examine(args.try_it) if args.backbone is None else examine_backbone(args):

@@ -44,7 +44,7 @@ def findings(args: argparse.Namespace) -> Iterator[Found]:
     try:
         backbone = load_backbone(
             args.backbone if folder != Path(args.backbone) else folder,
-            dtype=args.dtype,
+            dtype=args.dtype or "auto",
             device=args.device,
             attn_implementation=args.attn_implementation,
         )

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from flmm_plugin.cli.model_options import add_model_options, check_model_options, positive
+
 _DESCRIPTION = """\
 Count over many phrases which attention heads look at the picture and at one place in it, and print the most frequent
 as what --heads and --model_args heads= take. Nothing is trained and no mask is looked at. Without this, each phrase
@@ -28,10 +30,7 @@ def add_action(actions: Any) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", default="flmm_tiny", help="flmm_tiny, a folder or a hub name (default: %(default)s)")
-    parser.add_argument("--revision", help="of the model on the hub")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as stored)")
+    add_model_options(parser)
     parser.add_argument(
         "--data", metavar="ROOT", help="folder of the data sets; flmm_tiny_train: the embedded world (default: "
         "FLMM_DATA, or data)",
@@ -40,12 +39,15 @@ def add_action(actions: Any) -> None:
         "--dataset", default="refcoco", choices=("refcoco", "refcoco+", "refcocog", "png"), help="default: %(default)s"
     )
     parser.add_argument("--split", default="train", help="default: %(default)s")
-    parser.add_argument("--limit", type=int, default=300, help="pictures (default: %(default)s)")
-    parser.add_argument("--heads", type=int, default=3, metavar="N", help="how many to choose (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, default=300, help="pictures (default: %(default)s)")
+    parser.add_argument(
+        "--heads", type=positive, default=3, metavar="N", help="how many to choose (default: %(default)s)"
+    )
     parser.set_defaults(run=_localize)
 
 
 def _localize(args: argparse.Namespace) -> int:
+    check_model_options(args)
     from flmm_plugin.grounded_lmm import GroundedLMM
     from flmm_plugin.localizing import localization_heads
     from flmm_plugin.training.recipe import DataPart, DataRecipe, HeadsRecipe, TrainRecipe

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flmm_plugin
-from flmm_plugin.errors import BadImage, DataNotFound
+from flmm_plugin import files
+from flmm_plugin.backbones import EMBEDDED
+from flmm_plugin.cli.model_options import add_model_options, check_model_options, checked_model, positive, refuse_idle
+from flmm_plugin.errors import (
+    BadCheckpoint,
+    BadImage,
+    DataNotFound,
+    EmptyPhrase,
+    HeadsMismatch,
+    OutputFailed,
+    UnknownArgument,
+)
+from flmm_plugin.words import check_text, checked_phrases, has_words
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
     from flmm_plugin.records import Grounding
 
 _OUT = "where to write, without ending (default: the picture's name and the command's, in this folder)"
+_OF_HEADS = ("heads", "sam", "no-refine")
 
 
 def add_subcommands(commands: Any) -> None:
@@ -28,7 +41,9 @@ def add_subcommands(commands: Any) -> None:
         "ground",
         "find phrases in a picture",
         "Find each phrase in the picture and write NAME.png (masks and legend) and NAME.json (masks as COCO RLE, "
-        "boxes, scores). The phrases form one answer, so later ones see earlier ones; --separate asks for each alone.",
+        "boxes, scores). The phrases form one answer, so later ones see earlier ones; --separate asks for each alone. "
+        "A score is the mean probability inside the mask: how sure its pixels are, not whether the thing is in the "
+        "picture at all. It is as high for one that is not.",
         'flmm ground street.jpg "the man on the left" "his dog" --out street',
     )
     ground.add_argument("phrases", metavar="PHRASE", nargs="+", help="what to look for; quote phrases of several words")
@@ -50,9 +65,11 @@ def add_subcommands(commands: Any) -> None:
     chat.add_argument("question", metavar="QUESTION", help="the user's words")
     chat.add_argument("--ground", action=argparse.BooleanOptionalAction, default=True, help="masks for what it names")
     chat.add_argument(
-        "--max-new-tokens", type=_positive, default=64, metavar="N", help="length limit (default: %(default)s)"
+        "--max-new-tokens", type=positive, default=64, metavar="N", help="length limit (default: %(default)s)"
     )
-    chat.add_argument("--threshold", type=float, help="score from which a word is grounded (default: the heads' own)")
+    chat.add_argument(
+        "--threshold", type=_share, help="score from which a word is grounded, 0 to 1 (default: the heads' own)"
+    )
     _add_heads(chat)
     chat.set_defaults(run=_chat)
 
@@ -65,9 +82,7 @@ def add_subcommands(commands: Any) -> None:
         'flmm attention street.jpg "the dog" --model llava-hf/llava-1.5-7b-hf',
     )
     attention.add_argument("phrase", metavar="PHRASE", help="whose attention; quote a phrase of several words")
-    attention.add_argument(
-        "--clusters", type=_positive, default=4, metavar="K", help="of the K-means view (default: 4)"
-    )
+    attention.add_argument("--clusters", type=positive, metavar="K", help="of the K-means view (default: 4)")
     attention.add_argument("--prompt", help="the user's turn before the phrase")
     attention.add_argument(
         "--compare",
@@ -92,11 +107,7 @@ def _command(commands: Any, name: str, help_: str, description: str, example: st
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("image", metavar="IMAGE", help="a picture file")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default="flmm_tiny", help="flmm_tiny, a folder or a hub name (default: %(default)s)")
-    model.add_argument("--revision", help="of the model on the hub")
-    model.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
-    model.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as stored)")
+    add_model_options(parser.add_argument_group("model"))
     parser.add_argument("--out", type=Path, metavar="NAME", help=_OUT)
     return parser
 
@@ -105,30 +116,38 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("heads")
     group.add_argument(
         "--heads",
-        default="auto",
         metavar="FILE",
         help="safetensors file (default: those of flmm_tiny); or, without training: attention-argmax, "
-        "attend-and-segment, localization-heads",
+        "attend-and-segment, localization-heads; none: chat only",
     )
     group.add_argument("--sam", metavar="FILE", help="Meta's SAM checkpoint, where the heads ask for one")
     group.add_argument("--no-refine", action="store_true", help="the mask decoder's coarse masks; SAM is not run")
 
 
 def _ground(args: argparse.Namespace) -> int:
-    picture, out = _open(args.image), _stem(args, "ground")
-    lmm = _load(args, args.heads)
-    found = lmm.ground(picture, args.phrases, prompt=args.prompt, joint=not args.separate, refine=not args.no_refine)
+    phrases = checked_phrases(args.phrases)
+    picture, out = _begin(args), _stem(args, "ground")
+    lmm = _load(args, _heads(args))
+    found = lmm.ground(picture, phrases, prompt=args.prompt, joint=not args.separate, refine=not args.no_refine)
     _print_groundings(found)
     _write(out, args, picture, found, "", lmm)
     return 0
 
 
 def _chat(args: argparse.Namespace) -> int:
-    picture, out = _open(args.image), _stem(args, "chat")
-    lmm = _load(args, args.heads if args.ground else None)
-    if not args.ground:
+    check_text(args.question, "the question")
+    if not has_words(args.question):
+        raise EmptyPhrase(f"the question is empty ({args.question!r}); ask something about the picture")
+    if not args.ground or args.heads == "none":
+        if not args.ground:
+            refuse_idle(args, _OF_HEADS, "with --no-ground")
+        refuse_idle(args, ("sam", "no-refine", "threshold", "out"), "where the answer is not grounded")
+        picture = _begin(args)
+        lmm = _load(args, None)
         print(lmm.chat(picture, args.question, max_new_tokens=args.max_new_tokens).text)
         return 0
+    picture, out = _begin(args), _stem(args, "chat")
+    lmm = _load(args, _heads(args))
     answer = lmm.grounded_chat(
         picture,
         args.question,
@@ -143,43 +162,102 @@ def _chat(args: argparse.Namespace) -> int:
 
 
 def _attention(args: argparse.Namespace) -> int:
+    checked_phrases([args.phrase])
+    if not args.masks:
+        refuse_idle(args, _OF_HEADS, "without --masks")
+    if args.masks:
+        refuse_idle(args, ("compare",), "with --masks")
+    if args.compare:
+        refuse_idle(args, ("clusters",), "with --compare")
+    others = [checked_model(name, "--compare") for name in args.compare]
+    picture, out = _begin(args), _stem(args, "attention")
+    heads = _heads(args) if args.masks else None
     from flmm_plugin.reports.attention_figures import AttentionView, compare_attention, pipeline
     from flmm_plugin.reports.figures import contact_sheet
 
-    picture, out = _open(args.image), _stem(args, "attention")
-    lmm = _load(args, args.heads if args.masks else None)
+    clusters = args.clusters or 4
+    lmm = _load(args, heads)
     attention = lmm.attention_maps(picture, args.phrase, prompt=args.prompt)
     first = AttentionView(str(args.model), attention.maps, attention.grid)
     if args.masks:
         (found,) = lmm.ground(picture, [args.phrase], prompt=args.prompt, refine=not args.no_refine)
-        sheet = pipeline(picture, first, found, clusters=args.clusters)
-    elif args.compare:
+        sheet = pipeline(picture, first, found, clusters=clusters)
+    elif others:
         views = [first]
-        for name in args.compare:
+        for name in others:
             # One model at a time: two of real size do not fit side by side.
             del lmm
-            args.model = name
+            # The revision is that of --model.
+            args.model, args.revision, args.model_by_default = name, None, False
             lmm = _load(args, None)
             other = lmm.attention_maps(picture, args.phrase, prompt=args.prompt)
             views.append(AttentionView(name, other.maps, other.grid))
         sheet = compare_attention(views, picture, phrase=args.phrase)
     else:
-        sheet = contact_sheet(attention.maps, picture, attention.grid, phrase=args.phrase, clusters=args.clusters)
-    path = out.with_name(f"{out.name}.png")
-    sheet.save(path)
+        sheet = contact_sheet(attention.maps, picture, attention.grid, phrase=args.phrase, clusters=clusters)
+    path = _file(out, ".png")
+    with files.new_file(path) as part:
+        sheet.save(part, format="PNG")
     print(f"wrote {path}", file=sys.stderr)
     return 0
 
 
-def _open(path: str) -> Image.Image:
+def _begin(args: argparse.Namespace) -> Image.Image:
+    """Open the picture and check what can be checked without torch.
+
+    Raises:
+        BadImage: There is no such picture, or it cannot be read.
+        UnknownArgument: There is no such model or device.
+    """
     from flmm_plugin.images import open_image
 
-    if not Path(path).is_file():
-        raise BadImage(f"there is no file {path}; the picture comes first, then the words")
-    return open_image(path)
+    if "://" not in args.image and not Path(args.image).is_file():
+        raise BadImage(f"there is no file {args.image}; the picture comes first, then the words")
+    picture = open_image(args.image)
+    args.model_by_default = args.model is None
+    check_model_options(args)
+    if getattr(args, "prompt", None) is not None:
+        check_text(args.prompt, "--prompt")
+    return picture
+
+
+def _heads(args: argparse.Namespace) -> str:
+    """The heads to load, if they can be loaded at all.
+
+    Raises:
+        BadCheckpoint: There is no such file.
+        HeadsMismatch: No heads ship for the model.
+        UnknownArgument: Options that exclude each other.
+    """
+    heads: str = args.heads or "auto"
+    if heads == "none":
+        raise UnknownArgument(
+            "--heads none loads no heads, and without heads nothing is grounded; flmm chat --no-ground only chats, and "
+            "--heads attention-argmax grounds without training"
+        )
+    if heads == "auto" and args.model != EMBEDDED:
+        raise HeadsMismatch(
+            f"no heads ship for {args.model}; give --heads FILE that was trained for it, or a method without training: "
+            "attention-argmax, attend-and-segment, localization-heads"
+        )
+    if args.no_refine:
+        refuse_idle(args, ("sam",), "with --no-refine: SAM is not run")
+    if heads == "auto":
+        refuse_idle(args, ("sam",), f"for the heads of {EMBEDDED}, which have their own")
+    if args.sam is not None and not Path(args.sam).is_file():
+        raise BadCheckpoint(f"there is no SAM file {args.sam}; give the one that Meta's segment-anything page offers")
+    if heads != "auto" and not Path(heads).exists() and (Path(heads).suffix or "/" in heads):
+        raise BadCheckpoint(f"there is no heads file {heads}; give the .safetensors file that training wrote")
+    return heads
 
 
 def _load(args: argparse.Namespace, heads: str | None) -> GroundedLMM:
+    if args.model_by_default:
+        print(
+            f"flmm: {EMBEDDED}, the default model, knows only drawn shapes like those of its training; give --model "
+            "for any other picture",
+            file=sys.stderr,
+        )
     from flmm_plugin.grounded_lmm import GroundedLMM
 
     return GroundedLMM.from_pretrained(
@@ -188,7 +266,8 @@ def _load(args: argparse.Namespace, heads: str | None) -> GroundedLMM:
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
-        sam_checkpoint=getattr(args, "sam", None),
+        sam="none" if heads is not None and args.no_refine else None,
+        sam_checkpoint=args.sam,
     )
 
 
@@ -212,36 +291,53 @@ def _write(
     from flmm_plugin.records import masks_json
     from flmm_plugin.reports.figures import overlay
 
-    drawing, record = (out.with_name(out.name + ending) for ending in (".png", ".json"))
+    drawing, record = _file(out, ".png"), _file(out, ".json")
     content = json.loads(masks_json(found, text, size=(picture.height, picture.width)))
     heads = lmm.heads.manifest if lmm.heads is not None else None
     content["provenance"] = {
         "program": f"flmm-plugin {flmm_plugin.__version__}",
-        "image": str(args.image),
+        # The name of a file need be no text; JSON is.
+        "image": args.image.encode(errors="backslashreplace").decode(),
         "model": str(args.model),
         "heads_sha256": heads.sha256 if heads is not None else None,
-        "refined": not args.no_refine,
+        "refined": lmm.heads is not None and lmm.heads.mask_refiner is not None,
     }
-    record.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    overlay(picture, found).save(drawing)
+    files.write(record, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    with files.new_file(drawing) as part:
+        overlay(picture, found).save(part, format="PNG")
     print(f"wrote {drawing} and {record}", file=sys.stderr)
 
 
 def _stem(args: argparse.Namespace, command: str) -> Path:
     """Where to write, without ending: ``--out`` (an ending .png or .json is dropped) or ``<picture>.<command>`` here.
 
-    Asked for before a model is loaded, so that a wrong folder costs no minutes.
+    Asked for before a model is loaded, so that a wrong place costs no minutes.
+
+    Raises:
+        DataNotFound: There is no such folder.
+        OutputFailed: The place cannot be written, or the picture itself lies there.
     """
     out: Path = args.out if args.out is not None else Path(f"{Path(args.image).stem}.{command}")
     if out.suffix in (".png", ".json"):
         out = out.with_suffix("")
+    if not out.name or out.name == "..":
+        raise OutputFailed(f"--out {str(args.out)!r} names no file; give a name, such as --out {out / command}")
     if not out.parent.is_dir():
         raise DataNotFound(f"there is no folder {out.parent} to write into; make it, or give another --out")
+    for ending in (".png",) if command == "attention" else (".png", ".json"):
+        place = _file(out, ending)
+        files.check_file_place(place)
+        if place.exists() and place.samefile(args.image):
+            raise OutputFailed(f"{place} is the picture itself and would be written over; give another --out")
     return out
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number >= 1")
+def _file(out: Path, ending: str) -> Path:
+    return out.with_name(out.name + ending)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from flmm_plugin.cli import main
+from flmm_plugin.errors import BadCheckpoint
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
 from flmm_plugin.records import parse_masks_json
@@ -134,6 +137,8 @@ def test_attention_draws_every_map(scene: Path, model: Path) -> None:
         (["ground", "scene.png", "a dog"], "HeadsMismatch", "no heads ship for"),
         (["ground", "scene.png", " ", "--heads", "HEADS"], "EmptyPhrase", ""),
         (["ground", "scene.png", "a dog", "--heads", "nowhere.safetensors"], "BadCheckpoint", "no heads file"),
+        (["ground", "scene.png", "a dog", "--heads", "scene.png"], "BadCheckpoint", "not a safetensors file"),
+        (["ground", "scene.png", "a dog", "--heads", "HEADS", "--sam", "scene.png"], "UnknownArgument", "sam"),
         (["chat", "scene.png", "What?", "--heads", "NO_SELECTOR"], "HeadsMismatch", "no keyword selector"),
         (
             ["ground", "scene.png", "a dog", "--heads", "OTHER"],
@@ -172,3 +177,97 @@ def test_a_file_that_is_no_picture(scene: Path, capsys: pytest.CaptureFixture[st
     scene.write_text("not a picture")
     assert main(["attention", "scene.png", "a dog"]) == 2
     assert capsys.readouterr().err.startswith("flmm: BadImage: ")
+
+
+# What can be known from the command line alone is said before torch is imported.
+_EARLY = [
+    (["ground", "absent.png", "a"], "BadImage", "absent.png"),
+    (["ground", "https://host/a.jpg", "a"], "BadImage", ""),
+    (["ground", "scene.png", " "], "EmptyPhrase", "phrase 0"),
+    (["ground", "scene.png", "\u200b"], "EmptyPhrase", "phrase 0"),
+    (["ground", "scene.png", "a", "--prompt", "\udcff"], "BadText", "--prompt"),
+    (["ground", "scene.png", "a", "--sam", "nope.pth"], "UnknownArgument", "--sam"),
+    (["ground", "scene.png", "a", "--sam", "nope.pth", "--heads", "scene.png"], "BadCheckpoint", "nope.pth"),
+    (["ground", "scene.png", "a", "--sam", "scene.png", "--no-refine"], "UnknownArgument", "--sam"),
+    (["ground", "scene.png", "a", "--heads", "nope.safetensors"], "BadCheckpoint", "nope.safetensors"),
+    (["ground", "scene.png", "a", "--heads", "none"], "UnknownArgument", "--no-ground"),
+    (["ground", "scene.png", "a", "--model", "flmm_llava"], "UnknownArgument", "--model llava-hf/llava-1.5-7b-hf"),
+    (["ground", "scene.png", "a", "--model", "flmm_auto"], "UnknownArgument", "harness"),
+    (["ground", "scene.png", "a", "--model", "flmm_tinny"], "UnknownArgument", "'flmm_tiny'"),
+    (["ground", "scene.png", "a", "--model", ""], "UnknownArgument", "no model"),
+    (["ground", "scene.png", "a", "--model", "scene.png"], "UnknownArgument", "is a file"),
+    (["ground", "scene.png", "a", "--model", "owner/name"], "HeadsMismatch", "no heads ship for owner/name"),
+    (["ground", "scene.png", "a", "--revision", "main"], "UnknownArgument", "--revision"),
+    (["ground", "scene.png", "a", "--out", "scene.png"], "OutputFailed", "the picture itself"),
+    (["ground", "scene.png", "a", "--out", "."], "OutputFailed", "names no file"),
+    (["ground", "scene.png", "a", "--out", "folder"], "OutputFailed", "folder.png"),
+    (["ground", "scene.png", "a", "--out", "a" * 300], "OutputFailed", "too long"),
+    (["ground", "scene.png", "a", "--out", "scene.png/a"], "DataNotFound", "scene.png"),
+    (["chat", "scene.png", " "], "EmptyPhrase", "question"),
+    (["chat", "scene.png", "a", "--no-ground", "--heads", "x"], "UnknownArgument", "--heads"),
+    (["chat", "scene.png", "a", "--no-ground", "--out", "x"], "UnknownArgument", "--out"),
+    (["chat", "scene.png", "a", "--heads", "none", "--threshold", "0.5"], "UnknownArgument", "--threshold"),
+    (["attention", "scene.png", ""], "EmptyPhrase", "phrase 0"),
+    (["attention", "scene.png", "a", "--no-refine"], "UnknownArgument", "--no-refine"),
+    (["attention", "scene.png", "a", "--masks", "--compare", "flmm_tiny"], "UnknownArgument", "--compare"),
+    (["attention", "scene.png", "a", "--compare", "flmm_tiny", "--clusters", "3"], "UnknownArgument", "--clusters"),
+    (["attention", "scene.png", "a", "--compare", "flmm_mgm"], "UnknownArgument", "YanweiLi/MGM-2B"),
+    (["doctor", "--backbone", "nope"], "UnknownArgument", "'nope'"),
+    (["doctor", "--backbone", "flmm_tinny"], "UnknownArgument", "'flmm_tiny'"),
+    (["doctor", "--backbone", "flmm_tiny", "--run"], "UnknownArgument", "--run"),
+    (["doctor", "--device", "cpu"], "UnknownArgument", "--device"),
+    (["doctor", "--dtype", "float32"], "UnknownArgument", "--dtype"),
+    (["heads", "localize", "--model", "flmm_mgm"], "UnknownArgument", "YanweiLi/MGM-2B"),
+]
+_RUN = """
+import contextlib, io, json, sys
+from flmm_plugin.cli import main
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = main(words)
+    print(json.dumps([status, said.getvalue(), "torch" in sys.modules]))
+"""
+
+
+def test_what_is_wrong_with_a_line_is_said_before_torch_is_imported(scene: Path) -> None:
+    (scene.parent / "folder.png").mkdir()
+    lines = [words for words, *_ in _EARLY]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN], input=json.dumps(lines), capture_output=True, text=True, check=True
+    )
+    for (words, kind, fix), line in zip(_EARLY, done.stdout.splitlines(), strict=True):
+        status, said, torch_is_there = json.loads(line)
+        last = said.strip().splitlines()[-1]
+        assert (status, torch_is_there) == (2, False), (words, said)
+        assert last.startswith(f"flmm: {kind}: "), (words, said)
+        assert fix in last, (words, said)
+    assert names(scene.parent) == ["folder.png", "scene.png"]
+
+
+def test_a_device_that_is_not_here_is_named(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["ground", "scene.png", "a"], ["doctor", "--backbone", "flmm_tiny"], ["heads", "localize"]):
+        for device in ("gpu", "cuda:99"):
+            assert main([*words, "--device", device]) == 2
+            assert "UnknownArgument: --device" in capsys.readouterr().err
+
+
+def test_the_default_model_says_what_it_knows_and_one_that_was_asked_for_does_not(
+    scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise BadCheckpoint("loaded")
+
+    monkeypatch.setattr(GroundedLMM, "from_pretrained", stop)
+    for words in (["ground", "scene.png", "a"], ["chat", "scene.png", "a"], ["attention", "scene.png", "a"]):
+        for model, lines in ((), 2), (("--model", "flmm_tiny"), 1):
+            assert main([*words, *model]) == 2
+            said = capsys.readouterr().err.strip().splitlines()
+            assert len(said) == lines
+            assert ("knows only drawn shapes" in said[0]) == (lines == 2)
+
+
+def test_heads_none_chats_as_in_lmms_eval(scene: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["chat", "scene.png", "What is it?", "--model", str(model), "--device", "cpu", "--max-new-tokens", "3"]
+    assert main([*words, "--heads", "none"]) == 0
+    assert names(scene.parent) == ["scene.png"]
