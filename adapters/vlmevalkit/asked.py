@@ -77,37 +77,6 @@ def checked(words: Sequence[str]) -> Asked:
     return found
 
 
-def refuse_models(asked: Asked) -> None:
-    """See that every model is known to the kit, which is imported.
-
-    Raises:
-        UnknownArgument: One is not; the nearest name that is stands in the message.
-    """
-    from vlmeval.config import supported_VLM
-
-    for model in asked.models:
-        if model not in supported_VLM and not asked.free:
-            raise UnknownArgument(unknown("model", model, supported_VLM))
-
-
-def refuse_data(asked: Asked) -> None:
-    """See that every data set is known to the kit, which is imported.
-
-    Raises:
-        UnknownArgument: One is not; the nearest name that is stands in the message.
-    """
-    import vlmeval.dataset as datasets
-    from vlmeval.dataset.video_dataset_config import supported_video_datasets
-    from vlmeval.smp import LMUDataRoot
-
-    known = {*datasets.SUPPORTED_DATASETS, *supported_video_datasets}
-    for data in asked.data:
-        if data not in known and not asked.free and not (Path(LMUDataRoot()) / f"{data}.tsv").is_file():
-            raise UnknownArgument(
-                f"{unknown('data set', data, known)} A table of your own is {LMUDataRoot()}/{data}.tsv."
-            )
-
-
 def refuse_format(data: Iterable[str]) -> None:
     """See that result files can hold what is asked for.
 

@@ -62,22 +62,35 @@ def _listed() -> dict[str, tuple[Part, ...]]:
 #: Name for ``--data`` -> its tasks.
 BENCHMARKS: Mapping[str, tuple[Part, ...]] = _listed()
 
-#: What the summary of a run shows of each benchmark; the first that it has.
-PRIMARY = ("cIoU", "AR", "gIoU", "mIoU", "anls", "exact")
+#: The number by which each benchmark is compared: what its tasks' names begin with -> a metric of theirs.
+HEADLINES = {"refcoco": "cIoU", "png": "AR", "gcg": "mIoU", "reasonseg": "gIoU", "viscot": "anls"}
+
+
+def headline_first(task: str, metrics: Mapping[str, float | int]) -> dict[str, float | int]:
+    """A task's metrics, the one by which its benchmark is compared before the others.
+
+    >>> headline_first("flmm_tiny_gcg", {"AP50": 1.0, "mIoU": 2.0})
+    {'mIoU': 2.0, 'AP50': 1.0}
+    """
+    own = task.removeprefix("flmm_").removeprefix("tiny_")
+    name = next((metric for start, metric in HEADLINES.items() if own.startswith(start)), "")
+    return {**({name: metrics[name]} if name in metrics else {}), **metrics}
 
 
 def primary(metrics: Mapping[str, object]) -> dict[str, float | int]:
-    """The numbers that stand for a benchmark: one per task of it.
+    """The numbers that stand for a benchmark: the first of each task of it.
 
     >>> primary({"val.cIoU": 80.0, "val.items": 3, "testA.cIoU": 70.0, "testA.mIoU": 71.0})
     {'val.cIoU': 80.0, 'testA.cIoU': 70.0}
     """
-    for name in PRIMARY:
-        chosen = {
-            key: value
-            for key, value in metrics.items()
-            if key.rpartition(".")[2] == name and isinstance(value, int | float)
-        }
-        if chosen:
-            return chosen
-    return {}
+    first: dict[str, tuple[str, float | int]] = {}
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            first.setdefault(_label(name), (name, value))
+    return dict(first.values())
+
+
+def _label(name: str) -> str:
+    """What is before a metric's name; of ``P@0.5`` that is nothing."""
+    label, _, metric = name.partition(".")
+    return label if metric and "@" not in label else ""

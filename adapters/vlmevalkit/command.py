@@ -20,8 +20,9 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, refuse_unknown
 from flmm_plugin.adapters.vlmevalkit import outcomes
-from flmm_plugin.adapters.vlmevalkit.asked import checked, refuse_data, refuse_models
+from flmm_plugin.adapters.vlmevalkit.asked import checked
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
+from flmm_plugin.adapters.vlmevalkit.register import refuse_data, refuse_models
 from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 

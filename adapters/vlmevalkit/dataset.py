@@ -20,7 +20,7 @@ from vlmeval.dataset.image_yorn import ImageYORNDataset
 from flmm_plugin import files
 from flmm_plugin.adapters.vlmevalkit import predictions
 from flmm_plugin.adapters.vlmevalkit.asked import refuse_format
-from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, primary
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, headline_first, primary
 from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
 from flmm_plugin.errors import BadAnnotation, DataNotFound
 from flmm_plugin.tasks.plain_task import PlainTask, Record
@@ -117,7 +117,7 @@ class FlmmBenchmark(ImageBaseDataset):
                 details.write(json.dumps({"index": index, "split": label, **_plain(record)}) + "\n")
         printed: dict[str, float | int] = {}
         for key, listed in records.items():
-            numbers = tasks[key].numbers(listed)
+            numbers = headline_first(key[1], tasks[key].numbers(listed))
             printed.update({f"{key[0]}.{name}" if key[0] else name: value for name, value in numbers.items()})
         if len(answered) < len(self._asked):
             logger.warning(

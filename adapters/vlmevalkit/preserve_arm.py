@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -27,9 +26,9 @@ from flmm_plugin.adapters.preserving.faults import FAULTS
 from flmm_plugin.adapters.preserving.record import ArmSpec, read_answers, write_arm
 from flmm_plugin.adapters.preserving.stock import shared, with_checkpoint
 from flmm_plugin.adapters.preserving.watch import GenerateWatch, logits_of, model_of, phrases_of, weight_hashes
-from flmm_plugin.adapters.vlmevalkit.asked import Asked, refuse_data, unknown
+from flmm_plugin.adapters.vlmevalkit.asked import Asked, unknown
 from flmm_plugin.adapters.vlmevalkit.messages import digest_of, is_failure
-from flmm_plugin.adapters.vlmevalkit.register import register
+from flmm_plugin.adapters.vlmevalkit.register import refuse_data, register
 from flmm_plugin.errors import FlmmError, FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.images import open_image
 from flmm_plugin.reports.preservation import Answer, Arm
@@ -235,7 +234,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the arm of a file in a process of its own; what it says goes to ``log.txt``."""
     spec_file, folder = map(Path, (argv or sys.argv[1:])[:2])
     spec = ArmSpec.from_json(json.loads(spec_file.read_text(encoding="utf-8")))
-    os.environ.setdefault("PRED_FORMAT", "tsv")
     try:
         run_arm(spec, folder)
     except FlmmError as exc:

@@ -11,10 +11,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.vlmevalkit.asked import Asked, unknown
 from flmm_plugin.adapters.vlmevalkit.messages import FAILED, is_failure
+from flmm_plugin.errors import UnknownArgument
 
 _MARK = "_flmm_registered"
 
@@ -59,6 +62,37 @@ def register() -> None:
         smp.upsert_dataset_status = _once(smp.upsert_dataset_status, outcomes.watched)
     _let_processors_talk()
     _mend_llavabench()
+
+
+def refuse_models(asked: Asked) -> None:
+    """See that every model is known to the kit, which is imported.
+
+    Raises:
+        UnknownArgument: One is not; the nearest name that is stands in the message.
+    """
+    from vlmeval.config import supported_VLM
+
+    for model in asked.models:
+        if model not in supported_VLM and not asked.free:
+            raise UnknownArgument(unknown("model", model, supported_VLM))
+
+
+def refuse_data(asked: Asked) -> None:
+    """See that every data set is known to the kit, which is imported.
+
+    Raises:
+        UnknownArgument: One is not; the nearest name that is stands in the message.
+    """
+    import vlmeval.dataset as datasets
+    from vlmeval.dataset.video_dataset_config import supported_video_datasets
+    from vlmeval.smp import LMUDataRoot
+
+    known = {*datasets.SUPPORTED_DATASETS, *supported_video_datasets}
+    for data in asked.data:
+        if data not in known and not asked.free and not (Path(LMUDataRoot()) / f"{data}.tsv").is_file():
+            raise UnknownArgument(
+                f"{unknown('data set', data, known)} A table of your own is {LMUDataRoot()}/{data}.tsv."
+            )
 
 
 def _once(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
