@@ -1,4 +1,4 @@
-"""What a command line of the kit's run.py asks for, and what of it cannot be: said before anything is loaded."""
+"""Check a command line of the kit's run.py before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MODEL, _BENCHMARK = "FLMM", "FlmmBenchmark"
 
 @dataclass(frozen=True)
 class Asked:
-    """The names on a command line.
+    """Hold the names on a command line.
 
     Attributes:
         models, data: Names, in their order.
@@ -37,7 +37,7 @@ class Asked:
 
 
 def checked(words: Sequence[str]) -> Asked:
-    """What is asked for, as far as this can be told without the kit.
+    """Read and check a command line, as far as this can be done without the kit.
 
     Args:
         words: Arguments of the kit's run.py.
@@ -78,10 +78,10 @@ def checked(words: Sequence[str]) -> Asked:
 
 
 def refuse_format(data: Iterable[str]) -> None:
-    """See that result files can hold what is asked for.
+    """Refuse a format of result files that cannot hold what is asked for.
 
     Args:
-        data: Names of data sets.
+        data: Names of data sets, of this package or of the kit.
 
     Raises:
         UnknownArgument: ``PRED_FORMAT`` is none of the kit's, or one that cuts masks or cannot be continued.
@@ -98,7 +98,7 @@ def refuse_format(data: Iterable[str]) -> None:
 
 
 def unknown(kind: str, name: str, known: Collection[str]) -> str:
-    """The sentence about a name that is not there.
+    """Write the sentence about a name that is not there.
 
     >>> unknown("model", "flmm_tny", ["flmm_tiny", "flmm_llava"])
     "there is no model 'flmm_tny'; did you mean 'flmm_tiny'?"

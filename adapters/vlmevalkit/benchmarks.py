@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from flmm_plugin.tasks.task_files import headline
+
 
 class Part(NamedTuple):
     """One task of a benchmark; its metrics are printed as ``label.metric``, or bare where there is only one task."""
@@ -62,23 +64,19 @@ def _listed() -> dict[str, tuple[Part, ...]]:
 #: Name for ``--data`` -> its tasks.
 BENCHMARKS: Mapping[str, tuple[Part, ...]] = _listed()
 
-#: The number by which each benchmark is compared: what its tasks' names begin with -> a metric of theirs.
-HEADLINES = {"refcoco": "cIoU", "png": "AR", "gcg": "mIoU", "reasonseg": "gIoU", "viscot": "anls"}
-
 
 def headline_first(task: str, metrics: Mapping[str, float | int]) -> dict[str, float | int]:
-    """A task's metrics, the one by which its benchmark is compared before the others.
+    """Put the metric that stands for a task before its others.
 
     >>> headline_first("flmm_tiny_gcg", {"AP50": 1.0, "mIoU": 2.0})
     {'mIoU': 2.0, 'AP50': 1.0}
     """
-    own = task.removeprefix("flmm_").removeprefix("tiny_")
-    name = next((metric for start, metric in HEADLINES.items() if own.startswith(start)), "")
-    return {**({name: metrics[name]} if name in metrics else {}), **metrics}
+    name = next((metric for metric in headline(task) if metric in metrics), None)
+    return {**({name: metrics[name]} if name is not None else {}), **metrics}
 
 
 def primary(metrics: Mapping[str, object]) -> dict[str, float | int]:
-    """The numbers that stand for a benchmark: the first of each task of it.
+    """Choose the numbers that stand for a benchmark: the first of each of its tasks.
 
     >>> primary({"val.cIoU": 80.0, "val.items": 3, "testA.cIoU": 70.0, "testA.mIoU": 71.0})
     {'val.cIoU': 80.0, 'testA.cIoU': 70.0}
@@ -91,6 +89,6 @@ def primary(metrics: Mapping[str, object]) -> dict[str, float | int]:
 
 
 def _label(name: str) -> str:
-    """What is before a metric's name; of ``P@0.5`` that is nothing."""
+    """Read the task's label in a metric's name; ``P@0.5`` has none."""
     label, _, metric = name.partition(".")
     return label if metric and "@" not in label else ""

@@ -112,7 +112,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def begin_unmodified() -> None:
-    """What `run` does before the kit's run.py begins, where that was started by itself, with the hook.
+    """Do what `run` does before the kit's run.py begins, where that was started by itself, with the hook.
 
     Raises:
         SystemExit: It cannot do what it is asked for; why is on stderr.
@@ -131,7 +131,7 @@ def begin_unmodified() -> None:
 
 
 def refusal(error: FlmmError) -> str:
-    """The line about what cannot be."""
+    """Write an error as one line."""
     return f"flmm-vlmeval: {type(error).__name__}: {' '.join(str(error).split())}"
 
 

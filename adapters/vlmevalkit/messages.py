@@ -92,18 +92,18 @@ def chat_of(
 
 
 def unasked(error: Exception) -> list[Part]:
-    """The message in place of one that could not be made; `problem_of` reads the error back."""
+    """Stand in for a message that could not be made; `problem_of` reads the error back."""
     return [{"type": "text", "value": "", MARK: {"error": error}}]
 
 
 def problem_of(message: Sequence[Part]) -> Exception | None:
-    """Why a message could not be made; None for one that could."""
+    """Read why a message could not be made; None for one that could."""
     found: Exception | None = next((part[MARK]["error"] for part in message if "error" in part.get(MARK, {})), None)
     return found
 
 
 def digest_of(message: Sequence[Part], dataset: str | None) -> str:
-    """A name for all that is asked: words, marks, and the content of the pictures' files, wherever they lie."""
+    """Name all that is asked: words, marks, and the content of the pictures' files, wherever they lie."""
     said, pictures = [], []
     for part in message:
         if part["type"] == "image":
@@ -123,7 +123,7 @@ def failure(error: str) -> str:
 
 
 def is_failure(reply: str) -> bool:
-    """Whether a reply stands for a failed sample, as the kit marks it or as its scoring is shown it."""
+    """Tell whether a reply stands for a failed sample, as the kit marks it or as its scoring is shown it."""
     return FAILED in reply or reply == NOTHING
 
 

@@ -61,7 +61,7 @@ def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]
 
 
 def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[str], int]:
-    """Lines for a reader, and the exit status: 1 if a combination has no result."""
+    """Write the lines for a reader, and the exit status: 1 if a combination has no result."""
     lines, failed, samples, lost = [], 0, 0, 0
     for (model, data), one in found.items():
         file = one.get("prediction_file")
@@ -101,7 +101,11 @@ def failed_samples(prediction_file: Any) -> tuple[int, int]:
 
 
 def report() -> int:
-    """Say how every combination of this process ended; of several processes, the first one does. Returns the status."""
+    """Say how every combination of this process ended, in the first of several processes.
+
+    Returns:
+        Exit status, 0 or 1.
+    """
     lines, status = summary(collected())
     if _is_first() and not os.environ.get(OUTCOMES_VARIABLE):
         for line in lines:
@@ -118,7 +122,7 @@ def report_at_the_end() -> None:
 
 
 def _is_first() -> bool:
-    """Whether this process is the one of several that speaks."""
+    """Tell whether this process is the one of several that speaks."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

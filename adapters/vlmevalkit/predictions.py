@@ -28,22 +28,22 @@ Table = Any
 
 
 class Readers:
-    """What the kit's ``load`` has for pandas: readers of tables that leave answers as they were written."""
+    """Stand for pandas in the kit's ``load``: tables are read with answers as they were written."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(pd, name)
 
     def read_csv(self, path: Any, **options: Any) -> Table:
-        """As pandas has it, with answers as text and failed ones as `NOTHING`."""
+        """Read as pandas does, with answers as text and failed ones as `NOTHING`."""
         return _scored(_as_written(pd.read_csv, path, **options))
 
     def read_excel(self, path: Any, **options: Any) -> Table:
-        """As pandas has it, with answers as text and failed ones as `NOTHING`."""
+        """Read as pandas does, with answers as text and failed ones as `NOTHING`."""
         return _scored(_as_written(pd.read_excel, path, **options))
 
 
 def read(path: Path) -> Table:
-    """A result file of the kit, in any of its formats, with answers as text.
+    """Read a result file of the kit, in any of its formats, with answers as text.
 
     Raises:
         BadAnnotation: It cannot be read, or has no answers.
@@ -63,7 +63,7 @@ def read(path: Path) -> Table:
 
 
 def whole(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The kit's ``dump``, which a kill or a full disk interrupts: what it writes is whole, or not there.
+    """Wrap the kit's ``dump``, which a kill or a full disk interrupts: a file is whole, or not there.
 
     Raises:
         OutputFailed: The place cannot be written.
@@ -83,7 +83,7 @@ def whole(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def keeping(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The kit's ``dump``, as its inference uses it: answers are on disk as they were given.
+    """Wrap the ``dump`` of the kit's inference: answers are on disk as they were given.
 
     Raises:
         OutputFailed: The place cannot be written, or the format does not keep them.
@@ -105,7 +105,7 @@ def keeping(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def marked(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A reader of the kit's that shows failed samples with the mark by which it counts them and asks them again."""
+    """Wrap a reader of the kit's: failed samples have the mark by which it counts them and asks them again."""
 
     def load(*args: Any, **options: Any) -> Any:
         content = original(*args, **options)
@@ -136,7 +136,7 @@ def _scored(table: Table) -> Table:
 
 
 def _changed(given: Table, path: Path) -> int:
-    """How many answers a file does not hold as they were given; all of them where it is not there."""
+    """Count the answers that a file does not hold as they were given; all of them where it is not there."""
     if not path.is_file():
         return len(given)
     held = dict(zip(*(list(map(str, read(path)[name])) for name in ("index", ANSWERS)), strict=True))

@@ -65,7 +65,7 @@ def register() -> None:
 
 
 def refuse_models(asked: Asked) -> None:
-    """See that every model is known to the kit, which is imported.
+    """Refuse a model that the kit does not know.
 
     Raises:
         UnknownArgument: One is not; the nearest name that is stands in the message.
@@ -78,7 +78,7 @@ def refuse_models(asked: Asked) -> None:
 
 
 def refuse_data(asked: Asked) -> None:
-    """See that every data set is known to the kit, which is imported.
+    """Refuse a data set that the kit does not know.
 
     Raises:
         UnknownArgument: One is not; the nearest name that is stands in the message.
@@ -113,7 +113,7 @@ def _everywhere(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]
 
 
 def _unless_failed(judge: Callable[..., Any], instead: Any) -> Callable[..., Any]:
-    """The kit's question to a judge, which is not asked about a failed sample: it would guess, now and then rightly."""
+    """Wrap a question to a judge, who is not asked about a failed sample: the guess is right now and then."""
 
     def judged(model: Any, item: Any, *args: Any, **options: Any) -> Any:
         return instead if is_failure(str(item["prediction"])) else judge(model, item, *args, **options)
@@ -126,7 +126,7 @@ _REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation"
 
 
 def _of_some_categories(original: Callable[..., Any]) -> Callable[..., Any]:
-    """MME's sums where a table has not all of its categories, over which a clone of the kit stumbles."""
+    """Wrap MME's sums, which a clone of the kit cannot form where a table lacks some of MME's categories."""
 
     def rating(data_file: str) -> Any:
         from vlmeval.smp import d2df, load

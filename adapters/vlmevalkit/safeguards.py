@@ -42,7 +42,7 @@ class ProcessFailed(FlmmError):
 
 
 def answering(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The kit's ``infer_data`` with all of the above; models of others pass through unchanged."""
+    """Wrap the kit's ``infer_data`` with all of the above; models of others pass through unchanged."""
 
     def infer_data(model: Any, model_name: str, work_dir: str, dataset: Any, out_file: str, **options: Any) -> Any:
         from vlmeval.config import supported_VLM
@@ -87,7 +87,7 @@ def answering(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def delivering(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The kit's ``infer_data_job``: journals are kept until the result file is there, and all know of failures."""
+    """Wrap ``infer_data_job``: journals are kept until the result file is there, and all know of failures."""
 
     def infer_data_job(model: Any, work_dir: str, model_name: str, dataset: Any, **options: Any) -> Any:
         rest = {"work_dir": work_dir, "model_name": model_name, "dataset": dataset, **options}
@@ -126,8 +126,8 @@ class DataSetRun:
 
     Args:
         folder: Where the kit writes; in one of the two kits a folder per start, under the model's.
-        model: Its name.
-        data: The data set's name.
+        model: Name that results of the model are filed under.
+        data: Name of the data set.
         facts: What decides the model's answers (`flmm_plugin.adapters.answering.identity.answer_facts`).
     """
 
@@ -140,10 +140,13 @@ class DataSetRun:
         self._stem = f"{model}_{data}"
 
     def keys(self, dataset: Any) -> dict[str, str]:
-        """What decides the answer of each row that this process asks about, by the row's index.
+        """Name what decides the answer of each row that this process asks about.
 
         Args:
-            dataset: The kit's; of its rows, every ``world``-th is this process's.
+            dataset: The kit's; of N processes, each asks about every N-th row.
+
+        Returns:
+            The row's index -> ``run-question``, each 16 hexadecimal digits.
         """
         found: dict[str, str] = {}
         table = dataset.data
@@ -160,13 +163,16 @@ class DataSetRun:
         return Journal(self._journal(self._rank, self._world), self.identity, self._journals())
 
     def held(self, result: Path, indices: Iterable[Any], keys: Mapping[str, str], journal: Journal) -> set[str]:
-        """The rows that a result file has answers of, all of them this run's.
+        """Find the rows that a result file has answers of, all of them this run's.
 
         Args:
             result: File that the kit goes on from, if it is there.
             indices: The index of every row that is asked about, by whatever process.
-            keys: Of `keys`.
-            journal: Of `journal`; it knows of answers of a run that was killed.
+            keys: What `keys` returns.
+            journal: What `journal` returns; it knows of answers of a run that was killed.
+
+        Returns:
+            Their indices.
 
         Raises:
             UnknownArgument: It holds answers of another model, of other options, to other data or to rows that are not
@@ -231,7 +237,7 @@ class DataSetRun:
                 path.unlink(missing_ok=True)
 
     def _difference(self) -> str:
-        """In what the answers that are here were made otherwise, as far as a record says it."""
+        """Say in what the answers that are here were made otherwise, as far as a record knows."""
         records = [self._record(), *self._home.glob(f"*/{self._record().name}")]
         for path in sorted(filter(Path.is_file, records), key=lambda one: one.stat().st_mtime, reverse=True):
             before = json.loads(path.read_text(encoding="utf-8")).get("decided_by", {})
@@ -244,7 +250,7 @@ class DataSetRun:
         return self.folder / f"{self._stem}{_RECORD_ENDING}"
 
     def _partial_files(self) -> list[Path]:
-        """What the kit writes every tenth answer, of all processes."""
+        """List what the kit writes every tenth answer, of all processes."""
         mine = re.compile(rf"^\d+_{re.escape(self.data)}\.pkl$")
         return [path for path in self.folder.glob(f"*_{self.data}.pkl") if mine.match(path.name)]
 
@@ -272,7 +278,7 @@ def _maker(entry: Any) -> Any:
 
 
 def _built(make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """A model, with the number of processes hidden from transformers, which would split it over them."""
+    """Make a model, with the number of processes hidden from transformers, which would split it over them."""
     world = os.environ.pop("WORLD_SIZE", None)
     try:
         return make(use_vllm=options.get("use_vllm", False))
@@ -288,7 +294,7 @@ def _result(work_dir: str, model_name: str, dataset: Any) -> Path:
 
 
 def _forgiving(build_prompt: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A data set's ``build_prompt`` of which a row that cannot be asked about costs itself alone."""
+    """Wrap a data set's ``build_prompt``: a row that cannot be asked about costs itself alone."""
 
     def asked(row: Any) -> Any:
         try:
@@ -300,7 +306,10 @@ def _forgiving(build_prompt: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _together(work: Callable[[], Any]) -> Any:
-    """What `work` returns, in every process or in none.
+    """Do a piece of work in every process, or fail in all of them.
+
+    Returns:
+        What `work` returns here.
 
     Raises:
         ProcessFailed: Another process's work raised; this one's raises what it raised.
@@ -327,7 +336,7 @@ def _several() -> bool:
 
 
 def _gathered(thing: Any) -> list[Any]:
-    """The same thing of every process, in their order."""
+    """Collect the same thing of every process, in their order."""
     if not _several():
         return [thing]
     import torch.distributed as dist
