@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin import json_lines
+from flmm_plugin.adapters.answering.identity import picture_digest
+from flmm_plugin.tasks.viscot.judge import address_of
 
+_FIELDS = {"key", "content", "model"}  # of a line of the record
 _NO_ANSWER = "Failed to obtain answer via API"  # MMBench's own words, by which it knows that it has no answer
 
 
@@ -38,7 +41,8 @@ class JudgeMemo:
     def __init__(self, path: Path) -> None:
         self._path = path
         # What a kill cut off is not there; that judge is asked again.
-        self._known: dict[str, dict[str, str]] = {kept["key"]: kept for kept in json_lines.read(path)}
+        whole = (kept for kept in json_lines.read(path) if isinstance(kept, dict) and kept.keys() >= _FIELDS)
+        self._known: dict[str, dict[str, str]] = {str(kept["key"]): kept for kept in whole}
         self._times: Counter[str] = Counter()
         self.counts = {"asked": 0, "reused": 0, "failed": 0}
 
@@ -97,8 +101,9 @@ class JudgeMemo:
         config = request.config or judge.config
         asked = json.dumps(
             [
-                type(judge).__name__, config.model_name, config.temperature, config.max_tokens, config.top_p,
-                config.response_format, config.system_prompt, request.messages, repr(request.images),
+                address_of(judge), config.model_name, config.temperature, config.max_tokens, config.top_p,
+                config.response_format, config.system_prompt, request.messages,
+                [_content(one) for one in request.images or ()],
             ],
             sort_keys=True, default=repr,
         )  # fmt: skip
@@ -109,6 +114,16 @@ class JudgeMemo:
     def _keep(self, key: str, content: str, model: str) -> None:
         self._known[key] = {"key": key, "content": content, "model": model}
         json_lines.append(self._path, self._known[key])
+
+
+def _content(picture: Any) -> str:
+    """A picture of a request by content; an address, or text that is a picture itself, as it is."""
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest()
+    try:
+        return picture_digest(picture)
+    except (OSError, ValueError):
+        return str(picture)
 
 
 def _mmbench_through_the_layer(evaluator: Any, prompt: str) -> str:

@@ -6,7 +6,8 @@ number says which model gave it, under which version of the instructions, and wh
 
 Verdicts are appended to ``FLMM_JUDGE_CACHE`` (default ``$FLMM_CACHE/judge``, ``~/.cache/flmm/judge``), one JSON line
 each, as they arrive: a run that was killed goes on where it stopped, and two models that give the same answer get the
-same verdict.
+same verdict. A verdict is found again by all that was asked, and of whom: every word of the messages, the temperature,
+the model and the address of its provider. What failed, or said nothing, is no verdict.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import threading
 from dataclasses import asdict, dataclass
@@ -23,8 +25,9 @@ from typing import Any
 
 from loguru import logger
 
-from flmm_plugin import json_lines
+from flmm_plugin import files, json_lines
 from flmm_plugin.data import cache_folder as plugin_cache
+from flmm_plugin.errors import OutputFailed
 from flmm_plugin.tasks.metrics.viscot import judge_score
 
 #: Changes whenever a word of the instructions does.
@@ -70,13 +73,16 @@ class Judge:
         server: A `lmms_eval.llm_judge.ServerInterface`.
         model: Name to ask for.
         cache: Folder of the verdicts.
+
+    Raises:
+        OutputFailed: The folder takes no files.
     """
 
     def __init__(self, server: Any, model: str, cache: Path) -> None:
         self.model = model
         self._server = server
         safe = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in model)
-        self.path = cache / f"viscot_{safe}.jsonl"
+        self.path = files.make_folder(cache) / f"viscot_{safe}.jsonl"
         self._known = _read(self.path)
         self._lock = threading.Lock()
         self._failures = 0
@@ -85,37 +91,39 @@ class Judge:
 
     def verdict(self, question: str, reference: str, answer: str) -> Verdict | None:
         """The verdict on an answer, from memory or from the provider; None if the provider failed."""
-        key = _key(self.model, question, reference, answer)
+        messages = _messages(question, reference, answer)
+        key = self._key(messages)
         with self._lock:
             if key in self._known:
                 return self._known[key]
             if self._failures >= _FAILURES_UNTIL_GIVING_UP:
                 return None
         try:
-            response = self._ask(question, reference, answer)
+            response = self._ask(messages, question, reference, answer)
+            reply = _said(response)
         except Exception as exc:
             self._note_failure(exc)
             return None
-        reply = str(response.content)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         found = Verdict(judge_score(reply), reply, str(response.model_used or self.model), PROMPT_VERSION, date)
         with self._lock:
             self._failures = 0
             self._known[key] = found
             asked = {"question": question, "answer": answer, "reference": reference}
-            json_lines.append(self.path, {"key": key, **asdict(found), **asked})  # several ranks write to the same file
+            try:
+                json_lines.append(self.path, {"key": key, **asdict(found), **asked})  # several ranks share the file
+            except (OSError, OutputFailed) as exc:  # the verdict is right; the next run pays for it once more
+                logger.error(f"viscot: a verdict of {self.model} could not be kept: {exc}")
         return found
 
-    def _ask(self, question: str, reference: str, answer: str) -> Any:
+    def _key(self, messages: list[dict[str, str]]) -> str:
+        asked = [PROMPT_VERSION, address_of(self._server), self.model, _TEMPERATURE, _REPLY_TOKENS, messages]
+        return hashlib.sha256(json.dumps(asked).encode("utf-8")).hexdigest()
+
+    def _ask(self, messages: list[dict[str, str]], question: str, reference: str, answer: str) -> Any:
         from lmms_eval.llm_judge import Request
 
-        told = f"Question: {question}\nStandard answer: {reference}\nModel's answer: {answer}"
-        request = Request(
-            messages=[{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": told}],
-            question=question,
-            answer=reference,
-            prediction=answer,
-        )
+        request = Request(messages=messages, question=question, answer=reference, prediction=answer)
         if self._one_at_a_time is None:
             return self._server.evaluate(request)
         with self._one_at_a_time:
@@ -174,9 +182,29 @@ def cache_folder() -> Path:
     return Path(given) if given else plugin_cache() / "judge"
 
 
-def _key(model: str, question: str, reference: str, answer: str) -> str:
-    parts = [PROMPT_VERSION, model, _TEMPERATURE, question, reference, answer]
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+def address_of(server: Any) -> list[str]:
+    """Name a provider of lmms-eval: its class, and where it asks."""
+    where = [getattr(server, name, None) for name in ("base_url", "api_url", "api_endpoint", "api_version")]
+    return [type(server).__name__, *(str(one) for one in where if one)]
+
+
+def _messages(question: str, reference: str, answer: str) -> list[dict[str, str]]:
+    told = f"Question: {question}\nStandard answer: {reference}\nModel's answer: {answer}"
+    return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": told}]
+
+
+def _said(response: Any) -> str:
+    """The words of a reply.
+
+    Raises:
+        ValueError: There are none, or the provider says that it failed.
+    """
+    if not getattr(response, "success", True):
+        raise ValueError(getattr(response, "error_message", None) or "the provider says that it failed")
+    reply = str(response.content or "")
+    if not reply.strip():
+        raise ValueError("the reply is empty")
+    return reply
 
 
 def _read(path: Path) -> dict[str, Verdict]:
@@ -184,7 +212,10 @@ def _read(path: Path) -> dict[str, Verdict]:
     found: dict[str, Verdict] = {}
     for record in json_lines.read(path):
         try:
-            found[record["key"]] = Verdict(*(record[name] for name in ("score", "reply", "model", "prompt", "date")))
-        except (KeyError, TypeError):
+            verdict = Verdict(*(record[name] for name in ("score", "reply", "model", "prompt", "date")))
+            if verdict.score is not None and not (math.isfinite(verdict.score) and 0 <= verdict.score <= 1):
+                raise ValueError(verdict.score)
+            found[record["key"]] = verdict
+        except (KeyError, TypeError, ValueError):
             logger.warning(f"viscot: a line of {path} is damaged and is not used")
     return found

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from flmm_plugin.datasets.viscot import TABLE_SETS
+from flmm_plugin.errors import OutputFailed
 from flmm_plugin.records import error_json
 from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_config
 from flmm_plugin.tasks.viscot import judge as judging
@@ -194,6 +195,52 @@ def test_a_failing_judge_is_given_up_and_nothing_of_it_kept(tmp_path: Path) -> N
     assert [judge.verdict("Q?", "yes", str(number)) for number in range(6)] == [None] * 6
     assert len(server.asked) == 3
     assert not judge.path.exists()
+
+
+@pytest.mark.parametrize("says", ["", " \n", None])
+def test_a_reply_without_words_is_no_verdict(tmp_path: Path, says: Any) -> None:
+    judge = Judge(Server(says), "j", tmp_path)
+    assert judge.verdict("Q?", "yes", "a") is None
+    assert not judge.path.exists()
+
+
+@pytest.mark.parametrize("changed", ["address", "words", "temperature", "limit"])
+def test_another_judge_or_another_question_is_asked(
+    tmp_path: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Judge(Server(), "j", tmp_path).verdict("Q?", "yes", "a")
+    other = Server("score: 0.2")
+    if changed == "address":
+        other.base_url = "http://elsewhere/v1"  # type: ignore[attr-defined]
+    else:
+        name, value = {
+            "words": ("_INSTRUCTIONS", "x"),
+            "temperature": ("_TEMPERATURE", 0),
+            "limit": ("_REPLY_TOKENS", 9),
+        }[changed]
+        monkeypatch.setattr(judging, name, value)
+    found = Judge(other, "j", tmp_path).verdict("Q?", "yes", "a")
+    assert found is not None
+    assert found.score == 0.2
+
+
+@pytest.mark.parametrize("score", ["NaN", "7", '"high"', "[1]"])
+def test_a_score_that_is_none_is_not_read(tmp_path: Path, score: str) -> None:
+    judge = Judge(Server(), "j", tmp_path)
+    judge.verdict("Q?", "yes", "a")
+    judge.path.write_text(judge.path.read_text().replace('"score": 0.7', f'"score": {score}') + "5\n[]\n")
+    found = Judge(Server("score: 0.3"), "j", tmp_path).verdict("Q?", "yes", "a")
+    assert found is not None
+    assert found.score == 0.3
+
+
+def test_a_store_that_cannot_be_written_is_named_first_and_costs_no_verdict_later(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputFailed):
+        Judge(Server(), "j", tmp_path / "file")
+    judge = Judge(Server(), "j", tmp_path)
+    judge.path.mkdir()
+    assert judge.verdict("Q?", "yes", "a") is not None
 
 
 def test_without_a_key_there_is_no_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from lmms_eval import llm_judge
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+from PIL import Image
 
 from flmm_plugin.adapters.lmms_eval.preserve_judge import JudgeMemo
 
@@ -85,6 +86,29 @@ def test_a_record_that_a_kill_cut_off_goes_on(tmp_path: Path, moody: type[Moody]
     with JudgeMemo(path).active() as third:
         assert [ask("yes"), ask("no")] == ["1", "3"]
     assert (second.counts["reused"], third.counts["reused"]) == (1, 2)
+
+
+def test_lines_that_are_no_records_are_not_read(tmp_path: Path, moody: type[Moody]) -> None:
+    path = tmp_path / "judge.jsonl"
+    path.write_text('5\n[1]\n{"key": "x"}\nnull\n')
+    with JudgeMemo(path).active():
+        assert ask("yes") == "1"
+
+
+def test_another_address_is_another_judge_and_the_same_picture_the_same_question(
+    tmp_path: Path, moody: type[Moody], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = llm_judge.ServerConfig(model_name="moody")
+
+    def show(colour: int) -> str:
+        request = llm_judge.Request(messages=[{"role": "user", "content": "what?"}], config=config)
+        request.images = [Image.new("RGB", (2, 2), (colour, 0, 0)), "data:image/png;base64,xyz", b"bytes"]
+        return str(llm_judge.get_server("moody", config).evaluate(request).content)
+
+    for colour, address, said in ((1, "a", "1"), (1, "a", "1"), (2, "a", "2"), (1, "b", "3")):
+        monkeypatch.setattr(Moody, "base_url", address, raising=False)
+        with JudgeMemo(tmp_path / "judge.jsonl").active():
+            assert show(colour) == said
 
 
 def test_lmms_eval_is_left_as_it_was(tmp_path: Path) -> None:
