@@ -14,10 +14,12 @@ added to what it does with their requests:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -27,11 +29,12 @@ from typing import Any
 from loguru import logger
 from tqdm import tqdm
 
-from flmm_plugin import json_lines
+from flmm_plugin import files, json_lines
 from flmm_plugin.adapters.answering.identity import answer_identity, asked_digest
 from flmm_plugin.adapters.answering.requests import SHOWN
 from flmm_plugin.adapters.answering.visual_cot import answers_json
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
+from flmm_plugin.errors import OutputFailed
 
 _MARK = "_flmm_answer_cache"
 _MERGED = ".merged"  # lmms-eval's mark of a run whose answers are in the cache's main file
@@ -97,11 +100,12 @@ def fill_as_answers_come() -> None:
         if reqtype not in _STREAMS or not getattr(lm, "answers_with_masks", False):
             answers: list[Any] = execute(self, lm, reqtype, requests)
             return answers
-        if not hasattr(self, "_flmm_model"):
-            self._flmm_model = lm
-            self._flmm_taken = _take_over(self)
-        named = [_Named(one, name) for one, name in zip(requests, _names(lm, reqtype, requests), strict=True)]
-        found = execute(self, _Asking(lm), reqtype, named)
+        with _naming(self):
+            if not hasattr(self, "_flmm_model"):
+                self._flmm_model = lm
+                self._flmm_taken = _take_over(self)
+            named = [_Named(one, name) for one, name in zip(requests, _names(lm, reqtype, requests), strict=True)]
+            found = execute(self, _Asking(lm), reqtype, named)
         return [_as_given(one, answer) for one, answer in zip(named, found, strict=True)]
 
     @functools.wraps(finalize)
@@ -163,6 +167,19 @@ def _asked(lm: Any, kind: str, instance: Any) -> str:
         return asked_digest([context, request.options, shown], [doc["image_path"]])
     messages, pictures = chat_of(request, doc, lm.lmm.backbone.processor.image_token)
     return asked_digest([request.options, messages], pictures)
+
+
+@contextlib.contextmanager
+def _naming(cache: Any) -> Iterator[None]:
+    """Turn what a disk or SQLite says into an `OutputFailed` that names the cache."""
+    with files.naming(Path(cache._cache_root)):
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise OutputFailed(
+                f"cannot keep answers in {cache._cache_root} ({exc}): make room there or give --use_cache another "
+                "folder; the same line then goes on with what was kept"
+            ) from exc
 
 
 def _take_over(cache: Any) -> dict[Path, float]:

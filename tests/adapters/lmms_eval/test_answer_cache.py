@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from PIL import Image
 
 from flmm_plugin.adapters.lmms_eval import answer_cache
 from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come, is_answer
+from flmm_plugin.errors import OutputFailed
 from flmm_plugin.records import error_json
 
 
@@ -193,6 +195,18 @@ def test_a_run_with_a_broken_seal_leaves_nothing(tmp_path: Path) -> None:
     second = Ours()
     evaluate(second, tmp_path)
     assert second.asked == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("database or disk is full"), OSError(28, "No space left")])
+def test_a_cache_that_takes_no_answer_is_named(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ResponseCache, "_store", full)
+    with pytest.raises(OutputFailed, match=str(tmp_path)):
+        evaluate(Ours(), tmp_path)
 
 
 def test_a_document_that_cannot_be_read_is_asked_every_time(tmp_path: Path) -> None:

@@ -250,6 +250,7 @@ def test_the_seal_is_checked_once_at_the_end(said: list[str]) -> None:
     broken.lmm.seal.verify = fail
     with pytest.raises(FrozenWeightsChanged, match="lm_head"):
         broken.clean()
+    assert (one.seal_broken, broken.seal_broken) == (False, True)
 
 
 def test_the_simple_form_is_the_same_model() -> None:
