@@ -227,3 +227,6 @@ def _versions() -> dict[str, str]:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+code_digest()  # taken now and remembered: what was imported answers, whatever is written into the files meanwhile

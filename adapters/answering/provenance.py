@@ -22,7 +22,7 @@ _PACKAGES = {
 
 
 def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, backbone, kernel, dtype, device, batch size, heads and options; null for what the model lacks."""
+    """Versions, backbone, weights, kernel, dtype, device, batch size, heads and options; null for what is lacking."""
     lmm = model.lmm
     backbone, heads = getattr(lmm, "backbone", None), getattr(lmm, "heads", None)
     config = getattr(getattr(backbone, "model", None), "config", None)
@@ -32,6 +32,7 @@ def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "backbone": _said(backbone, "name"),
         "family": _said(backbone, "family"),
         "revision": _said(backbone, "revision"),
+        "weights_sha256": _said(getattr(lmm, "seal", None), "digest"),
         "preprocessing": _said(backbone, "preprocessing"),
         "kernel": _said(config, "_attn_implementation"),
         "dtype": (_said(backbone, "dtype") or "").removeprefix("torch.") or None,

@@ -154,6 +154,41 @@ def test_another_model_or_picture_under_the_same_name_is_asked(tmp_path: Path, c
     assert other.asked == [0, 1, 2, 3]
 
 
+def chats(words: str = "what?", **options: Any) -> list[Instance]:
+    def messages(doc: Any) -> Any:
+        content = [{"type": "image", "url": doc["image"]}, {"type": "text", "text": words}]
+        return [{"role": "user", "content": content}]
+
+    asked = ("the same context", messages, {"temperature": 0, **options}, 0, "some", "test")
+    return [Instance("generate_until", asked, 0, {"task": "some", "doc_id": 0, "repeats": 1})]
+
+
+@pytest.mark.parametrize("changed", [{"colour": 9}, {"words": "who?"}, {}])
+def test_chats_are_known_by_their_messages_and_pictures(tmp_path: Path, changed: dict[str, Any]) -> None:
+    evaluate(Ours(), tmp_path, requests=chats())
+    other = Ours(colour=changed.get("colour", 0))
+    evaluate(other, tmp_path, requests=chats(changed.get("words", "what?")))
+    assert len(other.asked) == bool(changed)
+
+
+@pytest.mark.parametrize("changed", ["picture", "phrases", "target"])
+def test_documents_of_mask_tasks_are_known_by_what_the_model_sees(tmp_path: Path, changed: str) -> None:
+    path = tmp_path / "a.png"
+    doc: dict[str, Any] = {"image_path": str(path), "expressions": ["a dog"], "masks": [1]}
+    asked = []
+    for now in (False, True):
+        Image.new("RGB", (4, 4), (now and changed == "picture", 0, 0)).save(path)
+        if now:
+            doc |= {"phrases": {"expressions": ["a cat"]}, "target": {"masks": [2]}}.get(changed, {})
+        model = Ours()
+        model.task_dict["some"]["test"][0] = doc
+        ground = ("same", {"flmm_ground": True}, None, 0, "some", "test")
+        request = Instance("generate_until", ground, 0, {"task": "some", "doc_id": 0, "repeats": 1})
+        evaluate(model, tmp_path / "cache", requests=[request])
+        asked.append(len(model.asked))
+    assert asked == [1, changed != "target"]
+
+
 def test_options_that_lmms_eval_leaves_out_of_its_key_are_in_it(tmp_path: Path) -> None:
     evaluate(Ours(), tmp_path)
     other = Ours()
