@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flmm_plugin.datasets.grandf import GranDfDataset
@@ -99,6 +100,11 @@ READERS: Sequence[tuple[str, Callable[[Path], Any], Callable[[Path], Any], tuple
 def damaged(raw: bytes) -> Iterator[bytes]:
     """A file cut, converted, replaced by something else, and with each of its fields spoilt or gone."""
     yield from (raw[:length] for length in (0, 1, len(raw) // 2, len(raw) - 3))
+    rng = np.random.default_rng(len(raw))
+    for _ in range(25):
+        changed = np.frombuffer(raw, dtype=np.uint8).copy()
+        changed[rng.integers(0, len(raw), 3)] = rng.integers(0, 256, 3)
+        yield changed.tobytes()
     yield raw.decode("latin-1").encode("utf-16")
     yield raw.replace(b"a", b"\xe9", 2)
     yield from (b"null", b"3", b'"text"', b"[]", b"[3]", b"{}", b"[" * 100_000, b"\0" * 9)
