@@ -34,6 +34,7 @@ def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "revision": _said(backbone, "revision"),
         "weights_sha256": _said(getattr(lmm, "seal", None), "digest"),
         "preprocessing": _said(backbone, "preprocessing"),
+        "grounding_pixels": _said(backbone, "grounding_pixels"),
         "kernel": _said(config, "_attn_implementation"),
         "dtype": (_said(backbone, "dtype") or "").removeprefix("torch.") or None,
         "device": device_name(getattr(backbone, "device", None)),
