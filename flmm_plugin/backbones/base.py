@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from jinja2 import TemplateError
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, Looked, Message, Messages
 from flmm_plugin.backbones.generation import answer_options, with_length
 from flmm_plugin.backbones.loading import load_pretrained
-from flmm_plugin.backbones.preprocessing import pad_picture
+from flmm_plugin.backbones.preprocessing import Paper, pad_picture, with_pillow
 from flmm_plugin.errors import BackboneUnsupported, BadImage, EmptyPhrase, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.words import check_text
@@ -49,8 +49,8 @@ class Backbone(ABC):
 
     Attributes:
         maps_per_image: Attention maps per head and picture; 2 for families with a coarse and a fine view.
-        paper: What the method's preprocessing of the family is: ``same`` (the stock processor's), ``padded`` (see
-            `flmm_plugin.backbones.preprocessing`), ``""`` where the paper has no such family.
+        paper: What the method's preprocessing of the family is: ``same`` (the stock processor's), ``pillow`` or
+            ``padded`` (see `flmm_plugin.backbones.preprocessing`), ``""`` where the paper has no such family.
         preprocessing: What pictures go through before grounding, ``stock`` or ``paper``; chat is always stock.
         several_images: Whether models of the family were trained on chats with several pictures; a visual chain of
             thought then answers from the whole picture and the cut-out, else from the cut-out alone.
@@ -58,7 +58,7 @@ class Backbone(ABC):
 
     family: ClassVar[str]
     maps_per_image: ClassVar[int] = 1
-    paper: ClassVar[Literal["", "same", "padded"]] = ""
+    paper: ClassVar[Paper] = ""
     several_images: ClassVar[bool] = False
 
     def __init__(
@@ -269,19 +269,24 @@ class Backbone(ABC):
         if not any(images):
             return Looked([[] for _ in texts])
         try:
-            if how != "padded":
+            if how == "same":
                 return Looked(self.image_tokens(inputs, images))
-            padded = [[pad_picture(picture, self.processor.image_processor) for picture in some] for some in images]
-            squares = [[picture for picture, _ in some] for some in padded]
-            seen = self._processed(texts, squares)
+            shown, frames = images, None
+            if how == "padded":
+                padded = [[pad_picture(one, self.processor.image_processor) for one in some] for some in images]
+                shown, frames = ([[one[part] for one in some] for some in padded] for part in (0, 1))
+            seen = self.paper_inputs(texts, shown)
             if not torch.equal(seen["input_ids"], inputs["input_ids"]):
                 raise BackboneUnsupported(
-                    f"{self.name} has other tokens for padded pictures; load it with preprocessing='stock'"
+                    f"{self.name} has other tokens for pictures as the paper shows them; load it with "
+                    "preprocessing='stock'"
                 )
-            tokens = [
-                [replace(one, grid=one.grid.through(frame)) for one, (_, frame) in zip(found, some, strict=True)]
-                for found, some in zip(self.image_tokens(seen, squares), padded, strict=True)
-            ]
+            tokens = self.image_tokens(seen, shown)
+            if frames is not None:
+                tokens = [
+                    [replace(one, grid=one.grid.through(frame)) for one, frame in zip(found, some, strict=True)]
+                    for found, some in zip(tokens, frames, strict=True)
+                ]
         except (ArithmeticError, ValueError) as exc:
             raise BackboneUnsupported(
                 f"{self.name} shows no whole image token of some picture ({_sizes(images)}: {exc}), so nothing can be "
@@ -290,14 +295,30 @@ class Backbone(ABC):
         shape = inputs["input_ids"].shape
         return Looked(tokens, {key: value for key, value in seen.items() if value.shape != shape})
 
-    def _processed(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
+    def paper_inputs(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
+        """What the method's heads were shown of these chats; squares come resized and padded already."""
+        return self._processed(texts, images, self._paper_processor)
+
+    @cached_property
+    def _paper_processor(self) -> Any:
+        return with_pillow(self.processor) if self.paper == "pillow" else self.processor
+
+    @property
+    def grounding_pixels(self) -> str:
+        """What makes the pixels that grounding sees, for records: class names, ``Pillow`` for padding done here."""
+        paper = self.preprocessing == "paper"
+        used = self._paper_processor if paper else self.processor
+        made = getattr(used, "image_processor", None) or getattr(used, "look", None)
+        return f"{'Pillow (padded), ' if paper and self.paper == 'padded' else ''}{type(made).__name__}"
+
+    def _processed(self, texts: list[str], images: list[list[Image.Image]], processor: Any = None) -> dict[str, Tensor]:
         """Texts and pictures through the processor, on the model's device."""
         bos = self.tokenizer.bos_token
         # As transformers' own tokenising templates do: a template that writes the first token must not get a second
         # one.
         special = {} if bos is None or not texts[0].startswith(bos) else {"add_special_tokens": False}
         try:
-            features = self.processor(
+            features = (processor or self.processor)(
                 images=self.pictures(images), text=texts, padding=True, return_tensors="pt", **special
             )
         except _REFUSALS as exc:

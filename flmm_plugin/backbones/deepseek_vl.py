@@ -10,9 +10,15 @@ rounds: for some sizes the picture is one input row or column larger here (at mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from flmm_plugin.backbones.one_view import OneViewBackbone
+from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
 
@@ -21,7 +27,7 @@ class DeepseekVLBackbone(OneViewBackbone):
     """``DeepseekVLForConditionalGeneration``: 24 x 24 image tokens of 16 pixels."""
 
     family: ClassVar[str] = "deepseek_vl"
-    paper: ClassVar[Literal["", "same", "padded"]] = "padded"
+    paper: ClassVar[Paper] = "padded"
     several_images: ClassVar[bool] = True
 
     def grid(self, image_height: int, image_width: int) -> ImageGrid:
@@ -63,6 +69,21 @@ class DeepseekVLHybridBackbone(DeepseekVLBackbone):
         processor = self.processor.image_processor
         frame = self._shrunk(InputFrame.of_image(image_height, image_width), processor.high_res_size)
         return self._shrunk(frame, processor.size).grid(self._patch)
+
+    def paper_inputs(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
+        """The small view is the large one's floats, interpolated (bilinear), as DeepSeek's own vision tower does it.
+
+        transformers' processor resamples whole grey levels by a filter of its choice. Interpolation keeps constants, so
+        it may as well be done on normalised values.
+        """
+        seen = super().paper_inputs(texts, images)
+        processor, large = self.processor.image_processor, seen["high_res_pixel_values"]
+        small = F.interpolate(large.float(), self.input_size, mode="bilinear", antialias=True)
+        mean, std, large_mean, large_std = (
+            torch.tensor(getattr(processor, name), device=large.device)[:, None, None]
+            for name in ("image_mean", "image_std", "high_res_image_mean", "high_res_image_std")
+        )
+        return {**seen, "pixel_values": ((small * large_std + large_mean - mean) / std).to(large.dtype)}
 
 
 def _side(size: Any) -> int:

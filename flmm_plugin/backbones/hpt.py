@@ -9,7 +9,7 @@ trained on pictures padded to a square (``preprocessing="paper"``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from flmm_plugin.backbones.hpt_model import WORKING_SIZES, HPTForConditionalGene
 from flmm_plugin.backbones.hpt_projector import check_projector, load_projector
 from flmm_plugin.backbones.one_view import OneViewBackbone
 from flmm_plugin.backbones.piecewise import WORDS, PiecewiseProcessor
+from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
@@ -41,7 +42,7 @@ class HPTBackbone(OneViewBackbone):
     """28 x 28 (Air) or 32 x 32 (Air-1.5) tokens of a squashed picture."""
 
     family: ClassVar[str] = "hpt"
-    paper: ClassVar[Literal["", "same", "padded"]] = "padded"
+    paper: ClassVar[Paper] = "padded"
 
     @classmethod
     def load(

@@ -8,12 +8,13 @@ Which one it is changes chat and masks alike, so it is read from the processor a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from PIL import Image
 from torch import Tensor
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
+from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
 
@@ -22,7 +23,7 @@ class LlavaBackbone(Backbone):
     """One view per picture, its tokens in one run, raster order."""
 
     family: ClassVar[str] = "llava"
-    paper: ClassVar[Literal["", "same", "padded"]] = "padded"
+    paper: ClassVar[Paper] = "padded"
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """Split each sequence's placeholders among its pictures.

@@ -15,13 +15,14 @@ its maps for the whole picture, and heads released for it are read that way (``p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
+from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
@@ -32,7 +33,7 @@ class LlavaNextBackbone(Backbone):
 
     family: ClassVar[str] = "llava_next"
     maps_per_image: ClassVar[int] = 2
-    paper: ClassVar[Literal["", "same", "padded"]] = "same"
+    paper: ClassVar[Paper] = "pillow"
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """Base view and rows of each picture, newline tokens left out."""

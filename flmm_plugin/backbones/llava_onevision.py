@@ -8,11 +8,12 @@ stands for both, so that heads always read ``2 * m * c`` maps.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from flmm_plugin.backbones.llava_next import LlavaNextBackbone
+from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.views import Layout
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
@@ -25,7 +26,7 @@ class LlavaOnevisionBackbone(LlavaNextBackbone):
     """``LlavaOnevisionForConditionalGeneration``: SigLIP and Qwen2."""
 
     family: ClassVar[str] = "llava_onevision"
-    paper: ClassVar[Literal["", "same", "padded"]] = ""
+    paper: ClassVar[Paper] = ""
     several_images: ClassVar[bool] = True
 
     def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:

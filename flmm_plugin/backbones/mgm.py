@@ -13,7 +13,7 @@ LLaVA-NeXT's, which come view by view.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from flmm_plugin.backbones.base import Backbone, ImageTokens
 from flmm_plugin.backbones.mgm_config import mgm_config
 from flmm_plugin.backbones.mgm_model import MGMForConditionalGeneration, key_mapping
 from flmm_plugin.backbones.piecewise import WORDS, PiecewiseProcessor
+from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
 from flmm_plugin.backbones.spliced import as_tiles
 from flmm_plugin.backbones.views import Layout, place
@@ -56,7 +57,7 @@ class MGMBackbone(Backbone):
     """24 x 24 tokens of a picture padded to a square."""
 
     family: ClassVar[str] = "mgm"
-    paper: ClassVar[Literal["", "same", "padded"]] = "same"
+    paper: ClassVar[Paper] = "same"
     several_images: ClassVar[bool] = True
 
     @classmethod

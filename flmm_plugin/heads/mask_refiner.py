@@ -78,7 +78,7 @@ class MaskRefiner(nn.Module):
         self.use_point, self.several = use_point, several
         self.cache_size = cache_size
         self._cache: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
-        self._resize = _LongestSide(self.image_size)
+        self._resize = ResizeLongestSide(self.image_size)
         self.sam.image_encoder.requires_grad_(False)
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             lambda module, keys: module.clear_cache()
@@ -130,11 +130,13 @@ class MaskRefiner(nn.Module):
 
     def preprocess(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, tuple[int, int]]:
         """RGB ``uint8[H, W, 3]`` -> normalised, padded ``[1, 3, S, S]`` and the size of the picture in it."""
-        resized = torch.from_numpy(self._resize.apply_image(np.ascontiguousarray(pixels))).to(
-            self.sam.pixel_mean.device
-        )
-        batch: Tensor = self.sam.preprocess(resized.permute(2, 0, 1)[None].float())
-        return batch, (int(resized.shape[0]), int(resized.shape[1]))
+        sides = self._resize.get_preprocess_shape(pixels.shape[0], pixels.shape[1], self.image_size)
+        # SAM's own resizing leaves nothing of a picture that is narrow enough.
+        height, width = (max(1, int(side)) for side in sides)
+        resized = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        pixels_sam = torch.from_numpy(resized).to(self.sam.pixel_mean.device)
+        batch: Tensor = self.sam.preprocess(pixels_sam.permute(2, 0, 1)[None].float())
+        return batch, (height, width)
 
     @torch.no_grad()
     def _encode(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> ImageEmbedding:
@@ -246,15 +248,6 @@ class MaskRefiner(nn.Module):
             low = low[torch.arange(n, device=low.device), scores.argmax(dim=1)][:, None]
         logits: Tensor = self.sam.postprocess_masks(low, embedding.input_size, embedding.original_size)
         return logits[:, 0]
-
-
-class _LongestSide(ResizeLongestSide):
-    """SAM's own resizing, but for pictures so narrow that it would leave no row or no column of them."""
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(1, int(height)), max(1, int(width))
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
