@@ -18,6 +18,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 
+from flmm_plugin.adapters.answering.provenance import record_of
 from flmm_plugin.backbones import load_backbone
 
 from .families import FAMILIES
