@@ -19,10 +19,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.adapters.lmms_eval.ends import check_tasks
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
+from flmm_plugin.adapters.lmms_eval.ready import Asked, check_model
+from flmm_plugin.adapters.lmms_eval.seam import named_tasks
 from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
-from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.errors import FlmmError
+from flmm_plugin.files import make_folder, write
 from flmm_plugin.reports.preservation import Arm, Check, Verdict, compare, decide
 
 #: Settings that may change numbers without changing the model: where the arms differ in one, noise is measured.
@@ -93,7 +97,8 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
 
     Raises:
         ArmFailed: An arm did not end well.
-        UnknownArgument: A model, fault or argument that does not exist.
+        UnknownArgument: A model, task, device or argument that does not exist.
+        OutputFailed: The work folder cannot be written.
     """
     launch = launch or in_a_process
     _check(plan)
@@ -208,8 +213,7 @@ def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
     Raises:
         ArmFailed: It did not end well.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")
+    write(folder / "spec.json", json.dumps(spec.as_json(), indent=1))
     env = dict(os.environ)
     if Path(spec.work).name == "world":  # written here a moment ago: no hub needs to be asked for it
         env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(Path(spec.work) / "cache")}
@@ -229,12 +233,16 @@ def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
 
 
 def _check(plan: Plan) -> None:
-    from flmm_plugin.adapters.lmms_eval.models import MODELS
+    """Look at what was asked for before minutes of work."""
+    asked = Asked(plan.model, plan.model_args, plan.tasks, None, device=plan.device, batch_size=plan.batch_size)
+    check_model(asked)
+    unknown = [name for name in plan.tasks if name not in named_tasks(plan.include_path)]
+    if unknown:
+        # Files may name tasks in ways that only lmms-eval reads.
+        from lmms_eval.tasks import TaskManager
 
-    if plan.model not in MODELS:
-        raise UnknownArgument(f"there is no F-LMM model {plan.model!r}; there are {', '.join(MODELS)} (flmm list)")
-    if plan.batch_size < 1:
-        raise UnknownArgument(f"batch_size {plan.batch_size} is no positive whole number")
+        check_tasks(TaskManager(model_name=plan.model, include_path=plan.include_path).all_tasks, unknown)
+    make_folder(plan.out)
 
 
 def _world(plan: Plan, out: Path) -> Path:

@@ -24,6 +24,7 @@ from flmm_plugin.adapters.answering.loading import Settings
 from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
 from flmm_plugin.data.registry import BENCHMARKS, Part
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, TINY_WORLD, data_root
+from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
 from flmm_plugin.files import check_file_place, make_folder
@@ -37,6 +38,8 @@ _BENCHMARKS = {"keywords": "png", "pope_viscot": "pope"}
 _IN_THE_WORLD = {
     "refcoco": {"refcoco"}, "png": {"val"}, "gcg": {"val"}, "reasonseg": {"test"}, "viscot": {"sroie"},
 }  # fmt: skip
+#: Benchmarks whose parts are of one split or set each, which their names say.
+_PER_SPLIT = ("gcg", "reasonseg", "viscot")
 _REPOS_IN_THE_WORLD = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
 
 
@@ -129,7 +132,10 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     if missing:
         width = max(len(what) for what, _ in missing)
         listed = "\n".join(f"  {what.ljust(width)}  {fix}" for what, fix in missing)
-        raise NotReady(f"nothing was loaded, because this is missing:\n{listed}")
+        raise NotReady(
+            f"nothing was loaded, because this is missing (files that lie elsewhere: {DATA_ROOT_VARIABLE}=<their "
+            f"folder>):\n{listed}"
+        )
     return changes
 
 
@@ -247,7 +253,7 @@ def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
     fetched = any(part.source or part.comes_along for part in gone)
     fixes = [f"flmm data download {name} --root {root}"] if fetched else []
     fixes += [f"{part.what}: {part.how}" for part in gone if part.source is None and not part.comes_along]
-    fix = f"{what} not under {root}: {'; '.join(fixes)}; or {DATA_ROOT_VARIABLE}=<the folder that holds it>"
+    fix = f"{what} not under {root}: {'; '.join(fixes)}"
     begun = len(gone) < len(parts) or "root" in options or bool(os.environ.get(DATA_ROOT_VARIABLE))
     return _Absent(fix, not begun and bool(wanted & _IN_THE_WORLD.get(name, set())))
 
@@ -268,10 +274,10 @@ def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
 
 
 def _belongs(part: Part, name: str, wanted: set[str]) -> bool:
-    """Whether a part is needed for one split or set; benchmarks whose parts are per split name it in them."""
-    per_split = name in ("gcg", "reasonseg", "viscot")
+    """Whether a part is needed for the splits and sets that are wanted."""
     words = set(re.split(r"[^A-Za-z0-9]+", part.what))
-    return not per_split or "and" in words or bool(words & wanted)
+    named = words & ({"val", "test", *TABLE_SETS} if name in _PER_SPLIT else set())
+    return not named or bool(named & wanted)
 
 
 def _on_the_world(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

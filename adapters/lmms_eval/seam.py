@@ -12,6 +12,8 @@ this plugin's mask tasks if, and only if, the model is one of its own.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,8 @@ MODEL_PREFIX = "flmm_"
 
 #: Built-in names that mean mask tasks for this plugin's models.
 OVERRIDDEN_NAMES = ("refcoco_seg", "refcoco+_seg", "refcocog_seg")
+
+_NAME = re.compile(r"""^(?:task|group|tag):[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
 
 _HARNESS_TASKS = "lmms_eval.tasks"
 _MARK = "_flmm_tasks_folder"
@@ -62,6 +66,19 @@ def wrap(module: ModuleType) -> None:
     if hasattr(manager, "match_tasks") and hasattr(manager, "_get_config"):
         manager.match_tasks = _or_the_nearest(manager.match_tasks)
         manager._get_config = _with_changes(manager._get_config)
+
+
+def named_tasks(include_path: str | None = None) -> set[str]:
+    """Names of tasks and groups that lmms-eval's files and this package's have, as their text says: no torch.
+
+    Args:
+        include_path: Folder of more task files.
+    """
+    home = importlib.util.find_spec("lmms_eval")
+    places = [Path(place) / "tasks" for place in (home.submodule_search_locations or ())] if home is not None else []
+    files = [file for place in (*places, TASKS_FOLDER, *([Path(include_path)] if include_path else []))
+             for file in place.rglob("*.yaml")]  # fmt: skip
+    return {name for file in files for name in _NAME.findall(file.read_text(encoding="utf-8", errors="replace"))}
 
 
 def speaks_masks(model: Any) -> bool:

@@ -82,8 +82,8 @@ def write_arm(folder: Path, arm: Arm) -> None:
     """``arm.json``, and ``answers.jsonl`` in the order of the requests; written whole or not at all."""
     lines = "".join(json.dumps(answer.as_json()) + "\n" for answer in arm.answers.values())
     fields = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm) if field.name != "answers"}
-    for name, text in (("answers.jsonl", lines), ("arm.json", json.dumps(fields, indent=1, default=str))):
-        files.write(folder / name, text)
+    files.write(folder / "answers.jsonl", lines)
+    files.write(folder / "arm.json", json.dumps(fields, indent=1, default=str))
 
 
 def read_arm(folder: Path) -> Arm | None:

@@ -75,7 +75,9 @@ def add_subcommand(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML there too")
     parser.add_argument("--plant", choices=FAULTS, default="", help="plant a fault in the F-LMM arm, to see it caught")
-    parser.set_defaults(run=_preserve)
+    parser.set_defaults(
+        run=_preserve, stopped=lambda args: f"what was answered is kept in {args.out}; the same line goes on with it"
+    )
 
 
 def _preserve(args: argparse.Namespace) -> int:

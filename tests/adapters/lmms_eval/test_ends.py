@@ -1,0 +1,163 @@
+"""How evaluations end, with lmms-eval's evaluator and tracker replaced by ones that fail in every way."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flmm_plugin.adapters.lmms_eval import command, ends
+from flmm_plugin.errors import FrozenWeightsChanged, OutputFailed, UnknownArgument
+
+
+@pytest.fixture
+def owed(monkeypatch: pytest.MonkeyPatch) -> ends.Run:
+    """The state of a process that runs the ``lmms_eval`` command."""
+    run = ends.Run()
+    run.every_model = run.open = True
+    monkeypatch.setattr(ends, "run", run)
+    return run
+
+
+def evaluate(outcome: Any, **given: Any) -> Any:
+    def simple_evaluate(model: Any = None, use_cache: Any = None, cli_args: Any = None) -> Any:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    given = {"model": object(), "cli_args": SimpleNamespace(config=""), **given}
+    return ends._evaluating(simple_evaluate)(**given)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (FrozenWeightsChanged("the seal is broken"), 2, "FrozenWeightsChanged: the seal is broken"),
+        (RuntimeError("shapes"), 1, "failed: RuntimeError: shapes"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (KeyboardInterrupt(), 130, "kept in C; the same line goes on"),
+        (ends.Terminated(), 143, "terminated"),
+    ],
+)
+def test_what_raises_ends_the_command(
+    error: BaseException, status: int, said: str, owed: ends.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        evaluate(error, use_cache="C")
+    assert exit_.value.code == status
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert ("Traceback" in shown) == (status == 1)
+
+
+def test_in_python_errors_are_raised_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ends, "run", ends.Run())
+    with pytest.raises(FrozenWeightsChanged):
+        evaluate(FrozenWeightsChanged("x"))
+
+
+def test_a_sweep_goes_on_and_ends_with_a_status(owed: ends.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError):
+        evaluate(RuntimeError("x"), cli_args=SimpleNamespace(config="sweep.yaml"))
+    evaluate({"n-samples": {}}, cli_args=SimpleNamespace(config="sweep.yaml"))
+    assert owed.close() == 1
+
+
+@pytest.mark.parametrize(
+    ("failed", "status", "said"), [({}, 0, ""), ({"mme": 3}, 0, "mme: 3 of 4"), ({"mme": 4}, 1, "mme: NONE of its 4")]
+)
+def test_failed_samples_are_said_last(
+    failed: dict[str, int], status: int, said: str, owed: ends.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owed.unanswered = failed
+    evaluate({"n-samples": {"mme": {"effective": 4}}})
+    assert owed.close() == status
+    assert said in capsys.readouterr().err
+
+
+def test_an_evaluation_that_never_came_to_its_end_is_a_failure(owed: ends.Run) -> None:
+    assert owed.close() == 1
+
+
+def test_misspelt_tasks_get_the_nearest_name(owed: ends.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    manager = SimpleNamespace(all_tasks=["mme", "pope"])
+    ends.match_or_end(manager, ["mme", "po*"], ["mme", "pope"])
+    with pytest.raises(SystemExit) as exit_:
+        ends.match_or_end(manager, ["mmee"], [])
+    assert exit_.value.code == 2
+    assert "'mmee'; did you mean 'mme'?" in capsys.readouterr().err
+    with pytest.raises(UnknownArgument):
+        ends.check_tasks(["mme"], ["mme", "zzz"])
+
+
+class Tracker:
+    """As `EvaluationTracker`: what cannot be written is a warning."""
+
+    def __init__(self, folder: Path, content: str | None) -> None:
+        self.output_path, self.date_id, self.content = str(folder), "now", content
+        self.general_config_tracker = SimpleNamespace(model_name_sanitized="tiny")
+
+    def save_results_aggregated(self, results: Any, samples: Any = None) -> None:
+        self._write("now_results.json")
+
+    def save_results_samples(self, task_name: str, samples: Any) -> None:
+        self._write(f"now_samples_{task_name}.jsonl")
+
+    def _write(self, name: str) -> None:
+        if self.content is not None:
+            path = Path(self.output_path) / "tiny" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(self.content, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "results", "samples"),
+    [(None, 1, 1), ("", 1, 1), ('{"a": 1', 1, 1), (json.dumps({}) + "\n", 0, 1), ("{}\n{}\n", 1, 0), ("{}\n{", 1, 1)],
+)
+def test_files_that_are_not_there_or_not_whole_are_a_failure(
+    content: str | None, results: int, samples: int, tmp_path: Path, owed: ends.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method, there, given, status in (
+        (Tracker.save_results_aggregated, ends._results_are_there, {"results": {}}, results),
+        (Tracker.save_results_samples, ends._samples_are_there, {"task_name": "mme", "samples": [1, 2]}, samples),
+    ):
+        owed.open = owed.failed = False
+        save: Callable[..., Any] = ends._looked_at(method, there)
+        save(Tracker(tmp_path, content), **given)
+        assert owed.close() == status
+        if status:
+            with monkeypatch.context() as patch:
+                patch.setattr(owed, "every_model", False)
+                with pytest.raises(OutputFailed):
+                    save(Tracker(tmp_path, content), **given)
+
+
+def test_the_command_passes_on_what_lmms_eval_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmms_eval.cli import dispatch
+
+    def end(code: Any) -> int:
+        def run() -> None:
+            raise SystemExit(code)
+
+        monkeypatch.setattr(dispatch, "main", run)
+        monkeypatch.setattr(ends, "run", ends.Run())
+        monkeypatch.setattr(sys, "argv", ["lmms_eval", "tasks", "list"])
+        with pytest.raises(SystemExit) as exit_:
+            command.main()
+        return int(exit_.value.code or 0)
+
+    assert [end(code) for code in (None, 0, 2, "no")] == [0, 0, 2, 1]
+
+
+def test_no_tasks_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["lmms_eval", "--model", "flmm_tiny"])
+    with pytest.raises(SystemExit) as exit_:
+        command.main()
+    assert exit_.value.code == 2
+    assert "--tasks" in capsys.readouterr().err
