@@ -160,7 +160,7 @@ class WorldYesNo(_World, ImageYORNDataset):
 
     @classmethod
     def report_primary_metric(cls, metrics: Mapping[str, Any] | None) -> dict[str, float | int]:
-        """Choose what the kit's summary shows: MME's two sums, where it would show one category; else as the kit does."""
+        """Choose what the kit's summary shows: MME's two sums, not one of its categories; else as the kit does."""
         sums = {name: value for name, value in (metrics or {}).items() if name in ("perception", "reasoning")}
         found: dict[str, float | int] = sums or super().report_primary_metric(metrics)
         return found

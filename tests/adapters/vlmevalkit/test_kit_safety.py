@@ -14,6 +14,9 @@ import pytest
 from flmm_plugin.adapters.vlmevalkit import messages, predictions
 from flmm_plugin.errors import BadAnnotation, FrozenWeightsChanged, UnknownArgument
 
+#: The first test of a session imports the kit, which takes minutes on a machine that does other things too.
+pytestmark = pytest.mark.timeout(600)
+
 
 def test_an_answer_is_the_same_text_in_every_mode_of_a_later_run(
     run: Callable[..., int], kit: Path, says: Callable[..., list[Any]]
