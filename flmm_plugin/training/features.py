@@ -18,12 +18,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+import flmm_plugin
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones.base import EncodedChat, Messages
 from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch
@@ -32,12 +34,15 @@ from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, ImageEmbedding
 from flmm_plugin.phrases import merged_rows, span_tokens, text_offsets
 from flmm_plugin.replay import read_sequence
-from flmm_plugin.seal import fingerprint
+from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.halves import Halves
 from flmm_plugin.training.samples import TrainingSample
 
 # Counts changes of what is captured: features of another version are read anew.
-CAPTURE_VERSION = 1
+CAPTURE_VERSION = 2
+_ORIGIN = (
+    "_commit_hash", "_name_or_path", "transformers_version", "processor_class", "_processor_class", "auto_map",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,16 +193,17 @@ class FrozenReader:
             "backbone": backbone.name.rstrip("/").rsplit("/", 1)[-1],  # wherever the weights lie
             "family": backbone.family,
             "revision": backbone.revision,
-            "weights": fingerprint(backbone.model),
+            "weights": self.lmm.seal.digest,
+            "configuration": _digest(_described(backbone.model.config)),
             "dtype": str(backbone.dtype),
             "kernel": str(getattr(backbone.decoder.config, "_attn_implementation", None)),
             "preprocessing": backbone.preprocessing,
-            "processor": _digest(_described(getattr(processor, "image_processor", None))),
-            "tokenizer": _digest(sorted(backbone.tokenizer.get_vocab().items())),
+            "processor": _digest([_described(processor), _described(getattr(processor, "image_processor", None))]),
+            "tokenizer": _digest(_tokenizer_content(backbone.tokenizer)),
             "template": self.heads.manifest.template or _digest(str(processor.chat_template)),
             "system_prompt": backbone.system_prompt,
             "merge": self.lmm.merge,
-            "capture": CAPTURE_VERSION,
+            **_code(),
         }
 
     def picture_identity(self) -> dict[str, Any] | None:
@@ -208,11 +214,11 @@ class FrozenReader:
         encoder = refiner.sam.image_encoder
         return {
             "sam": sam,
-            "weights": fingerprint(encoder),
+            "weights": FrozenSeal(encoder).digest,
             "dtype": str(next(encoder.parameters()).dtype),
             "mean": refiner.sam.pixel_mean.flatten().tolist(),
             "std": refiner.sam.pixel_std.flatten().tolist(),
-            "capture": CAPTURE_VERSION,
+            **_code(),
         }
 
     def _chat(self, prompt: str, picture: Image.Image) -> EncodedChat:
@@ -247,15 +253,26 @@ def _rounded(tensor: Tensor, trailing: int) -> Tensor:
     return Halves.of(tensor, trailing).restored().to(tensor.device)
 
 
-def _described(processor: Any) -> Any:
-    """An image processor's settings without what says where and with what it was made."""
-    if processor is None:
-        return None
-    return {
-        key: value
-        for key, value in processor.to_dict().items()
-        if key not in ("_commit_hash", "transformers_version", "processor_class", "_processor_class")
-    }
+def _described(made: Any) -> Any:
+    """Settings of a processor or a model without what says where and with what they were made."""
+    if not hasattr(made, "to_dict"):
+        return type(made).__name__
+    return [type(made).__name__, {key: value for key, value in made.to_dict().items() if key not in _ORIGIN}]
+
+
+def _tokenizer_content(tokenizer: Any) -> Any:
+    """Vocabulary, merges and rules, where the tokenizer says them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    for of_the_last_call in ("truncation", "padding"):
+        rules.pop(of_the_last_call, None)
+    return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), rules]
+
+
+def _code() -> dict[str, str | int]:
+    """Versions of what turns pictures and texts into features."""
+    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
+    return {**versions, "flmm_plugin": flmm_plugin.__version__, "capture": CAPTURE_VERSION}
 
 
 def _digest(content: Any) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flmm_plugin.cli import main
+from flmm_plugin.cli import build_parser, main
+from flmm_plugin.cli.train import Pages
+from flmm_plugin.training.validation import Scores, ValidationReport
 
 SAM = {
     "image_size": 32, "patch_size": 4, "encoder_dim": 16, "depth": 1, "heads": 2, "prompt_dim": 16,
@@ -62,3 +64,48 @@ def test_flags_change_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert "flmm_tiny" in capsys.readouterr().err
     assert main(["train", "flmm_tinny"]) == 2
     assert "did you mean 'flmm_tiny'" in capsys.readouterr().err
+
+
+def test_a_torn_log_costs_its_half_line_alone(tmp_path: Path) -> None:
+    report = ValidationReport(8, 2.0, Scores(0.5, 0.4, 0.4, 0.6, None, 10, 0), (), True)
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 4, "epoch": 1.0, "recall": 0.25, "ciou": 0.125}\n\xff\n[1]\n{"step": 5, "recall": 0.')
+    Pages().write(tmp_path / "validation.html", report)
+    page = (tmp_path / "validation.html").read_text()
+    assert "0.125" in page
+    assert "0.5" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"epochs: \xff", "UTF-8"), (b"epochs: " + b"[" * 900, "deeply"), (b"epochs: &a [*a]", "line 1")],
+)
+def test_a_recipe_that_cannot_be_read_is_named(
+    tmp_path: Path, content: bytes, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    assert main(["train", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "own.yaml" in told
+    assert word in told
+
+
+def test_what_is_saved_is_said_to_whoever_stops_a_run(tmp_path: Path) -> None:
+    args = build_parser("train").parse_args(["train", "flmm_tiny", "--out", str(tmp_path)])
+    assert "no step is saved" in args.stopped(args)
+    (tmp_path / "checkpoints" / "step_00000030").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000040.part").mkdir()
+    assert "step_00000030 is saved" in args.stopped(args)
+    assert "same line" in args.stopped(args)
+    args = build_parser("ablate").parse_args(["ablate", "decoder", "--out", str(tmp_path)])
+    assert "same line" in args.stopped(args)
+
+
+@pytest.mark.parametrize("words", [["train", "flmm_tiny"], ["ablate", "decoder"]])
+def test_an_output_that_cannot_be_is_said_at_once(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert main([*words, "--out", str(tmp_path / "taken" / "run")]) == 2
+    assert "OutputFailed" in capsys.readouterr().err

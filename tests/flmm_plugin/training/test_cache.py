@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from flmm_plugin.errors import BadCache, BadImage, EmptyPhrase
-from flmm_plugin.training.cache import CachedReader, Counts, FeatureCache, picture_bytes, words_bytes
+from flmm_plugin.training.cache import CachedReader, Counts, FeatureCache, PictureHashes, picture_bytes, words_bytes
 from flmm_plugin.training.cache_building import CacheEstimate, build, estimate
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
 from flmm_plugin.training.samples import TrainingSample
@@ -314,3 +314,13 @@ def test_a_build_that_is_killed_goes_on(reader: FrozenReader, some: list[Trainin
     assert report.found > 0
     for sample in some:
         assert_equal(again.read(sample), reader.read(sample).rounded())
+
+
+def test_a_picture_replaced_under_its_name_and_time_is_another(tmp_path: Path) -> None:
+    path, hashes = tmp_path / "x.bin", PictureHashes()
+    path.write_bytes(b"one")
+    before, stat = hashes.of(path), path.stat()
+    time.sleep(0.02)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hashes.of(path) != before

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers.normalizers import Lowercase
 
+from flmm_plugin.backbones import load_backbone
 from flmm_plugin.errors import BadImage, CaptureError, EmptyPhrase, HeadsMismatch
 from flmm_plugin.given_text import GivenText, ground_pieces, select_keywords
 from flmm_plugin.grounded_lmm import GroundedLMM
@@ -205,3 +207,23 @@ def test_a_picture_loaded_elsewhere_is_used_once(lmm: GroundedLMM, samples: Samp
 
     FrozenReader(lmm).read(samples.narrative(image_loader=loader))
     assert len(asked) == 1
+
+
+def test_one_changed_number_setting_or_rule_is_another_identity(llava_folders: dict[str, Path]) -> None:
+    """Replaced under the same path and name: content alone tells them apart."""
+
+    def load() -> Any:
+        return load_backbone(llava_folders["mha"], device="cpu")
+
+    before = FrozenReader(frozen_lmm(load())).words_identity()
+    used = load()
+    used.tokenizer(["one", "two words"], padding=True)
+    assert FrozenReader(frozen_lmm(used)).words_identity() == before
+    weight, setting, rule = load(), load(), load()
+    with torch.no_grad():
+        largest = max(weight.model.parameters(), key=lambda one: one.numel())
+        largest.view(-1)[largest.numel() // 2 + 1] += 1  # a value that no sample of values would meet
+    setting.model.config.text_config.rms_norm_eps *= 2
+    rule.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    for changed in (weight, setting, rule):
+        assert FrozenReader(frozen_lmm(changed)).words_identity() != before
