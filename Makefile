@@ -21,13 +21,14 @@ help:
 	@echo "make constraints  let the resolver remake constraints.txt and constraints-vlmevalkit.txt from setup.cfg"
 	@echo "make clean        remove what was built (not $(VENV))"
 
-# uv is several times faster than pip; pip takes over where uv cannot be had or cannot reach its index.
+# uv is several times faster than pip, and holds what it fetches against the hashes of constraints.lock; pip, which takes
+# no hashes beside a local project, takes over where uv cannot be had or cannot reach its index.
 # The stamp is written last: an installation that was cut off is done again.
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg pyproject.toml constraints.txt constraints.lock
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	-$(BIN)/python -m pip install --quiet -c constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[demo,test,lint]' || \
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.lock -e '.[demo,test,lint]' || \
 		$(BIN)/python -m pip install -c constraints.txt -e '.[demo,test,lint]'
 	@touch $@
 
@@ -63,6 +64,11 @@ constraints: $(STAMP)
 	mkdir -p build && grep -vE '^(antlr4-python3-runtime|latex2sympy2)==' constraints.txt > build/constraints-shared.txt
 	$(BIN)/uv pip compile setup.cfg --extra vlmevalkit --extra test --python-version 3.11 --python-platform linux \
 		-c build/constraints-shared.txt --annotation-style line --no-emit-index-url -o constraints-vlmevalkit.txt
+	for name in constraints constraints-vlmevalkit; do \
+		{ echo "# The pins of $$name.txt with hashes, made by \`make constraints\`. uv takes it beside a local project (-c); pip does not."; \
+		  $(BIN)/uv pip compile $$name.txt --no-deps --python-version 3.11 --python-platform linux --no-annotate --no-header \
+			--no-emit-index-url --generate-hashes --quiet; } > build/$$name.lock && mv build/$$name.lock $$name.lock || exit 1; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
