@@ -191,8 +191,8 @@ def read_text(path: Path, error: type[FlmmError]) -> str:
     """Read a text file in UTF-8.
 
     Args:
-        path: A file.
-        error: What to raise where it cannot be read, or holds other bytes.
+        path: File to read.
+        error: Class to raise where it cannot be read, or holds other bytes.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -209,10 +209,10 @@ def parse_json(text: str, what: str, error: type[FlmmError], fix: str = "write o
     """Parse JSON.
 
     Args:
-        text: To parse.
-        what: Names the text in the message: a file, or a file and a line.
-        error: What to raise where it is no JSON, or nested too deeply.
-        fix: What to do then.
+        text: Text to parse.
+        what: Name of the text in the message: a file, or a file and a line.
+        error: Class to raise where it is no JSON, or nested too deeply.
+        fix: Advice that ends the message.
     """
     try:
         return json.loads(text)
@@ -228,7 +228,7 @@ def read_json(path: Path, error: type[FlmmError], fix: str = "write or fetch it 
 
 
 def _is_device(path: Path) -> bool:
-    """Whether something stands there that takes what is written and must not be replaced."""
+    """Tell whether a device or a pipe is at `path`, which takes what is written and must not be replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""What leaves this machine with a result says what was used, not where it lay or who ran it."""
+"""Take paths and user names out of what is pushed to a hub, shown in a page or shared in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOMES = ("/home", "/Users", "C:/Users")
 
 
 def public(value: Any) -> Any:
-    """The same data without absolute paths: of each, its name stays. Relative paths stay as they are.
+    """Replace absolute paths in plain data by their last part; relative paths stay as they are.
 
     Args:
         value: Plain data: mappings, sequences, text, numbers.
@@ -37,7 +37,7 @@ def public(value: Any) -> Any:
 
 
 def public_text(text: str) -> str:
-    """A line or more without absolute paths.
+    """Replace absolute paths in lines of text by their last part.
 
     >>> public_text("see https://x.org/a/b, /data/ann/b and ~/c/d.txt; [INST] 1 /2 [/INST]")
     'see https://x.org/a/b, b and d.txt; [INST] 1 /2 [/INST]'
@@ -46,7 +46,7 @@ def public_text(text: str) -> str:
 
 
 def _name(place: str) -> str:
-    """The last part of a path; a home folder, whose name is its owner's, is ``~``."""
+    """Give the last part of a path; ``~`` for a home folder, whose name is its owner's."""
     place = place.removeprefix("file://")
     path = PureWindowsPath(place) if "\\" in place else PurePosixPath(place)
     owner = path.name in _own_names() or path.parent.as_posix() in _HOMES or place.rstrip("/") == "~"

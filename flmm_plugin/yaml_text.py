@@ -1,4 +1,4 @@
-"""YAML that somebody wrote, read as plain data: an error that names the place instead of what the parser runs into."""
+"""Read YAML that somebody wrote as plain data; what is wrong with it is named with its place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def read_yaml(text: str, source: str, loader: type[yaml.SafeLoader] = yaml.SafeL
     """Parse YAML.
 
     Args:
-        text: One document.
-        source: Names it in messages.
-        loader: Makes plain data; another one than the default knows further tags.
+        text: Text of one document.
+        source: Name of the text in messages.
+        loader: Class that makes plain data; another one than the default knows further tags.
 
     Raises:
         UnknownArgument: It is no YAML, nested too deeply, holds itself, or speaks of too much.

@@ -113,8 +113,8 @@ def named(file: Path, what: str) -> Iterator[None]:
     """Say which file is damaged where the block cannot make sense of it.
 
     Args:
-        file: That the block reads.
-        what: It should be, e.g. ``result file of lmms-eval``.
+        file: File that the block reads.
+        what: Name of its kind, e.g. ``result file of lmms-eval``.
 
     Raises:
         DataNotFound: The block ran into something that is missing, or of another kind or size than it must be.

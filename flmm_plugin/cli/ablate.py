@@ -68,7 +68,7 @@ def add_subcommand(commands: Any) -> None:
 
 
 def _stopped(args: argparse.Namespace) -> str:
-    """What a study that somebody stops has saved."""
+    """Say what a study that somebody stops has saved."""
     return f"finished arms, and checkpoints of the one at hand, are in {args.out}: the same line goes on from there"
 
 

@@ -106,7 +106,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _stopped(args: argparse.Namespace) -> str:
-    """What a run that somebody stops has saved."""
+    """Say what a run that somebody stops has saved."""
     from flmm_plugin.training.checkpoints import saved_in
 
     return f"{saved_in(_folder(args))}: the same line goes on from there" if args.config else ""

@@ -1,4 +1,4 @@
-"""Files of tensors that somebody else may have written or damaged: read whole, or named. No code in them is run."""
+"""Read files of tensors that somebody else may have written or damaged; no code in them is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flmm_plugin.errors import BadCheckpoint
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself, without reading a tensor.
+    """Read the metadata of a safetensors file, without a tensor.
 
     Raises:
         BadCheckpoint: It is cut off, damaged, or something else.
@@ -31,7 +31,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
     Raises:
         BadCheckpoint: As `read_metadata`.
@@ -44,11 +44,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pth(path: Path, what: str) -> Any:
-    """What `torch.save` wrote: tensors and plain values.
+    """Read what `torch.save` wrote: tensors and plain values.
 
     Args:
-        path: The file.
-        what: It should be, for messages.
+        path: File to read.
+        what: Name of its kind, for messages.
 
     Raises:
         BadCheckpoint: It is cut off, damaged, or speaks of more than it holds.

@@ -56,7 +56,7 @@ class Checkpoints:
         return self.at(steps[-1]) if steps else None
 
     def newest_whole(self, told: Callable[[str], None]) -> Path | None:
-        """The last one whose files are what they were, None if there is no checkpoint; damaged later ones go.
+        """Find the last one whose files are what they were, None if there is no checkpoint; remove damaged later ones.
 
         Args:
             told: Gets a sentence for each that is damaged.
@@ -120,7 +120,7 @@ class Checkpoints:
 
 
 def saved_in(run: Path) -> str:
-    """What the folder of a run holds of it by now, in half a sentence."""
+    """Say in half a sentence which checkpoint the folder of a run holds."""
     newest = Checkpoints(run / FOLDER, keep=1).newest()
     return f"no step is saved in {run} yet" if newest is None else f"{newest} is saved"
 
@@ -191,7 +191,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole."""
+    """Say what is wrong with a checkpoint, None if it is whole."""
     try:
         wanted = files.read_json(folder / _HASHES, BadCheckpoint)
         there = _hashes(folder)

@@ -81,7 +81,7 @@ class Processes:
         return whole
 
     def shared(self, value: Shared) -> Shared:
-        """What the main process has, on every process."""
+        """Give every process the value of the main one."""
         if self.count == 1:
             return value
         values = [value if self.main else None]

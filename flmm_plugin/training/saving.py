@@ -1,4 +1,4 @@
-"""Checkpoints of all processes of a run together: written by all, judged by one."""
+"""Write and load the checkpoints of a run, all of its processes together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Saver:
     """Writes and finds the checkpoints of a run.
 
     Args:
-        processes: That train.
-        folder: Of the run.
-        checkpoints: In it.
+        processes: Processes of the run.
+        folder: Folder of the run.
+        checkpoints: Checkpoints in that folder.
     """
 
     def __init__(self, processes: Processes, folder: RunFolder, checkpoints: Checkpoints) -> None:
