@@ -115,7 +115,7 @@ def image_size(source: str | PathLike[str], orientation: Orientation = "upright"
 
 
 def _of_file(source: str | PathLike[str] | bytes, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of the image in a file, or in the bytes of one."""
+    """Give the image of a file, or of the bytes of one, to `use`, and return what that makes of it."""
     name = f"{len(source)} bytes" if isinstance(source, bytes | bytearray) else _path_of(source)
 
     def opened(stream: IO[bytes]) -> T:
@@ -160,7 +160,7 @@ def _file(path: str | PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def _named(name: str, use: Callable[[], T]) -> T:
-    """The result of `use`; whatever a decoder raises on damaged bytes becomes a `BadImage`."""
+    """Return the result of `use`; whatever a decoder raises on damaged bytes becomes a `BadImage`."""
     try:
         return use()
     except BadImage as exc:
@@ -172,7 +172,7 @@ def _named(name: str, use: Callable[[], T]) -> T:
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    """The picture as RGB of 8 bits, complete."""
+    """Return the picture as RGB of 8 bits, complete."""
     if image.width < 1 or image.height < 1:
         raise BadImage(f"has no pixels ({image.width} x {image.height})")
     to_grey = _grey_of(image)
@@ -188,7 +188,7 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def _grey_of(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
-    """How grey of more than 8 bits becomes 8 bits; None for pictures that need nothing.
+    """Return what brings grey of more than 8 bits to 8 bits; None for pictures that need nothing.
 
     Raises:
         BadImage: A mode whose range the file does not state.
@@ -219,7 +219,7 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 
 def _turned(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """`picture` as the orientation tag of `image` says; Pillow itself has turned a TIFF."""
+    """Turn `picture` as the orientation tag of `image` says; Pillow itself has turned a TIFF."""
     turn = None if image.format == "TIFF" else _TURNS.get(_tag(image))
     return picture if turn is None else picture.transpose(turn)
 

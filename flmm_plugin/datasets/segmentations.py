@@ -15,7 +15,7 @@ SMALLEST_POLYGON = 6  # numbers: a triangle
 
 
 def segmentation_rle(segmentation: Any, height: int, width: int, where: str = "segmentation") -> dict[str, Any]:
-    """Any of COCO's segmentation forms as one run-length code: the union of its parts.
+    """Read any of COCO's segmentation forms as one run-length code: the union of its parts.
 
     Peers *add* the parts of an object, so that pixels under two overlapping polygons count as 2 and are dropped by
     some of them; mmdetection, which the paper's evaluation uses, merges. Polygons with fewer than 6 numbers are
@@ -42,12 +42,12 @@ def segmentation_rle(segmentation: Any, height: int, width: int, where: str = "s
 
 
 def has_pixels(code: Mapping[str, Any]) -> bool:
-    """Whether a run-length code of `segmentation_rle` covers anything."""
+    """Tell whether a run-length code of `segmentation_rle` covers anything."""
     return bool(coco_mask.area({**code, "counts": code["counts"].encode("ascii")}))
 
 
 def _checked_polygon(part: Any, where: str) -> list[float] | None:
-    """One polygon ``[x0, y0, x1, y1, ...]``, None if it has too few points to enclose anything."""
+    """Read one polygon ``[x0, y0, x1, y1, ...]``; None if it has too few points to enclose anything."""
     if not isinstance(part, list | tuple):
         raise BadAnnotation(f"{where}: a polygon is a flat list of numbers x0, y0, x1, y1, ..., not {part!r}")
     try:
@@ -62,7 +62,7 @@ def _checked_polygon(part: Any, where: str) -> list[float] | None:
 
 
 def _checked_code(code: Mapping[str, Any], height: int, width: int, where: str) -> dict[str, Any]:
-    """A run-length code as pycocotools takes it, which crashes on codes that nobody has checked."""
+    """Read a run-length code for pycocotools, which crashes on codes that nobody has checked."""
     try:
         checked = checked_rle(code, (height, width))
     except BadAnnotation as exc:

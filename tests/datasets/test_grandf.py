@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flmm_plugin.datasets.grandf import GranDfDataset
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import decode_rle, encode_rle
+from flmm_plugin.tasks.gcg.docs import read_docs
 
 SIZE = (6, 8)
 
@@ -165,3 +167,12 @@ def test_fields_that_are_no_numbers_are_named(tmp_path: Path, place: int, field:
     write(tmp_path, files)
     with pytest.raises(BadAnnotation, match="gcg_coco_caption"):
         GranDfDataset(tmp_path, "val")
+
+
+def test_pictures_are_opened_upright_as_opencv_does(tmp_path: Path) -> None:
+    write(tmp_path, content())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 8)).save(tmp_path / "GranDf_HA_images/val_test/sa_2.jpg", exif=exif)
+    doc = read_docs("val", {"root": str(tmp_path), "sentence_encoder": "words"})[0]
+    assert doc["image"].size == (doc["width"], doc["height"]) == (8, 6)

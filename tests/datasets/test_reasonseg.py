@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.adapters.answering.requests import Request, picture_of
+from flmm_plugin.adapters.vlmevalkit.messages import document_of, message_of, request_of
 from flmm_plugin.datasets.reasonseg import ReasonSegDataset, draw_shapes
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import Grounding, decode_rle, masks_json
@@ -153,7 +154,12 @@ def test_shapes_lie_on_the_upright_picture_as_labelme_and_opencv_show_it(tmp_pat
     target = decode_rle(doc["mask"])
     assert target.sum() == 1476
     request = Request(0, "", None, True, {}, "flmm_reasonseg", "val", 0, False)
-    for seen in (doc["image"], picture_of(request, json.loads(json.dumps(doc)), "")):
+    in_the_kit = document_of(request_of(message_of(doc, "", {}, 0), None))
+    for seen in (
+        doc["image"],
+        picture_of(request, json.loads(json.dumps(doc)), ""),
+        picture_of(request, in_the_kit, ""),
+    ):
         assert (seen.height, seen.width) == target.shape
         assert ((np.asarray(seen)[:, :, 0] > 127) == target).mean() > 0.99  # but for JPEG's blur
     for mask, score in ((target, 1.0), (np.zeros_like(target), 0.0)):

@@ -27,6 +27,7 @@ from flmm_plugin.datasets.refer import (
 )
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument, UnsafePickle
 from flmm_plugin.records import decode_rle
+from flmm_plugin.tasks.refcoco.docs import ReferDocs
 
 LAYOUTS = [
     ("coco/{name}", "coco/train2014"),
@@ -335,3 +336,13 @@ def test_the_real_sample_reads(real_refer: Path) -> None:
         ("refcoco+", "val"): 2, ("refcoco+", "testA"): 2, ("refcoco+", "testB"): 3,
         ("refcocog", "val"): 2, ("refcocog", "test"): 3,
     }  # fmt: skip
+
+
+def test_pictures_are_opened_as_coco_annotates_them(refer_folder: Callable[..., Any]) -> None:
+    folder = refer_folder()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for doc in ReferDocs(ReferDataset(folder.root, "refcoco", "val"), "picture"):
+        with Image.open(doc["image_path"]) as picture:
+            picture.save(doc["image_path"], exif=exif)
+        assert doc["image"].size == (doc["width"], doc["height"])
