@@ -45,7 +45,7 @@ class _DataUnpickler(pickle._Unpickler):
 
 
 def _without_tuples(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Refuse a tuple that holds another in an opcode that makes one: the hash of a deep one overflows Python's stack."""
+    """Make an opcode refuse a tuple that holds another: the hash of a deep one overflows Python's stack."""
 
     def made(self: Any) -> None:
         load(self)
@@ -93,7 +93,7 @@ def load_data_pickle(path: Path) -> Any:
 
 
 def _is_bounded(content: Any, most: int) -> bool:
-    """Tell whether entries and characters, each as often as it is referred to, are so many at most, and not too deep."""
+    """Tell whether entries and characters, each as often as it is referred to, are at most so many and not deep."""
     level, found = [content], 0
     for _ in range(_DEEPEST):
         level = [one for one in level if isinstance(one, list | tuple | dict | set | frozenset)]
