@@ -93,7 +93,7 @@ def _readers() -> str:
     """The hash of the readers' code: another reader may make other items of the same files."""
     package = Path(__file__).parents[1]
     code = hashlib.sha256()
-    for path in sorted([*(package / "datasets").rglob("*.py"), package / "records.py"]):
+    for path in sorted([*(package / "datasets").rglob("*.py"), package / "records.py", package / "images.py"]):
         code.update(path.read_bytes())
     return code.hexdigest()
 
