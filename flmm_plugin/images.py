@@ -48,8 +48,8 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 _SIXTEEN_BITS = (None, "PNG", "PPM", "TIFF", "JPEG2000")
 #: Formats in which mode ``I`` holds a grey picture of 16 bits.
 _SIXTEEN_OF_32 = ("PNG", "PPM")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
-_UNSIGNED = 1
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+_APART, _UNSIGNED = 2, 1
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _WATCHED = "flmm_watched"
@@ -122,7 +122,9 @@ def _of_file(source: str | PathLike[str] | bytes, use: Callable[[Image.Image], T
         try:
             image = Image.open(stream)
         except UnidentifiedImageError as exc:
-            raise BadImage(f"{name} is not an image file that Pillow can read; convert it to PNG or JPEG") from exc
+            raise BadImage(
+                f"{name} is not an image file that Pillow can read, or its mode is unknown; convert it to PNG or JPEG"
+            ) from exc
         except (OSError, Image.DecompressionBombError) as exc:
             raise BadImage(f"{name} cannot be opened as an image: {exc}") from exc
         return use(image)
@@ -196,12 +198,14 @@ def _grey_of(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
     tags: Any = getattr(image, "tag_v2", None) or {}
     if image.format == "TIFF" and set(_numbers(tags.get(_SAMPLE_FORMAT, _UNSIGNED))) != {_UNSIGNED}:
         raise BadImage(f"has the mode {image.mode} with signed or float samples, whose range no file states; {_SAVE}")
+    bits = max(_numbers(tags.get(_BITS_PER_SAMPLE, 16)))
+    if tags.get(_PLANES) == _APART and len(image.getbands()) > 1 and bits > 8:
+        raise BadImage(f"has the mode {image.mode} in planes of {bits} bits, which Pillow mixes up; {_SAVE}")
     short = image.mode.startswith("I;16") and image.format in _SIXTEEN_BITS
     if not short and not (image.mode == "I" and image.format in _SIXTEEN_OF_32):
         if image.mode.startswith("I") or image.mode == "F":
             raise BadImage(f"has the mode {image.mode}, whose range is not stated; {_SAVE}")
         return None
-    bits = max(_numbers(tags.get(_BITS_PER_SAMPLE, 16)))
     inverted = image.format == "TIFF" and tags.get(_PHOTOMETRIC) == 0  # white is zero
 
     def grey(loaded: Image.Image) -> Image.Image:

@@ -92,6 +92,36 @@ def test_a_tiff_of_twelve_bits_fills_the_eight() -> None:
     assert np.asarray(open_image(content))[0, :, 0].tolist() == [0, 100, 200, 255]
 
 
+def planes(picture: Image.Image, bits: int) -> bytes:
+    """A colour TIFF with one plane after the other."""
+    pixels = np.asarray(picture).transpose(2, 0, 1).astype("<u2" if bits == 16 else "<u1") * (257 if bits == 16 else 1)
+    size, end = pixels[0].nbytes, 8 + pixels.nbytes
+    lists = struct.pack("<3H2x", bits, bits, bits) + struct.pack("<6I", 8, 8 + size, 8 + 2 * size, size, size, size)
+    fields = [
+        (256, 1, picture.width), (257, 1, picture.height), (258, 3, end), (259, 1, 1), (262, 1, 2), (273, 3, end + 8),
+        (277, 1, 3), (278, 1, picture.height), (279, 3, end + 20), (284, 1, 2),
+    ]  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, count, value) for tag, count, value in fields
+    )
+    head = struct.pack("<2sHI", b"II", 42, end + len(lists))
+    return head + pixels.tobytes() + lists + struct.pack("<H", len(fields)) + entries + bytes(4)
+
+
+def test_planes_of_sixteen_bits_are_not_mixed_up(picture: Image.Image) -> None:
+    assert same(open_image(planes(picture, 8)), picture)
+    try:
+        assert same(open_image(planes(picture, 16)), picture)
+    except BadImage as exc:
+        assert "RGB" in str(exc)  # noqa: PT017 - either is right
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
+def test_colours_of_sixteen_bits(picture: Image.Image, kind: str) -> None:
+    deep = np.asarray(picture)[:, :, ::-1].astype(np.uint16) * 257
+    assert same(open_image(cv2.imencode(f".{kind}", deep)[1].tobytes()), picture)
+
+
 def test_a_dark_picture_of_sixteen_bits_stays_dark() -> None:
     assert np.asarray(open_image(encoded(Image.fromarray(RAMP >> 8)))).max() == 0
 
