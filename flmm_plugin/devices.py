@@ -1,4 +1,4 @@
-"""Where a model can run on this machine; a device that is not here is refused before anything is loaded."""
+"""Refuse a device that this machine lacks, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def checked_device(asked: str | None, option: str = "--device") -> str | None:
 
 
 def _number_of(kind: str) -> int:
-    """How many devices of a kind this process can use."""
+    """Count the devices of a kind that this process can use."""
     import torch  # names alone must not cost it
 
     if kind == "cpu":

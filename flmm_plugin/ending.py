@@ -1,4 +1,4 @@
-"""How a command ends: a status that is 0 only if it did what it was asked, and one line that says why not."""
+"""End a command with status 0 only if it did what it was asked, and else with one line that says why not."""
 
 from __future__ import annotations
 

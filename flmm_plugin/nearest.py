@@ -1,4 +1,4 @@
-"""What somebody who misspelt a name may have meant."""
+"""Offer the name that somebody who misspelt one may have meant."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     "; did you mean 'ground'?"
 
     Args:
-        name: What was given.
-        known: What there is.
+        name: The misspelt one.
+        known: Names that exist.
         cutoff: How alike they must be, 0 to 1.
     """
     by_lower = {one.lower(): one for one in known}

@@ -201,7 +201,7 @@ class FlmmModel(lmms):
         return problem
 
     def _unanswered(self) -> dict[str, int]:
-        """How many documents of each task got no answer, on any rank."""
+        """Count the documents of each task that got no answer, over all ranks."""
         mine = [{task: sorted(ids) for task, ids in UNANSWERED.items()}]
         told: list[dict[str, list[int]]] = gather_object(mine) if self.world_size > 1 else mine
         tasks = sorted({task for one in told for task in one})

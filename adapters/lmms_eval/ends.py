@@ -1,4 +1,4 @@
-"""How an evaluation of lmms-eval ends: not with status 0 unless everything that was asked for is there.
+"""End an evaluation of lmms-eval with status 0 only if everything that was asked for is there.
 
 lmms-eval catches whatever an evaluation raises, prints it and ends with 0; results that it cannot write are a warning.
 So three of its functions are wrapped, once: `evaluator.simple_evaluate` (looks at everything first, and ends the
@@ -35,7 +35,7 @@ LISTS = ("list", "list_groups", "list_tags", "list_subtasks")
 
 
 class Run:
-    """What this process was asked for and has delivered.
+    """Keep what this process was asked for and has delivered.
 
     Attributes:
         every_model: Whether other models' failures count too: in the ``lmms_eval`` command.
@@ -88,9 +88,9 @@ def match_or_end(manager: Any, names: list[str], found: list[str]) -> None:
     """End the command where a task does not exist, with the nearest names.
 
     Args:
-        manager: lmms-eval's index.
-        names: As given.
-        found: Those that exist, patterns resolved.
+        manager: lmms-eval's `TaskManager`.
+        names: Words of ``--tasks``, patterns (``*``) among them.
+        found: Existing tasks and groups that they mean.
     """
     if not run.open:
         return
@@ -268,7 +268,7 @@ def _looked_at(original: Callable[..., Any], there: Callable[..., str]) -> Calla
 
 
 def _results_are_there(folder: Path, stem: str, _given: Mapping[str, Any]) -> str:
-    """What is wrong with the results file; "" if nothing is."""
+    """Say what is wrong with the results file; "" if nothing is."""
     path = folder / f"{stem}_results.json"
     try:
         json.loads(path.read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ def _results_are_there(folder: Path, stem: str, _given: Mapping[str, Any]) -> st
 
 
 def _samples_are_there(folder: Path, stem: str, given: Mapping[str, Any]) -> str:
-    """What is wrong with the log of a task's samples; "" if nothing is."""
+    """Say what is wrong with the log of a task's samples; "" if nothing is."""
     path = folder / f"{stem}_samples_{given['task_name']}.jsonl"
     try:
         content = path.read_bytes()
@@ -298,7 +298,7 @@ def _is_first() -> bool:
 
 
 def _is_command() -> bool:
-    """Whether this process is lmms-eval's command, not somebody's Python."""
+    """Tell lmms-eval's command from somebody's Python."""
     return run.every_model or (
         "lmms_eval.__main__" in sys.modules
         and (Path(sys.argv[0]).name == "lmms-eval" or Path(sys.argv[0]).parts[-2:] == ("lmms_eval", "__main__.py"))

@@ -1,4 +1,4 @@
-"""What an evaluation needs, looked at before anything is loaded: names, options, places, the checkpoint, the data.
+"""Look at what an evaluation needs before anything is loaded: names, options, places, the checkpoint, the data.
 
 All that is missing is said at once, with the commands that bring it. The embedded model is ready in any folder: a
 benchmark of which nothing is there is read from its own world of shapes (`flmm_plugin.tiny.panel`), which is said, and
@@ -62,13 +62,13 @@ class _Absent:
 
 @dataclass(frozen=True)
 class Asked:
-    """What somebody asked lmms-eval for.
+    """Hold what somebody asked lmms-eval for.
 
     Attributes:
-        model: Name for ``--model``.
-        model_args: Its arguments, by name.
+        model: Name, a key of `DEFAULTS`.
+        model_args: Values of ``--model_args`` by name.
         tasks: Names of tasks and groups.
-        manager: lmms-eval's index of tasks.
+        manager: lmms-eval's `TaskManager`.
         device, batch_size, num_fewshot, use_cache, gen_kwargs: As of lmms-eval.
         output_path: Where results go, None for nowhere.
     """
@@ -175,7 +175,7 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
     """Walk through groups and tags.
 
     Args:
-        manager: lmms-eval's index.
+        manager: lmms-eval's `TaskManager`.
         names: Of tasks and groups; what is no name is passed over.
 
     Yields:
@@ -211,7 +211,7 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
 
 
 def _missing_model(asked: Asked) -> Iterator[tuple[str, str]]:
-    """What is not here of checkpoint, heads and SAM: a word for it, and what to do."""
+    """List what is not here of checkpoint, heads and SAM: a word for it, and what to do."""
     name = asked.pretrained
     if name != EMBEDDED and not Path(name).expanduser().exists():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -234,7 +234,7 @@ def _missing_model(asked: Asked) -> Iterator[tuple[str, str]]:
 
 
 def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
-    """What of a task's data is not here; None if all is, or if nobody here knows."""
+    """Find what of a task's data is not here; None if all is, or if nobody here knows."""
     options = config.get("dataset_kwargs") or {}
     if folder == "tiny" or options.get("root") == TINY_WORLD:
         return None
@@ -274,14 +274,14 @@ def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
 
 
 def _belongs(part: Part, name: str, wanted: set[str]) -> bool:
-    """Whether a part is needed for the splits and sets that are wanted."""
+    """Tell whether a part is needed for the splits and sets that are wanted."""
     words = set(re.split(r"[^A-Za-z0-9]+", part.what))
     named = words & ({"val", "test", *TABLE_SETS} if name in _PER_SPLIT else set())
     return not named or bool(named & wanted)
 
 
 def _on_the_world(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What to change of a task's configuration so that it reads the embedded world and says so."""
+    """Make the changes of a task's configuration with which it reads the embedded world and says so."""
     options = dict(config.get("dataset_kwargs") or {})
     told: dict[str, Any] = {
         "task_alias": f"{name} (world of shapes)",
@@ -296,7 +296,7 @@ def _on_the_world(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cached(kind: str, repo: str) -> bool:
-    """Whether a repository is in one of the hub's caches, as files or (data sets) as they were read."""
+    """Look for a repository in one of the hub's caches, as files or (data sets) as they were read."""
     from huggingface_hub import constants
 
     snapshots = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots"
@@ -313,7 +313,7 @@ def _cached(kind: str, repo: str) -> bool:
 
 @functools.cache
 def _hub_answers() -> bool:
-    """Whether the hub can be reached, asked once and for seconds only; behind a proxy, nobody can tell."""
+    """Try once, for seconds only, whether the hub can be reached; behind a proxy, nobody can tell."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import arguments_of
+from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError
 
 _EPILOG = """\
@@ -83,7 +84,7 @@ def add_subcommand(commands: Any) -> None:
 def _preserve(args: argparse.Namespace) -> int:
     from flmm_plugin.adapters.lmms_eval.preserve import Plan, preserve
 
-    device = args.device or _device()
+    device = checked_device(args.device) or _device()
     if args.harness == "vlmevalkit":
         return _told(args, lambda: _in_vlmevalkit(args, device))
     plan = Plan(
