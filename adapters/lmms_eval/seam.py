@@ -68,7 +68,8 @@ def wrap(module: ModuleType) -> None:
         manager._get_config = _with_changes(manager._get_config)
 
 
-def named_tasks(include_path: str | None = None) -> set[str]:
+@functools.cache
+def named_tasks(include_path: str | None = None) -> frozenset[str]:
     """Names of tasks and groups that lmms-eval's files and this package's have, as their text says: no torch.
 
     Args:
@@ -78,7 +79,8 @@ def named_tasks(include_path: str | None = None) -> set[str]:
     places = [Path(place) / "tasks" for place in (home.submodule_search_locations or ())] if home is not None else []
     files = [file for place in (*places, TASKS_FOLDER, *([Path(include_path)] if include_path else []))
              for file in place.rglob("*.yaml")]  # fmt: skip
-    return {name for file in files for name in _NAME.findall(file.read_text(encoding="utf-8", errors="replace"))}
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return frozenset(name for text in texts for name in _NAME.findall(text))
 
 
 def speaks_masks(model: Any) -> bool:
