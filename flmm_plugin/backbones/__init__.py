@@ -14,6 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def load_backbone(
         BackboneUnsupported: The checkpoint cannot be loaded, or not by this package.
     """
     refuse_unknown("load_backbone", unknown, ARGUMENTS)
+    if isinstance(device, str):
+        checked_device(device, "device=")
     name, folder = fspath(pretrained), _folder(pretrained)
     family = family_of(pretrained, revision=revision)
     load = family_class(family, name).load

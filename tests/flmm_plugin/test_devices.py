@@ -31,3 +31,10 @@ def test_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked_device("cuda:1") == "cuda:1"
     with pytest.raises(UnknownArgument, match="cpu, cuda, cuda:1"):
         checked_device("cuda:2")
+
+
+def test_a_model_is_not_looked_for_before_its_device() -> None:
+    from flmm_plugin import GroundedLMM
+
+    with pytest.raises(UnknownArgument, match="device"):
+        GroundedLMM.from_pretrained("no/such-model", device="gpu")
