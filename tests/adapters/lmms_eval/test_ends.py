@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +163,81 @@ def test_no_tasks_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         command.main()
     assert exit_.value.code == 2
     assert "--tasks" in capsys.readouterr().err
+
+
+# Loaded by Python itself at the start of a process: rank 1 does not come to its end.
+BREAKS_RANK_1 = """
+import os
+if os.environ.get("RANK") == "1":
+    from flmm_plugin.adapters.after_import import AfterImport
+
+    def lose(module):
+        def chat_batch(self, *args, **kwargs):
+            os.kill(os.getpid(), 9)
+
+        def load(self, *args, **kwargs):
+            raise RuntimeError("rank 1 cannot load")
+
+        if os.environ["LOST_BY"] == "load":
+            module.FlmmModel.load = load
+        else:
+            from flmm_plugin.grounded_lmm import GroundedLMM
+            GroundedLMM.chat_batch = chat_batch
+
+    AfterImport.place("flmm_plugin.adapters.lmms_eval.base", lose)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lost_by", ["kill", "load"])
+def test_the_survivor_of_a_lost_rank_ends_with_a_failure(lost_by: str, tmp_path: Path) -> None:
+    """Two processes without a launcher: nobody ends the survivor but itself."""
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_RANK_1, encoding="utf-8")
+    line = [
+        "-m",
+        "lmms_eval",
+        "--model",
+        "flmm_tiny",
+        "--tasks",
+        "flmm_tiny_mme",
+        "--limit",
+        "4",
+        "--model_args",
+        "device=cpu",
+    ]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *line], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": {"kill": "29711", "load": "29712"}[lost_by], "ACCELERATE_USE_CPU": "true",
+                 "LOST_BY": lost_by, "PYTHONPATH": str(tmp_path)},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        assert all(rank.wait(timeout=800) != 0 for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_readmes_line_works_in_an_empty_folder(tmp_path: Path) -> None:
+    unset = ("FLMM_DATA", "FLMM_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    (tmp_path / "empty").mkdir()
+    line = ["--model", "flmm_tiny", "--tasks", "mme,refcoco_seg", "--output_path", "out"]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lmms_eval"), *line], cwd=tmp_path / "empty",
+        env={**env, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "own world" in done.stderr.splitlines()[-1]
+    result = json.loads(next((tmp_path / "empty" / "out").rglob("*_results.json")).read_text(encoding="utf-8"))
+    assert result["results"]["mme"]["alias"] == "mme (world of shapes)"
+    assert "not the benchmark" in result["configs"]["mme"]["metadata"]["data"]
+    assert "not the benchmark" in result["configs"]["flmm_refcoco_val"]["metadata"]["data"]
+    assert result["results"]["flmm_refcoco_val"]["complete,none"] == 0
+    assert result["flmm"]["failed"] == {}
