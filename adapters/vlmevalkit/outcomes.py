@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.messages import is_failure
 from flmm_plugin.errors import BadAnnotation
+from flmm_plugin.nearest import did_you_mean
 
 #: A file that the outcomes are also written to, for the process that started this one.
 OUTCOMES_VARIABLE = "FLMM_VLMEVAL_OUTCOMES"
@@ -68,6 +70,8 @@ def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[st
         answers, bad = failed_samples(file)
         samples, lost = samples + answers, lost + bad
         problem = str(one["problem"])
+        if problem == "invalid_dataset":
+            problem += did_you_mean(data, BENCHMARKS, 0.6)
         if not problem and file and not Path(file).is_file():
             problem = f"there is no result file {file}"
         if not problem and bad and bad == answers:

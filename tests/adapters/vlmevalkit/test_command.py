@@ -203,14 +203,14 @@ def test_outcomes_are_the_last_ones_and_count_failed_samples(tmp_path: Path, mon
     lines, status = outcomes.summary(outcomes.collected())
     assert status == 0
     assert "1 of 2 samples FAILED" in lines[0]
-    note(dataset_name="E", status="done", skip_reason="invalid_dataset")
+    note(dataset_name="PGN", status="done", skip_reason="invalid_dataset")
     note(dataset_name="F", status="done", skip_reason="mode_infer")
     lines, status = outcomes.summary(outcomes.collected())
     assert status == 1
-    assert [line for line in lines if "FAILED: invalid_dataset" in line]
+    assert [line for line in lines if "FAILED: invalid_dataset; did you mean 'PNG'?" in line]
     assert "1 of 3 combinations" in lines[-1]
-    note(dataset_name="E", status="pending")
-    note(dataset_name="E", status="done", metrics_source={})
+    note(dataset_name="PGN", status="pending")
+    note(dataset_name="PGN", status="done", metrics_source={})
     assert outcomes.summary(outcomes.collected())[1] == 0
 
 
