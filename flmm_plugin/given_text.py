@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -183,7 +182,7 @@ def _check(lmm: GroundedLMM, one: GivenText) -> None:
     for index, piece in enumerate(one.pieces):
         check_text(piece, f"piece {index}")
     for place in one.grounded:
-        if not isinstance(place, Integral) or isinstance(place, bool):
+        if isinstance(place, bool) or not hasattr(place, "__index__"):
             raise BadText(f"{place!r} among the grounded pieces is no index; give whole numbers from 0 on")
     check_characters(lmm.backbone, one.text)
 

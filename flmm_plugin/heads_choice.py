@@ -21,10 +21,10 @@ def check_heads(
     """See that there are such heads, before the model is loaded that they are for.
 
     Args:
-        name: Of the backbone.
-        heads: As for `choose_heads`.
-        sam: As there.
-        sam_checkpoint: As there.
+        name: Name of the backbone.
+        heads: File, method, heads in memory or None, as for `choose_heads`.
+        sam: Name of the SAM to use, as for `choose_heads`.
+        sam_checkpoint: File of its weights, as for `choose_heads`.
 
     Raises:
         HeadsMismatch: No heads ship for it, or another SAM is asked for.

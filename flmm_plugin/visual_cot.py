@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -29,7 +29,7 @@ from flmm_plugin.context import check_characters, check_encoded
 from flmm_plugin.errors import EmptyPhrase, HeadsMismatch, UnknownArgument
 from flmm_plugin.phrases import decoded_offsets, plain_tokens
 from flmm_plugin.reading import Reading, ground_reading
-from flmm_plugin.records import BoolMask, Grounding, masks_json
+from flmm_plugin.records import BoolMask, Grounding, mask_box, masks_json
 from flmm_plugin.replay import read_answer
 from flmm_plugin.words import check_text, has_words, trimmed
 
@@ -279,7 +279,7 @@ def _where(
         tokens = encoded.image_tokens[item][0]
         reading = Reading(capture.attention(item), capture.hidden(item), (count,), phrase, tokens)
         (grounding,) = ground_reading(reading, one.image, lmm.backbone, heads, merge=lmm.merge, refine=refine)
-        found.append((phrase[0][0], grounding))
+        found.append((phrase[0][0], _whole_box(grounding)))
     return found
 
 
@@ -291,5 +291,10 @@ def _asked_for(lmm: GroundedLMM, asked: Sequence[CotQuestion], refine: bool) -> 
         (grounding,) = lmm.ground_text(
             one.image, _look_chat(one, words), words, [(0, len(words))], where="question", refine=refine
         )
-        found.append((words, grounding))
+        found.append((words, _whole_box(grounding)))
     return found
+
+
+def _whole_box(grounding: Grounding) -> Grounding:
+    """The grounding with the box around every pixel of its mask: the one that the method cuts around (`crop_box`)."""
+    return replace(grounding, box=mask_box(grounding.mask))

@@ -70,7 +70,7 @@ def refuse_idle(args: argparse.Namespace, options: Iterable[str], why: str) -> N
 
     Args:
         args: Parsed; an option that was not given is None, False or an empty list.
-        options: Without their dashes.
+        options: Names of options, without the two dashes.
         why: In what case they change nothing.
 
     Raises:

@@ -71,7 +71,7 @@ def write_png(
                 {"image_id": image_id, "file_name": f"{name}.png", "segments_info": annotation}
             )
             ids = [info["id"] if info["area"] else None for info in annotation]
-            told = [_narrative(scene)]
+            told = [narrative(scene)]
             if number % _RETOLD == _RETOLD - 1:
                 turn = language.refer_list(scene, rng)
                 told.append((turn.answer, [_Mention(start, end, (index,)) for _, start, end, index in turn.mentions]))
@@ -122,7 +122,7 @@ def _colors(segments: npt.NDArray[np.int64]) -> Image.Image:
     return Image.fromarray(np.stack([segments & 255, segments >> 8 & 255, segments >> 16], -1).astype(np.uint8))
 
 
-def _narrative(scene: Scene) -> tuple[str, list[_Mention]]:
+def narrative(scene: Scene) -> tuple[str, list[_Mention]]:
     """The caption, what several things share, and the ground."""
     turn = language.caption(scene)
     text = turn.answer

@@ -136,6 +136,18 @@ def test_mask_must_have_two_axes() -> None:
         encode_rle(np.zeros((1, 2, 3), bool))
 
 
+def test_a_speck_does_not_stretch_the_box_and_a_part_does() -> None:
+    logits = np.full((60, 80), -1.0, np.float32)
+    logits[20:40, 10:30] = 1.0
+    logits[2, 70] = logits[50:54, 78:80] = 1.0  # 1 and 8 pixels of 409
+    speck = Grounding.from_logits("a", logits)
+    assert speck.box == (10.0, 20.0, 30.0, 40.0)
+    assert speck.mask[2, 70]  # the mask itself is as the heads made it
+    assert mask_box(speck.mask) == (10.0, 2.0, 80.0, 54.0)
+    logits[5:15, 60:64] = 1.0  # a tenth of the largest part
+    assert Grounding.from_logits("two", logits).box == (10.0, 5.0, 64.0, 40.0)
+
+
 def test_grounding_derives_mask_box_and_score_from_logits() -> None:
     grounding = square()
     assert grounding.mask.sum() == 6

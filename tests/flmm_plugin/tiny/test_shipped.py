@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from flmm_plugin import tiny
+from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.records import mask_box
+from flmm_plugin.tasks.metrics.viscot import box_iou
 from flmm_plugin.tiny import evaluate, language, world
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -42,6 +45,19 @@ def test_plain_transformers_loads_it_in_single_precision() -> None:
     inputs = processor(images=Image.fromarray(world.render(scene)), text=text, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=72, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert processor.decode(ids, skip_special_tokens=True).strip().startswith("A ")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_boxes_of_the_readme_s_example_are_those_of_the_things(order: tuple[int, int]) -> None:
+    """A few pixels on another circle stretched the second box to an IoU of 0.41."""
+    *_, (scene, _) = evaluate.held_out(2026, 5)
+    named = {"red circle": ("red", "left"), "orange circle at the right": ("orange", "right")}
+    phrases = [list(named)[index] for index in order]
+    masks = world.visible_masks(scene, evaluate.SIZE)
+    lmm = GroundedLMM.from_pretrained("flmm_tiny", device="cpu")
+    for found in lmm.ground(world.render(scene, evaluate.SIZE), phrases):
+        (index,) = [i for i, one in enumerate(scene.things) if (one.color, one.place_name) == named[found.phrase]]
+        assert box_iou(found.box, mask_box(masks[index])) > 0.9
 
 
 def test_a_string_and_a_list_of_parts_make_the_same_prompt() -> None:
