@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
+from os.path import isfile  # a name that no system can have: False, where Path raises
 
 from flmm_plugin.backbones import EMBEDDED
 from flmm_plugin.backbones.base import Backbone
@@ -38,7 +38,7 @@ def check_heads(
             if value is not None:
                 raise UnknownArgument(f"{argument}={value!r} plays no role without a heads file; leave it out")
         return
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not isfile(checkpoint):
         raise BadCheckpoint(f"there is no SAM file {checkpoint}; give Meta's own, from segment-anything's model page")
     if method_of(str(heads)) is not None:
         return

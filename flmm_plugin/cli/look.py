@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from os.path import exists, isdir, isfile  # a name that no system can have: False, where Path raises
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +212,7 @@ def _begin(args: argparse.Namespace) -> Image.Image:
     """
     from flmm_plugin.images import open_image
 
-    if "://" not in args.image and not Path(args.image).is_file():
+    if "://" not in args.image and not isfile(args.image):
         raise BadImage(f"there is no file {args.image}; the picture comes first, then the words")
     picture = open_image(args.image)
     args.model_by_default = args.model is None
@@ -244,9 +245,9 @@ def _heads(args: argparse.Namespace) -> str:
         refuse_idle(args, ("sam",), "with --no-refine: SAM is not run")
     if heads == "auto":
         refuse_idle(args, ("sam",), f"for the heads of {EMBEDDED}, which have their own")
-    if args.sam is not None and not Path(args.sam).is_file():
+    if args.sam is not None and not isfile(args.sam):
         raise BadCheckpoint(f"there is no SAM file {args.sam}; give the one that Meta's segment-anything page offers")
-    if heads != "auto" and not Path(heads).exists() and (Path(heads).suffix or "/" in heads):
+    if heads != "auto" and not exists(heads) and (Path(heads).suffix or "/" in heads):
         raise BadCheckpoint(f"there is no heads file {heads}; give the .safetensors file that training wrote")
     return heads
 
@@ -322,7 +323,7 @@ def _stem(args: argparse.Namespace, command: str) -> Path:
         out = out.with_suffix("")
     if not out.name or out.name == "..":
         raise OutputFailed(f"--out {str(args.out)!r} names no file; give a name, such as --out {out / command}")
-    if not out.parent.is_dir():
+    if not isdir(out.parent):
         raise DataNotFound(f"there is no folder {out.parent} to write into; make it, or give another --out")
     for ending in (".png",) if command == "attention" else (".png", ".json"):
         place = _file(out, ending)

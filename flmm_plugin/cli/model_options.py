@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
+from os.path import isdir, isfile  # a name that no system can have: False, where Path raises
 from typing import Any
 
 from flmm_plugin.backbones import EMBEDDED
@@ -29,7 +29,7 @@ def check_model_options(args: argparse.Namespace) -> None:
     """
     args.model = EMBEDDED if args.model is None else checked_model(args.model)
     args.device = checked_device(args.device)
-    if args.revision is not None and (args.model == EMBEDDED or Path(args.model).is_dir()):
+    if args.revision is not None and (args.model == EMBEDDED or isdir(args.model)):
         raise UnknownArgument(f"--revision is of a model on the hub, and {args.model} is on this machine; leave it out")
 
 
@@ -45,7 +45,7 @@ def checked_model(name: str, option: str = "--model") -> str:
     """
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
 
-    if name == EMBEDDED or (name and Path(name).is_dir()):
+    if name == EMBEDDED or (name and isdir(name)):
         return name
     if name in DEFAULTS:
         give = DEFAULTS[name].pretrained
@@ -53,7 +53,7 @@ def checked_model(name: str, option: str = "--model") -> str:
             f"{option} {name} is what a harness calls the family; "
             + (f"give the model itself: {option} {give}" if give else f"give the model itself with {option}")
         )
-    if Path(name).is_file():
+    if isfile(name):
         raise UnknownArgument(f"{option} {name} is a file; give the folder that it lies in")
     owner, slash, rest = name.partition("/")
     if owner in ("", ".", "..", "~") or not rest or "/" in rest:

@@ -183,6 +183,9 @@ def test_a_file_that_is_no_picture(scene: Path, capsys: pytest.CaptureFixture[st
 _EARLY = [
     (["ground", "absent.png", "a"], "BadImage", "absent.png"),
     (["ground", "https://host/a.jpg", "a"], "BadImage", ""),
+    (["ground", "a red circle " * 40, "scene.png"], "BadImage", "the picture comes first"),
+    (["ground", "scene.png", "a", "--model", "m" * 300], "UnknownArgument", "no model"),
+    (["ground", "scene.png", "a", "--heads", "h" * 300 + ".safetensors"], "BadCheckpoint", "no heads file"),
     (["ground", "scene.png", " "], "EmptyPhrase", "phrase 0"),
     (["ground", "scene.png", "\u200b"], "EmptyPhrase", "phrase 0"),
     (["ground", "scene.png", "a", "--prompt", "\udcff"], "BadText", "--prompt"),
