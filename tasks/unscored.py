@@ -14,13 +14,16 @@ from flmm_plugin.tasks.sample_scores import reply_of
 
 Record = Mapping[str, Any]
 
-#: What lmms-eval logs in place of all metrics.
-_IN_PLACE_OF_SCORES = "bypass"
+#: What lmms-eval itself logs of a document; ``bypass`` stands in place of the metrics, in most tasks.
+_HARNESS = frozenset(
+    {"doc_id", "doc", "target", "arguments", "input", "input_media", "resps", "filtered_resps", "token_counts"}
+    | {"doc_hash", "bypass"}
+)
 
 
 def is_unscored(line: Record) -> bool:
     """Tell a line that was written with ``--predict_only``."""
-    return _IN_PLACE_OF_SCORES in line and "reference" not in line
+    return line.keys() <= _HARNESS and {"target", "filtered_resps"} <= line.keys()
 
 
 def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, quiet: bool) -> list[Record]:
@@ -53,7 +56,7 @@ def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, qui
             f"{left_out}; the data set here is another one than the run's ({plain.annotations[:14]}, not "
             f"{annotations[:14]}): set FLMM_DATA to the run's"
         )
-    found = []
+    found: list[Record] = []
     for line in tqdm(lines, desc=task, unit="doc", disable=quiet):
         place = line["doc_id"]
         if not 0 <= place < len(plain.docs) or plain.target(plain.docs[place]) != line.get("target"):
