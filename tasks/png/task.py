@@ -82,8 +82,9 @@ class NarrativeTask(ConfigurableTask):
         whole = is_complete(samples)
         if not whole:
             official = OFFICIAL_NARRATIVES[str(self.config.test_split)]
+            all_here = len(self.docs) if self.unit == "narratives" else self.docs.items
             logger.warning(
-                f"{self.config.task}: PARTIAL RESULT over {total(samples)} {self.unit}; the annotation file has "
+                f"{self.config.task}: PARTIAL RESULT over {total(samples)} of {all_here} {self.unit}; the file has "
                 f"{self.narratives.told} narratives, the official one {official}; not comparable with published numbers"
             )
         return whole
