@@ -108,6 +108,8 @@ def image_size(source: str | PathLike[str], orientation: Orientation = "upright"
     """
 
     def size(image: Image.Image) -> tuple[int, int]:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns it, some versions not before
         turned = orientation == "upright" and image.format != "TIFF" and _tag(image) in _QUARTER_TURNS
         return (image.width, image.height) if turned else (image.height, image.width)
 
