@@ -203,6 +203,17 @@ def test_damaged_panoptic_maps(png_folder: Folder) -> None:
     assert dataset.masks(dataset[1])[0].any()
 
 
+def test_a_map_without_a_segment_is_named_and_not_an_empty_target(png_folder: Folder) -> None:
+    folder = png_folder()
+    dataset = PngDataset(folder.root)
+    path = folder.maps / "000000000139.png"
+    colors = np.array(Image.open(path))
+    colors[colors[:, :, 2] > 0] = (5, 0, 0)  # segment 70000 becomes grass
+    Image.fromarray(colors).save(path)
+    with pytest.raises(BadAnnotation, match="no pixel of segment 70000"):
+        dataset.masks(dataset[0])
+
+
 def test_the_digest_tells_two_roots_apart(png_folder: Folder) -> None:
     folder = png_folder()
     before = PngDataset(folder.root).digest

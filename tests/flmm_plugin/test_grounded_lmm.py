@@ -424,3 +424,17 @@ def test_other_arguments_are_what_they_say(lmm: GroundedLMM, noise_image: Load) 
     for call, error, word in calls:
         with pytest.raises(error, match=word):
             call()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I", "F"])
+def test_chat_about_a_picture_of_any_mode_is_the_stock_processor_s(
+    lmm: GroundedLMM, noise_image: Load, mode: str
+) -> None:
+    """Only grounding may refuse a mode; what a harness hands over is chatted about as the stock model does."""
+    picture = noise_image(40, 30).convert(mode)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    stock = lmm.chat(picture.convert("RGB"), "What is it?", **options)
+    assert lmm.chat(picture, "What is it?", **options).token_ids == stock.token_ids
+    if mode in "IF":
+        with pytest.raises(BadImage, match=f"mode {mode}"):
+            lmm.ground(picture, ["dog"])
