@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed
 
@@ -185,6 +185,29 @@ class Lock(FileLock):
     It is a new object at each use: lmms-eval gives everybody in the process who makes a `FileLock` of one path the same
     object, for ever, and that object refuses to work in a forked process. It does so for that very class only.
     """
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other processes that ask for it out while the block runs.
+
+    Raises:
+        OutputFailed: It cannot be written, or another process holds it.
+    """
+    make_folder(folder)
+    lock = Lock(folder / ".lock")
+    with naming(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as exc:
+            raise OutputFailed(
+                f"another process writes to {folder}; wait for it or stop it, or name another folder"
+            ) from exc
+    try:
+        sweep(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def read_text(path: Path, error: type[FlmmError]) -> str:

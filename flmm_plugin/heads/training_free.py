@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from flmm_plugin.errors import BadCheckpoint, UnknownArgument
 from flmm_plugin.files import parse_json
 from flmm_plugin.heads.attention_rules import AttendAndSegment, AttentionArgmax, LocalizationHeads
-from flmm_plugin.heads.checkpoint import load_heads, read_manifest, tensors_sha256
+from flmm_plugin.heads.checkpoint import load_heads, read_manifest
 from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.mask_refiner import MaskRefiner
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam, sam_of_file
-from flmm_plugin.heads.weights import read_metadata
+from flmm_plugin.heads.weights import read_metadata, tensors_sha256
 
 #: Name -> what SAM is prompted with; nothing: SAM is not used.
 PROMPTS: dict[str, str] = {"attention-argmax": "", "attend-and-segment": "point", "localization-heads": "box"}

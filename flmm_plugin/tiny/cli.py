@@ -136,8 +136,9 @@ def _train(args: argparse.Namespace) -> int:
         config = replace(config, tower_steps=3, tower_batch=8, steps=4, batch=2)
         heads_config = replace(heads_config, sam=SamConfig(steps=3), scenes=6, decoder_steps=3, joint_steps=2)
     device = _device(args.device)
-    folder = train_lmm.train(args.out, config, device)
-    train_heads.train_from(args.out, heads_config, folder, device)
+    with files.held(args.out):
+        folder = train_lmm.train(args.out, config, device)
+        train_heads.train_from(args.out, heads_config, folder, device)
     if args.install:
         install(args.out)
     print(args.out, file=sys.stdout)
@@ -149,7 +150,8 @@ def _sam(args: argparse.Namespace) -> int:
     from flmm_plugin.tiny.train_sam import SamConfig
 
     config = SamConfig(seed=args.seed, steps=args.steps)
-    print(make_sam(args.out, config, _device(args.device), install=args.install))
+    with files.held(args.out):
+        print(make_sam(args.out, config, _device(args.device), install=args.install))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shutil
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import Timeout
 
 import flmm_plugin
 from flmm_plugin import files, json_lines
@@ -52,23 +52,16 @@ class RunFolder:
         self._recipe = path / "recipe.yaml"
         self._record = path / "run.json"
         self._named: list[dict[str, Any]] | None = None
-        self._lock = files.Lock(path / ".lock")
+        self._held = contextlib.ExitStack()
 
     def open(self, *, restart: bool = False) -> None:
         """Make the folder, or check that it belongs to the same recipe; it is this run's until `close`.
 
         Raises:
-            OutputFailed: It cannot be written.
-            TrainingStopped: It holds a run of another recipe, or another process trains in it.
+            OutputFailed: It cannot be written, or another process trains in it.
+            TrainingStopped: It holds a run of another recipe, or a recipe that is damaged.
         """
-        files.make_folder(self.path)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as exc:
-            raise TrainingStopped(
-                f"another process trains in {self.path}; wait for it or stop it, or name another folder with --out"
-            ) from exc
-        files.sweep(self.path)
+        self._held.enter_context(files.held(self.path))
         if restart:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             for path in (self.heads, self.last, self.log, self.problems, self.page, self._recipe, self._record):
@@ -82,7 +75,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other runs into the folder."""
-        self._lock.release()
+        self._held.close()
 
     def check(self) -> None:
         """See that the folder is still there: what is written into a new one would be half a run.

@@ -69,9 +69,8 @@ def train(
         progress: Show a bar.
 
     Raises:
-        TrainingStopped: Nothing to learn from, too much that cannot be used, a full disk, another recipe's folder, or
-            one that another process trains in.
-        OutputFailed: A place cannot be written, said before anything is loaded.
+        TrainingStopped: Nothing to learn from, too much that cannot be used, a full disk, or another recipe's folder.
+        OutputFailed: A place cannot be written, or another process trains in it; said before anything is loaded.
         BadCheckpoint: All checkpoints of an earlier part of the run are damaged.
         FrozenWeightsChanged: The frozen models are not what they were.
     """

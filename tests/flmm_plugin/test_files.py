@@ -75,3 +75,13 @@ def test_what_is_no_json_is_named_with_the_error_asked_for(tmp_path: Path, conte
     path.write_bytes(content)
     with pytest.raises(BadAnnotation, match=r"given\.json"):
         files.read_json(path, BadAnnotation)
+
+
+def test_a_folder_is_held_by_one_and_let_go(tmp_path: Path) -> None:
+    with files.held(tmp_path / "run"):
+        (tmp_path / "run" / ".x.abc.part").write_text("of the holder")
+        with pytest.raises(OutputFailed, match="another process"), files.held(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run" / ".x.abc.part").exists()
+    with files.held(tmp_path / "run"):
+        assert not (tmp_path / "run" / ".x.abc.part").exists()

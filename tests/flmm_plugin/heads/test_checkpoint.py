@@ -21,7 +21,8 @@ from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, OutputFailed, Unkno
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import BackboneFacts, GroundingHeads, HeadsManifest, load_heads, read_manifest, save_heads
 from flmm_plugin.heads import checkpoint as checkpoint_module
-from flmm_plugin.heads.checkpoint import METADATA_KEY, tensors_sha256
+from flmm_plugin.heads.checkpoint import METADATA_KEY
+from flmm_plugin.heads.weights import tensors_sha256
 
 Make = Callable[..., GroundingHeads]
 FACTS = BackboneFacts("tests/tiny-lmm", layers=2, heads=3, hidden_size=8)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.errors import BadCheckpoint, TrainingStopped
+from flmm_plugin.errors import BadCheckpoint, OutputFailed, TrainingStopped
 from flmm_plugin.training.checkpoints import Checkpoints, load_process, random_states, save_process, set_random_states
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.training.stepping import Stepper
@@ -245,7 +245,7 @@ def test_a_folder_belongs_to_one_run_at_a_time(
     first = Trainer(recipe, out, backbone=backbone, progress=False)
     before = sorted(path.name for path in out.iterdir())
     for restart in (False, True):
-        with pytest.raises(TrainingStopped, match="another process trains in"):
+        with pytest.raises(OutputFailed, match="another process writes to"):
             Trainer(recipe, out, backbone=backbone, restart=restart, progress=False)
     assert sorted(path.name for path in out.iterdir()) == before
     first.close()
@@ -258,8 +258,6 @@ def test_a_place_that_takes_no_files_is_said_before_anything_is_loaded(
     recipe: TrainRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     from dataclasses import replace
-
-    from flmm_plugin.errors import OutputFailed
 
     (tmp_path / "taken").write_text("")
     monkeypatch.setattr(Trainer, "_load", None)
