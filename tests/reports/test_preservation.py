@@ -238,3 +238,12 @@ def test_junit_of_what_could_not_be_compared_is_an_error() -> None:
 def test_an_answer_survives_its_record() -> None:
     for one in (answer(1), answer(2, ids=None, score=(float("inf"), False), error="x")):
         assert Answer.from_json(json.loads(json.dumps(one.as_json()))) == one
+
+
+def test_a_verdict_tells_no_place_of_the_machine_that_made_it() -> None:
+    settings = {"batch_size": 1, "pretrained": "/Users/ann/llava"}
+    ours = arm("F-LMM", settings=settings, provenance={"heads": "/Users/ann/h"})
+    verdict = replace(judged(ours), reason="see /Users/ann/log.txt", notes=("read /Users/ann/x.json",))
+    told = json.dumps(report.as_json(verdict)) + report.as_text(verdict) + report.as_junit(verdict)
+    assert "ann" not in told
+    assert '"pretrained": "llava"' in told
