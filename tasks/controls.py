@@ -272,7 +272,10 @@ def _answered(reply: str, answer: str) -> str:
         content = json.loads(reply)
     except ValueError:
         return answer
-    return json.dumps({**content, "text": answer}) if isinstance(content, dict) else answer
+    if not isinstance(content, dict):
+        return answer
+    content.pop("error", None)  # a control has no failed requests
+    return json.dumps({**content, "text": answer})
 
 
 def _fractions(box: Sequence[float], size: Size) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 
 from flmm_plugin.cli import main
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.records import decode_rle, encode_rle, parse_masks_json
+from flmm_plugin.records import decode_rle, encode_rle, error_json, parse_masks_json
 from flmm_plugin.tasks import controls
 from flmm_plugin.tasks.controls import RUN, Logged, controlled, fitted, rewritten
 from flmm_plugin.tasks.keywords import scoring as keywords
@@ -131,6 +131,18 @@ def test_questions(tmp_path: Path) -> None:
     assert result.values["constant"] == {"exact": pytest.approx(200 / 3), "anls": pytest.approx(200 / 3)}
     assert result.values["whole"] == {"box_acc@0.5": 0.0}  # IoU 0.5 is not above 0.5
     assert result.values["truth"] == {}
+
+
+def test_a_control_has_no_failed_requests(tmp_path: Path) -> None:
+    doc = {
+        "question": "?", "answer": "red", "box": [0.0, 0.0, 4.0, 8.0], "height": 8, "width": 8, "image_path": "a.jpg",
+        "question_id": 0, "with_boxes": False, "expected_items": 3,
+    }  # fmt: skip
+    reply = error_json(RuntimeError("no memory"))
+    result = controlled(
+        written(tmp_path, "flmm_viscot_sroie", [{"filtered_resps": reply, **viscot.score_reply(doc, reply)}])
+    )
+    assert (result.values[RUN]["exact"], result.values["constant"]["exact"]) == (0, 100)
 
 
 def test_texts(tmp_path: Path) -> None:
