@@ -63,6 +63,11 @@ class AutoBackbone(Backbone):
         """What stands for a picture in the text of a chat; ``<image>`` where the processor has a way of its own."""
         return str(getattr(self.processor, "image_token", None) or "<image>")
 
+    def try_processor(self) -> None:
+        """Only where the model says which part is its language model, and the processor names an image token."""
+        if hasattr(self.model, "get_decoder") and getattr(self.processor, "image_token", None) is not None:
+            super().try_processor()
+
     def _check_places(self, texts: list[str], images: list[list[Image.Image]]) -> None:
         """Leave to the processor what it alone knows: some put pictures where no token of the text says so."""
         token = getattr(self.processor, "image_token", None)
@@ -183,25 +188,8 @@ class AutoBackbone(Backbone):
             raise BackboneUnsupported(not_recovered(self.name, why))
 
     def _embedded(self, inputs: Mapping[str, Tensor], item: int, pixels: Tensor) -> Tensor:
-        """What the language model is given for one chat, ``[l, d]``; it is stopped before it begins to compute."""
-        kept: list[Tensor] = []
-
-        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kept.append(kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[0])
-            raise _Enough
-
+        """What the language model is given for one chat, ``[l, d]``."""
         per_token = {
             name: value[item : item + 1] for name, value in inputs.items() if value.shape == inputs["input_ids"].shape
         }
-        hook = self.decoder.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
-            self.forward_body({**per_token, "pixel_values": pixels})
-        except _Enough:
-            return kept[0][0].cpu()
-        finally:
-            hook.remove()
-        raise BackboneUnsupported(not_recovered(self.name, "its language model is given no embeddings"))
-
-
-class _Enough(Exception):
-    """Raised to stop a forward pass whose rest nobody needs."""
+        return self.embedded({**per_token, "pixel_values": pixels})[0].cpu()

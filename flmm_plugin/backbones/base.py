@@ -24,6 +24,7 @@ from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, L
 from flmm_plugin.backbones.generation import answer_options, with_length
 from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import Paper, pad_picture, with_pillow
+from flmm_plugin.backbones.processors import contradictions
 from flmm_plugin.errors import BackboneUnsupported, BadImage, EmptyPhrase, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.words import check_text
@@ -115,7 +116,52 @@ class Backbone(ABC):
             load_in_4bit=load_in_4bit,
             load_in_8bit=load_in_8bit,
         )
-        return cls(model, processor, name=name, revision=revision, system_prompt=system_prompt)
+        backbone = cls(model, processor, name=name, revision=revision, system_prompt=system_prompt)
+        backbone.try_processor()
+        return backbone
+
+    def try_processor(self) -> None:
+        """Send one small picture up to the language model: what fails there would fail for every chat.
+
+        Raises:
+            BackboneUnsupported: The processor takes no picture, or the model does not take what it makes.
+        """
+        picture = Image.new("RGB", (64, 48), (90, 120, 150))
+        try:
+            inputs = self.processor(
+                images=self.pictures([[picture]]), text=[self.image_token], padding=True, return_tensors="pt"
+            ).to(self.device, self.dtype)
+            self.embedded(dict(inputs))
+        except torch.OutOfMemoryError:
+            return
+        except (*_REFUSALS, ImportError) as exc:
+            clauses = "; ".join(contradictions(self.processor, self.model.config))
+            raise BackboneUnsupported(
+                f"processor and model of {self.name} do not fit ({clauses or exc}); restore the processor files that "
+                "came with the model"
+            ) from exc
+
+    @torch.no_grad()
+    def embedded(self, inputs: Mapping[str, Any]) -> Tensor:
+        """What the language model is given, ``[b, l, d]``; it is stopped before it begins to compute.
+
+        Raises:
+            BackboneUnsupported: It is given no embeddings.
+        """
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept.append(kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[0])
+            raise _Enough
+
+        hook = self.decoder.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            self.forward_body(inputs)
+        except _Enough:
+            return kept[0]
+        finally:
+            hook.remove()
+        raise BackboneUnsupported(f"the language model of {self.name} is given no embeddings, so they cannot be read")
 
     @abstractmethod
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
@@ -271,10 +317,10 @@ class Backbone(ABC):
         try:
             if how == "same":
                 return Looked(self.image_tokens(inputs, images))
-            shown, frames = images, None
+            shown, padded = images, None
             if how == "padded":
                 padded = [[pad_picture(one, self.processor.image_processor) for one in some] for some in images]
-                shown, frames = ([[one[part] for one in some] for some in padded] for part in (0, 1))
+                shown = [[square for square, _ in some] for some in padded]
             seen = self.paper_inputs(texts, shown)
             if not torch.equal(seen["input_ids"], inputs["input_ids"]):
                 raise BackboneUnsupported(
@@ -282,10 +328,10 @@ class Backbone(ABC):
                     "preprocessing='stock'"
                 )
             tokens = self.image_tokens(seen, shown)
-            if frames is not None:
+            if padded is not None:
                 tokens = [
-                    [replace(one, grid=one.grid.through(frame)) for one, frame in zip(found, some, strict=True)]
-                    for found, some in zip(tokens, frames, strict=True)
+                    [replace(one, grid=one.grid.through(frame)) for one, (_, frame) in zip(found, some, strict=True)]
+                    for found, some in zip(tokens, padded, strict=True)
                 ]
         except (ArithmeticError, ValueError) as exc:
             raise BackboneUnsupported(
@@ -409,6 +455,10 @@ class Backbone(ABC):
     def forward_body(self, inputs: Mapping[str, Any], **options: Any) -> Any:
         """One forward pass without vocabulary logits (those of the last position alone are computed)."""
         return self.model(**{"use_cache": False, **inputs, **options}, logits_to_keep=1)
+
+
+class _Enough(Exception):
+    """Raised to stop a forward pass whose rest nobody needs."""
 
 
 def written_around(chat: Messages, template: str, image_token: str) -> str:

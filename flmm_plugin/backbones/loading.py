@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flmm_plugin.backbones.processors import complete_processor
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, UnknownArgument
 
 
@@ -51,6 +52,9 @@ def load_pretrained(
         options["attn_implementation"] = attn_implementation
     try:
         processor = AutoProcessor.from_pretrained(folder, revision=revision)
+    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
+        raise BackboneUnsupported(f"transformers cannot load the processor of {name}: {exc}") from exc
+    try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
     except SafetensorError as exc:
         raise BadCheckpoint(f"the weights of {name} are damaged ({exc}); fetch them again") from exc
@@ -63,6 +67,7 @@ def load_pretrained(
             f"the weights of {name} lack {len(info['missing_keys'])} tensors ({first}...), which would be random; "
             "fetch the checkpoint again"
         )
+    complete_processor(processor, model.config)
     if device_map is None:
         model = model.to(device if device is not None else default_device())
     return model, processor

@@ -78,7 +78,7 @@ def test_pictures_of_any_shape(family: str, size: tuple[int, int], stock: Load, 
     chat, picture = user("What is it?"), noise(size)
     try:
         expected = plain([chat], [[picture]])[0]
-    except ValueError:
+    except Exception:  # whatever the stock processor says of such a picture
         with pytest.raises(BadImage):
             lmm.chat(picture, "What is it?", **GREEDY)
         return
