@@ -77,7 +77,8 @@ def begin(model: Any) -> None:
         model: Name or object that the index is for; None in listings.
     """
     _wrap()
-    if not (_is_command() and (run.every_model or speaks_masks(model))) or any(word in LISTS for word in sys.argv):
+    lists = any(word.rpartition("=")[2] in LISTS for word in sys.argv)
+    if lists or not (_is_command() and (run.every_model or speaks_masks(model))):
         return
     if not run.every_model and not run.open:
         atexit.register(_at_exit)
