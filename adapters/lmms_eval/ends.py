@@ -71,7 +71,7 @@ run = Run()
 
 
 def begin(model: Any) -> None:
-    """Called when lmms-eval has made its index of tasks: from here on this process owes a result.
+    """Owe a result from here on: lmms-eval makes its index of tasks.
 
     Args:
         model: Name or object that the index is for; None in listings.
