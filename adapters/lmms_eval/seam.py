@@ -3,8 +3,8 @@
 lmms-eval finds models by entry point and tasks by folder. It has no entry point for folders, so the models' entry
 point, which is loaded before ``lmms_eval.tasks``, arranges that `TaskManager` indexes one folder more. This holds on
 to a method that is not public (`TaskManager.initialize_tasks`); where it is missing, one warning names the public
-way, ``--include_path``. Two more of its methods are extended where they are: `match_tasks`, whose misspelt names get the
-nearest ones, and `_get_config`, in which `flmm_plugin.adapters.lmms_eval.ready` may change where data is read from.
+way, ``--include_path``. Two more of its methods are extended where they are there: `match_tasks`, which offers the
+nearest name, and `_get_config`, in which `flmm_plugin.adapters.lmms_eval.ready` may change where data is read from.
 
 Names: lmms-eval has groups ``refcoco_seg``, ``refcoco+_seg`` and ``refcocog_seg``, which are *captioning*. They mean
 this plugin's mask tasks if, and only if, the model is one of its own.
