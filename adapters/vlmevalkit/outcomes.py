@@ -92,11 +92,11 @@ def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[st
 
 def failed_samples(prediction_file: Any) -> tuple[int, int]:
     """Rows of a result file, and how many of them are marked as failed; 0, 0 without a readable file of the kit's."""
-    from flmm_plugin.adapters.vlmevalkit import predictions
-
     path = Path(str(prediction_file or ""))
     if not path.is_file():
         return 0, 0
+    from flmm_plugin.adapters.vlmevalkit import predictions  # pandas, which the kit has loaded by then
+
     try:
         replies = predictions.read(path)[predictions.ANSWERS]
     except BadAnnotation:
@@ -131,8 +131,9 @@ def _is_first() -> bool:
 
 
 def _end() -> None:
-    # An error that nobody caught has a status of its own.
-    if _outcomes and report() and getattr(sys, "last_value", None) is None:
+    # An error that nobody caught has a status of its own, and an interrupt a line of its own.
+    uncaught = getattr(sys, "last_value", None)
+    if _outcomes and not isinstance(uncaught, KeyboardInterrupt) and report() and uncaught is None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -188,6 +188,28 @@ def test_an_executed_command_fails_where_a_combination_failed(
     assert command.execute([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
+def test_a_process_with_the_hook_ends_with_the_status_of_its_combinations(tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys\n"
+        "from flmm_plugin.adapters.vlmevalkit import outcomes\n"
+        "outcomes.report_at_the_end()\n"
+        "atexit.register(lambda: print('others first', flush=True))\n"
+        "state = {'model_name': 'm', 'dataset_name': 'D', 'status': 'done', 'error_message': sys.argv[1]}\n"
+        "outcomes.note(state)\n"
+    )
+    for problem, ending, status, said in [
+        ("broken", "", 1, "flmm: m x D: FAILED: broken"), ("", "", 0, "flmm: m x D: done"),
+        ("broken", "raise KeyError('x')", 1, "KeyError: 'x'"),
+        ("broken", "raise KeyboardInterrupt", -2, "KeyboardInterrupt"),
+    ]:  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code + ending, problem], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert (done.returncode, done.stdout.strip()) == (status, "others first")
+        assert said in done.stderr
+    assert "FAILED" not in done.stderr, "an interrupt has a line of its own"
+
+
 def test_outcomes_are_the_last_ones_and_count_failed_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "_outcomes", {})
     results = tmp_path / "m_D.tsv"
