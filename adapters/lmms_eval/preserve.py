@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from flmm_plugin.adapters.lmms_eval.ends import check_tasks
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
 from flmm_plugin.adapters.lmms_eval.ready import Asked, check_model
@@ -241,7 +243,9 @@ def _check(plan: Plan) -> None:
         # Files may name tasks in ways that only lmms-eval reads.
         from lmms_eval.tasks import TaskManager
 
+        logger.disable("lmms_eval")  # its index tells of every file that is no task
         check_tasks(TaskManager(model_name=plan.model, include_path=plan.include_path).all_tasks, unknown)
+        logger.enable("lmms_eval")
     make_folder(plan.out)
 
 

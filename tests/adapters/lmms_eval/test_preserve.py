@@ -375,3 +375,16 @@ def test_a_task_that_only_says_it_wants_a_plain_answer_is_compared() -> None:
     assert preserve_model._marks({"flmm_visual_cot": "none", "max_new_tokens": 4}) == []
     assert preserve_model._marks({"flmm_visual_cot": "v1"}) == ["flmm_visual_cot"]
     assert preserve_model._marks({"flmm_ground": True}) == ["flmm_ground"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"tasks": ("mmee",)}, "'mme'"), ({"device": "gpu"}, "'cuda'"), ({"model_args": {"hedas": "x"}}, "'heads'")],
+)
+def test_names_are_checked_before_an_arm_runs(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    def never(spec: Any, folder: Path) -> Any:
+        raise AssertionError("an arm was run")
+
+    plan = Plan(**{"model": "flmm_tiny", "tasks": ("mme",), "out": tmp_path, "scenes": 0, **change})
+    with pytest.raises(UnknownArgument, match=said):
+        preserve(plan, never)
