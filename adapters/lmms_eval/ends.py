@@ -145,7 +145,8 @@ def _evaluating(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def simple_evaluate(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
-        model, cli = given.get("model"), given.get("cli_args")
+        model: Any = given.get("model")
+        cli: Any = given.get("cli_args")
         owed = run.open and cli is not None
         if not owed and not _is_our_name(model):
             return original(*args, **kwargs)

@@ -27,7 +27,7 @@ class NoAnswer(str):
     def _same(self, *_: Any, **__: Any) -> NoAnswer:
         return self
 
-    strip = lstrip = rstrip = lower = upper = replace = _same  # type: ignore[assignment]
+    strip = lstrip = rstrip = lower = upper = replace = _same
 
 
 def earn_nothing() -> None:
@@ -58,7 +58,8 @@ def earn_nothing() -> None:
 
     setattr(process_results, _MARK, True)
     task.process_results = process_results
-    random.choice = _unless_unlucky(random.choice)
+    luck: Any = random
+    luck.choice = _unless_unlucky(random.choice)
 
 
 def worst(scores: dict[str, Any], higher_is_better: dict[str, bool]) -> dict[str, Any]:
