@@ -135,9 +135,9 @@ class Backbone(ABC):
         except torch.OutOfMemoryError:
             return
         except (*_REFUSALS, ImportError) as exc:
-            clauses = "; ".join(contradictions(self.processor, self.model.config))
+            clauses = "; ".join([*contradictions(self.processor, self.model.config), str(exc)])
             raise BackboneUnsupported(
-                f"processor and model of {self.name} do not fit ({clauses or exc}); restore the processor files that "
+                f"processor and model of {self.name} do not fit ({clauses}); restore the processor files that "
                 "came with the model"
             ) from exc
 

@@ -60,6 +60,12 @@ def load_pretrained(
         raise BadCheckpoint(f"the weights of {name} are damaged ({exc}); fetch them again") from exc
     except (OSError, ValueError, ImportError) as exc:
         raise BackboneUnsupported(f"transformers cannot load {name}: {exc}") from exc
+    except RuntimeError as exc:
+        if "mismatch" not in str(exc):
+            raise
+        raise BadCheckpoint(
+            f"the weights of {name} are of another shape than its config.json says ({exc}); fetch both at one revision"
+        ) from exc
     model, info = loaded
     if info["missing_keys"]:
         first = ", ".join(sorted(info["missing_keys"])[:3])

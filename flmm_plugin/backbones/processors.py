@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# Fields of an image processor without which it takes no picture.
-_NEEDED = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
+# Steps of an image processor, and the fields without which it does not take them.
+_NEEDED = {
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+}
 
 
 def complete_processor(processor: Any, config: Any) -> None:
@@ -42,7 +47,10 @@ def contradictions(processor: Any, config: Any) -> list[str]:
         if extra - dropped != kept:
             found.append(f"num_additional_image_tokens is {extra}, the model's configuration needs {kept + dropped}")
     pictures = getattr(processor, "image_processor", None)
-    found += [f"{name} is empty" for name in _NEEDED if getattr(pictures, name, 0) is None]
+    for step, needed in _NEEDED.items():
+        on = getattr(pictures, step, False)
+        empty = [step] if on is None else [name for name in needed if on and getattr(pictures, name, 0) is None]
+        found += [f"{name} is empty" for name in empty]
     side = getattr(getattr(config, "vision_config", None), "image_size", None)
     for name in ("size", "crop_size"):
         sides = {value for value in dict(getattr(pictures, name, None) or {}).values() if value is not None}

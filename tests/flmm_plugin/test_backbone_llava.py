@@ -209,6 +209,15 @@ def test_missing_weights_are_refused_not_invented(llava_folders: dict[str, Path]
         load_backbone(folder, device="cpu")
 
 
+def test_weights_of_another_shape_are_refused(llava_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy_of(llava_folders["mha"], tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] //= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadCheckpoint, match="another shape"):
+        load_backbone(folder, device="cpu")
+
+
 def test_a_model_without_a_chat_template_is_refused(llava_folders: dict[str, Path], tmp_path: Path) -> None:
     folder = copy_of(llava_folders["mha"], tmp_path)
     (folder / "chat_template.jinja").unlink()

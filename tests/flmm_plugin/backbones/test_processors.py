@@ -111,6 +111,7 @@ def test_the_layout_of_old_checkpoints(kind: str, changed: Load, load_family: Lo
         ("llava", {"image_processor.crop_size": GONE}, "crop_size is .*the vision tower takes 56"),
         ("llava", {"image_processor.image_mean": None}, "image_mean is empty"),
         ("llava", {"image_processor.size": None}, "size is empty"),
+        ("llava", {"image_processor.do_center_crop": None}, "do_center_crop is empty"),
         ("llava_next_vicuna", {"image_processor.image_grid_pinpoints": GONE}, "image_grid_pinpoints is"),
         ("llava_onevision", {"num_image_tokens": 19}, "num_image_tokens is 19"),
         ("qwen2_vl", {"image_processor.merge_size": 3}, "merge_size is 3"),
