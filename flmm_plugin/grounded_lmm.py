@@ -205,7 +205,7 @@ class GroundedLMM:
         Args:
             image: What to look at.
             question: As for `chat`.
-            max_new_tokens: As for `chat`.
+            max_new_tokens: Length limit, as for `chat`.
             threshold: Score from which the keyword selector takes a token; None: the heads' own.
             refine: Use the mask refiner.
             **generate: Passed to the model's ``generate``.
@@ -504,7 +504,7 @@ class GroundedLMM:
 
 
 def _asked(question: str | Messages, images: int) -> Messages:
-    """What a user asks, as `_chat`; a question without words is refused."""
+    """Write a question as `_chat` does; refuse one without words."""
     if not question or (isinstance(question, str) and not question.strip()):
         raise EmptyPhrase("the question is empty; ask something about the picture")
     return _chat(question, images)

@@ -60,7 +60,7 @@ class AutoBackbone(Backbone):
 
     @property
     def image_token(self) -> str:
-        """What stands for a picture in the text of a chat; ``<image>`` where the processor has a way of its own."""
+        """The token that stands for a picture in the text of a chat; ``<image>`` where the processor names none."""
         return str(getattr(self.processor, "image_token", None) or "<image>")
 
     def try_processor(self) -> None:
@@ -188,7 +188,7 @@ class AutoBackbone(Backbone):
             raise BackboneUnsupported(not_recovered(self.name, why))
 
     def _embedded(self, inputs: Mapping[str, Tensor], item: int, pixels: Tensor) -> Tensor:
-        """What the language model is given for one chat, ``[l, d]``."""
+        """Give what the language model gets for one chat, ``[l, d]``."""
         per_token = {
             name: value[item : item + 1] for name, value in inputs.items() if value.shape == inputs["input_ids"].shape
         }

@@ -9,7 +9,7 @@ Shapes: b batch, l sequence length, h x w image-token grid, n phrases, m layers,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Self, cast
@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flmm_plugin.backbones.chat_text import refuse_half_characters, written_around
 from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, Looked, Message, Messages
-from flmm_plugin.backbones.generation import answer_options, with_length
+from flmm_plugin.backbones.generation import answer_length, answer_options, with_length
 from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import Paper, pad_picture, with_pillow
 from flmm_plugin.backbones.processors import contradictions
-from flmm_plugin.errors import BackboneUnsupported, BadImage, EmptyPhrase, UnknownArgument
+from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.words import check_text
 
@@ -143,7 +144,7 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def embedded(self, inputs: Mapping[str, Any]) -> Tensor:
-        """What the language model is given, ``[b, l, d]``; it is stopped before it begins to compute.
+        """Give what the language model gets, ``[b, l, d]``, and stop it before it begins to compute.
 
         Raises:
             BackboneUnsupported: It is given no embeddings.
@@ -200,7 +201,7 @@ class Backbone(ABC):
 
     @property
     def image_token(self) -> str:
-        """What stands for a picture in the text of a chat."""
+        """The token that stands for a picture in the text of a chat."""
         return str(self.processor.image_token)
 
     @property
@@ -283,7 +284,7 @@ class Backbone(ABC):
             else self.render(chat, add_generation_prompt=add_generation_prompt)
             for chat in messages
         ]
-        _refuse_half_characters(texts)
+        refuse_half_characters(texts)
         self._check_places(texts, images)
         inputs = self._processed(texts, images)
         how = self.paper if self.preprocessing == "paper" else "same"
@@ -301,10 +302,10 @@ class Backbone(ABC):
                 )
 
     def _look(self, how: str, texts: list[str], images: list[list[Image.Image]], inputs: dict[str, Tensor]) -> Looked:
-        """Where the image tokens of encoded chats are, and which pixels grounding takes.
+        """Find the image tokens of encoded chats, and the pixels that grounding takes.
 
         Args:
-            how: A value of `paper`.
+            how: Preprocessing, one of the values of `paper`.
             texts: The chats, image placeholders not yet expanded.
             images: The pictures of each chat.
             inputs: What the processor made of both.
@@ -342,7 +343,7 @@ class Backbone(ABC):
         return Looked(tokens, {key: value for key, value in seen.items() if value.shape != shape})
 
     def paper_inputs(self, texts: list[str], images: list[list[Image.Image]]) -> dict[str, Tensor]:
-        """What the method's heads were shown of these chats; squares come resized and padded already."""
+        """Make the inputs that the method's heads were trained with; padded pictures come as squares."""
         return self._processed(texts, images, self._paper_processor)
 
     @cached_property
@@ -351,7 +352,7 @@ class Backbone(ABC):
 
     @property
     def grounding_pixels(self) -> str:
-        """What makes the pixels that grounding sees, for records: class names, ``Pillow`` for padding done here."""
+        """Name what makes the pixels that grounding sees: a class, after ``Pillow`` where pictures are padded here."""
         paper = self.preprocessing == "paper"
         used = self._paper_processor if paper else self.processor
         made = getattr(used, "image_processor", None) or getattr(used, "look", None)
@@ -447,7 +448,7 @@ class Backbone(ABC):
         answers = out.sequences[:, encoded.length :]
         # A chat alone is not padded: its last tokens are its own, whatever they are.
         pad = None if len(answers) == 1 else gen.get("pad_token_id", config.pad_token_id)
-        lengths = tuple(_answer_length(answer, config.eos_token_id, pad) for answer in answers.tolist())
+        lengths = tuple(answer_length(answer, config.eos_token_id, pad) for answer in answers.tolist())
         beams = (config.num_beams or 1) > 1
         return Generated(out.sequences, None if beams else out.get("past_key_values"), encoded.length, lengths)
 
@@ -459,29 +460,6 @@ class Backbone(ABC):
 
 class _Enough(Exception):
     """Raised to stop a forward pass whose rest nobody needs."""
-
-
-def written_around(chat: Messages, template: str, image_token: str) -> str:
-    """The text of a chat of one turn in a template that heads were trained with; no system turn, no chat template.
-
-    Args:
-        chat: One user turn.
-        template: With ``{image}`` and ``{prompt}``.
-        image_token: What stands for a picture.
-
-    Raises:
-        UnknownArgument: More turns, or a template without its two places.
-    """
-    if len(chat) != 1 or isinstance(chat[0].get("content"), str):
-        raise UnknownArgument("a template is for one turn with pictures and text; pass template='' for whole chats")
-    parts = chat[0]["content"]
-    image = image_token * sum(part["type"] == "image" for part in parts)
-    prompt = "".join(part["text"] for part in parts if part["type"] == "text")
-    if template.count("{image}") != 1 or template.count("{prompt}") != 1:
-        raise UnknownArgument(f"the template {template!r} must have {{image}} and {{prompt}} once each")
-    before, _, after = template.partition("{prompt}")
-    # Not str.format: a prompt may hold braces, and so may a template.
-    return before.replace("{image}", image) + prompt + after.replace("{image}", image)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -500,31 +478,6 @@ def _execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _refuse_half_characters(texts: Sequence[str]) -> None:
-    """Raise `EmptyPhrase` for text that has no bytes: half of a surrogate pair, as badly cut JSON has it."""
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as exc:
-            raise EmptyPhrase(
-                f"{text[exc.start]!r} is half of a character (a lone surrogate), which no tokenizer reads; remove it"
-            ) from exc
-
-
 def _sizes(images: list[list[Image.Image]]) -> str:
     """Width and height of all pictures, for a message."""
     return ", ".join(f"{one.width} x {one.height}" for some in images for one in some)
-
-
-def _answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, pad: int | None) -> int:
-    """Tokens up to the first end token; without one, up to the padding of a sequence that another criterion ended."""
-    if isinstance(ends, Tensor):
-        ends = ends.flatten().tolist()
-    stop = {ends} if isinstance(ends, int) else set(ends or ())
-    for index, token in enumerate(answer):
-        if token in stop:
-            return index + 1
-    length = len(answer)
-    while length and answer[length - 1] == pad:
-        length -= 1
-    return length

@@ -46,7 +46,7 @@ class ImageTokens:
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """What grounding needs to know of the pictures of chats, and chat does not.
+    """Hold what grounding needs to know of the pictures of chats, and chat does not.
 
     Attributes:
         image_tokens: Per chat, per picture in order of appearance.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from flmm_plugin.backbones import refuse_unknown
 from flmm_plugin.errors import UnknownArgument
@@ -21,10 +23,10 @@ _CHAT = ("self", "inputs", "kwargs")
 
 
 def answer_options(model: Any, given: Mapping[str, Any]) -> Any:
-    """What options of generation amount to, the model's own filled in as `generate` does.
+    """Put options of generation together, the model's own filled in as `generate` does.
 
     Args:
-        model: What generates.
+        model: The model that generates.
         given: Keyword arguments for its `generate`, ``generation_config`` among them.
 
     Returns:
@@ -63,10 +65,30 @@ def answer_options(model: Any, given: Mapping[str, Any]) -> Any:
 
 
 def with_length(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of generation, with `NEW_TOKENS` where neither they nor their ``generation_config`` say a length."""
+    """Add `NEW_TOKENS` to options of generation where neither they nor their ``generation_config`` say a length."""
     options = {key: value for key, value in given.items() if key != "max_new_tokens" or value is not None}
     config = options.get("generation_config")
     said = [
         place for key in ("max_new_tokens", "max_length") for place in (options.get(key), getattr(config, key, None))
     ]
     return options if any(length is not None for length in said) else {"max_new_tokens": NEW_TOKENS, **options}
+
+
+def answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, pad: int | None) -> int:
+    """Count tokens up to the first end token; without one, up to the padding of a sequence that something else ended.
+
+    Args:
+        answer: Generated ids.
+        ends: End tokens.
+        pad: What fills up shorter answers of a batch; None: nothing was filled up.
+    """
+    if isinstance(ends, Tensor):
+        ends = ends.flatten().tolist()
+    stop = {ends} if isinstance(ends, int) else set(ends or ())
+    for index, token in enumerate(answer):
+        if token in stop:
+            return index + 1
+    length = len(answer)
+    while length and answer[length - 1] == pad:
+        length -= 1
+    return length
