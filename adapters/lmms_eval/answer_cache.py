@@ -172,12 +172,13 @@ def _asked(lm: Any, kind: str, instance: Any) -> str:
 @contextlib.contextmanager
 def _naming(cache: Any) -> Iterator[None]:
     """Turn what a disk or SQLite says into an `OutputFailed` that names the cache."""
-    with files.naming(Path(cache._cache_root)):
+    place = Path(cache._cache_root or cache.db_path)
+    with files.naming(place):
         try:
             yield
         except sqlite3.Error as exc:
             raise OutputFailed(
-                f"cannot keep answers in {cache._cache_root} ({exc}): make room there or give --use_cache another "
+                f"cannot keep answers in {place} ({exc}): make room there or give --use_cache another "
                 "folder; the same line then goes on with what was kept"
             ) from exc
 
@@ -190,6 +191,8 @@ def _take_over(cache: Any) -> dict[Path, float]:
     Returns:
         The folders of other runs, with the time at which they were read.
     """
+    if cache._cache_root is None:  # made by hand, of one file
+        return {}
     homes = {Path(cache._cache_root, "runs"), Path(cache.audit_path).parent.parent}
     logs = sorted(log for home in homes for log in home.glob("*/rank_*.audit.jsonl"))
     taken: dict[Path, float] = {}

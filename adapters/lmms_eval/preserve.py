@@ -265,34 +265,21 @@ def _world(plan: Plan, out: Path) -> Path:
 
 
 def _key(spec: ArmSpec, times: int) -> str:
-    """A name for all that goes into an arm: its arguments, the versions, and for the F-LMM arm this package's code."""
+    """A name for all that goes into an arm: its arguments, what they point to, the versions, and for F-LMM the code."""
+    from flmm_plugin.contents import argument_digests
+
     content = {**spec.as_json(), "times": times, "judge": "", "role": ""}
     versions = [metadata.version(name) for name in ("torch", "transformers", "lmms-eval")]
     code = _code() if not spec.stock else ""
-    pretrained = str(spec.model_args.get("pretrained", spec.model))
-    whole = json.dumps([content, versions, code, _files(pretrained)], sort_keys=True, default=str)
+    given = {"pretrained": spec.model, **spec.model_args}
+    # What is on this disk; a model on the hub is its name, also while its files are not here yet.
+    local = {name: value for name, value in given.items() if value == "flmm_tiny" or Path(str(value)).exists()}
+    whole = json.dumps([content, versions, code, argument_digests(local)], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
 def _code() -> str:
     """A hash of this package's files: an arm that older code ran proves nothing about this one."""
-    root = Path(__file__).resolve().parents[2]
-    whole = hashlib.sha256()
-    rooms = [root] if root.name == "flmm_plugin" else [root / name for name in ("flmm_plugin", "adapters", "tasks")]
-    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
-        whole.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return whole.hexdigest()
+    from flmm_plugin.adapters.answering.identity import code_digest
 
-
-def _files(pretrained: str) -> list[Any]:
-    """Names, sizes and times of a checkpoint folder's files; empty for a hub name."""
-    if pretrained == "flmm_tiny":
-        from flmm_plugin.tiny import tiny_path
-
-        pretrained = str(tiny_path())
-    folder = Path(pretrained)
-    if not folder.is_dir():
-        return []
-    return [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
-    ]
+    return code_digest(())

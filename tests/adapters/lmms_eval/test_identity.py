@@ -137,3 +137,21 @@ def test_a_picture_is_its_pixels_or_its_bytes(tmp_path: Path) -> None:
     other.save(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert asked_digest(["what?"], [path]) != before
+
+
+def test_an_arm_of_preserve_belongs_to_the_content_that_its_arguments_point_to(tmp_path: Path) -> None:
+    from flmm_plugin.adapters.lmms_eval.preserve import _key
+    from flmm_plugin.adapters.preserving.record import ArmSpec
+
+    folder, heads = tmp_path / "lmm", tmp_path / "h.safetensors"
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    names = []
+    for content in ((b"1", b"1"), (b"2", b"1"), (b"1", b"2"), (b"1", b"1")):
+        for path, some in zip((weights, heads), content, strict=True):
+            path.write_bytes(some)
+            os.utime(path, (1e9, 1e9))
+        arguments = {"pretrained": str(folder), "heads": str(heads)}
+        names.append(_key(ArmSpec(role="F-LMM", model="flmm_llava", model_args=arguments, tasks=("mme",)), 1))
+    assert len(set(names)) == 3
+    assert names[0] == names[3]
