@@ -15,7 +15,6 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, Self, cast
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -409,7 +408,7 @@ class Backbone(ABC):
             text: str = self.processor.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (*_REFUSALS, TemplateError) as exc:
+        except Exception as exc:  # templates fail in their own ways: a template error, a TypeError, an IndexError
             raise UnknownArgument(
                 f"the chat template of {self.name} does not write this chat: {exc}; give turns with a role and a "
                 "content, in an order that the model knows"
