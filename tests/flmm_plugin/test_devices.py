@@ -37,4 +37,4 @@ def test_a_model_is_not_looked_for_before_its_device() -> None:
     from flmm_plugin import GroundedLMM
 
     with pytest.raises(UnknownArgument, match="device"):
-        GroundedLMM.from_pretrained("no/such-model", device="gpu")
+        GroundedLMM.from_pretrained("no/such-model", heads=None, device="gpu")
