@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 TASKS_FOLDER = Path(__file__).resolve().parent
 
@@ -59,8 +59,7 @@ def task_config(name: str) -> dict[str, Any]:
     """
     files = task_files()
     if name not in files:
-        near = difflib.get_close_matches(name, files, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, files)
         raise UnknownArgument(f"{name!r} is no task of flmm-plugin{hint} (flmm list shows them all)")
     return _merged(files[name])
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 #: Where a harness without arguments for models takes them from: ``name=value,name=value``.
 ARGUMENTS_VARIABLE = "FLMM_MODEL_ARGS"
@@ -42,8 +42,7 @@ def refuse_unknown(names: Iterable[str], model: str) -> None:
     """Raise `UnknownArgument` for the first name that is no model argument, with the nearest one that is."""
     for name in names:
         if name not in MODEL_ARGUMENTS:
-            near = difflib.get_close_matches(name, MODEL_ARGUMENTS, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            hint = did_you_mean(name, MODEL_ARGUMENTS) or "."
             listed = ", ".join(f"{known} ({meaning})" for known, meaning in MODEL_ARGUMENTS.items())
             raise UnknownArgument(f"{model} has no model argument {name!r}{hint} It takes: {listed}")
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -179,9 +179,8 @@ def _folder(pretrained: str | PathLike[str]) -> str:
 def refuse_unknown(where: str, unknown: Iterable[str], known: Sequence[str]) -> None:
     """Raise `UnknownArgument` for the first unknown name, offering the nearest known one."""
     for name in unknown:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise UnknownArgument(f"{where} has no argument {name!r}; {hint}")
+        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+        raise UnknownArgument(f"{where} has no argument {name!r}{hint}")
 
 
 def _family_of(folder: str, name: str, revision: str | None) -> str:
@@ -196,9 +195,9 @@ def _family_of(folder: str, name: str, revision: str | None) -> str:
         if _is_hpt(folder, revision):
             return "hpt"
         looks_local = folder.startswith((".", "/", "~")) or Path(folder).exists()
-        near = difflib.get_close_matches(name, [EMBEDDED], 1, 0.6)
-        if near and not looks_local:
-            raise UnknownArgument(f"there is no backbone {name!r}; did you mean {EMBEDDED!r}?") from exc
+        hint = did_you_mean(name, [EMBEDDED], 0.6)
+        if hint and not looks_local:
+            raise UnknownArgument(f"there is no backbone {name!r}{hint}") from exc
         raise BackboneUnsupported(
             f"{name!r} has no configuration that transformers can read ({exc}); give a folder with config.json, a hub "
             f"name, or {EMBEDDED!r}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from flmm_plugin.backbones.processors import complete_processor
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 
 def load_pretrained(
@@ -117,7 +117,5 @@ def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     found = getattr(torch, dtype, None)
     if isinstance(found, torch.dtype):
         return found
-    near = difflib.get_close_matches(dtype, ("auto", "float32", "float16", "bfloat16"), 1, 0.5)
-    raise UnknownArgument(
-        f"there is no dtype {dtype!r}; " + (f"did you mean {near[0]!r}?" if near else "use 'bfloat16'")
-    )
+    hint = did_you_mean(dtype, ("auto", "float32", "float16", "bfloat16")) or "; use 'bfloat16'"
+    raise UnknownArgument(f"there is no dtype {dtype!r}{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 from flmm_plugin import files
 from flmm_plugin.cli.made_of import made_of, set_aside
 from flmm_plugin.errors import DataNotFound, OutputFailed, UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 _EXAMPLES = """\
 examples:
@@ -203,10 +203,9 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
     for spec in args.backbones:
         model, _, arguments = spec.partition(":")
         if model not in MODELS:
-            near = difflib.get_close_matches(model, MODELS, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise UnknownArgument(
-                f"no model {model!r}{hint} (MODEL:pretrained=...,heads=...). Known: {', '.join(MODELS)}"
+                f"no model {model!r}{did_you_mean(model, MODELS)} (MODEL:pretrained=...,heads=...). Known: "
+                f"{', '.join(MODELS)}"
             )
         # Numbers over a part never count as the whole: each limit has a folder of its own.
         part = f"-limit{args.limit}" if args.limit else ""

@@ -7,13 +7,13 @@ where nobody states one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -351,6 +351,5 @@ def benchmark_of(name: str) -> Benchmark:
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    near = difflib.get_close_matches(name.lower(), BENCHMARKS, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(name, BENCHMARKS) or "."
     raise UnknownArgument(f"no benchmark {name!r}{hint} Known: {', '.join(BENCHMARKS)}, or all")

@@ -13,7 +13,6 @@ Three layouts are found under a root (``FLMM_DATA``, default ``data/``)::
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections import Counter
@@ -29,6 +28,7 @@ from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.datasets.segmentations import SMALLEST_POLYGON, has_pixels, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation
+from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.records import BoolMask, decode_rle
 
 DATA_ROOT_VARIABLE = "FLMM_DATA"
@@ -322,10 +322,7 @@ def _known(what: str, name: str, known: Iterable[str]) -> str:
     options = list(known)
     if name in options:
         return name
-    near = [option for option in options if option.lower() == name.lower()]
-    near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise UnknownArgument(f"no {what} {name!r}{hint} Known: {', '.join(options)}")
+    raise UnknownArgument(f"no {what} {name!r}{did_you_mean(name, options) or '.'} Known: {', '.join(options)}")
 
 
 def _annotation_folder(root: Path, name: str) -> Path:

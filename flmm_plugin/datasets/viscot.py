@@ -23,7 +23,6 @@ Layouts found under a root (``FLMM_DATA``, default ``data/``)::
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -39,6 +38,7 @@ from flmm_plugin.datasets.json_files import STRANGE, coordinate, parsed_json, si
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation
+from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.records import Box
 
 #: How pictures are opened: as they are stored, as the benchmark's own evaluation does with Pillow.
@@ -226,8 +226,7 @@ def known_set(name: str) -> str:
     found = ALIASES.get(name.lower(), name.lower())
     if found in OFFICIAL_SIZES:
         return found
-    near = difflib.get_close_matches(found, [*OFFICIAL_SIZES, *ALIASES], n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(found, [*OFFICIAL_SIZES, *ALIASES]) or "."
     raise UnknownArgument(f"no set {name!r} of the Visual-CoT benchmark{hint} Known: {', '.join(OFFICIAL_SIZES)}")
 
 

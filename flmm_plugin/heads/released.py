@@ -8,11 +8,11 @@ Source: F-LMM (arXiv 2406.05821), its released configurations, and the models' o
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
+from flmm_plugin.nearest import did_you_mean
 
 PROMPT = "Please give me a description of the image."
 SEPARATOR = "."
@@ -110,11 +110,10 @@ def need_released(name: str) -> ReleasedLMM:
     """
     found = find_released(name)
     if found is None:
-        near = difflib.get_close_matches(_last_part(name), [alias for one in RELEASED for alias in one.names], 1, 0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(_last_part(name), [alias for one in RELEASED for alias in one.names]) or "."
         known = ", ".join(one.name for one in RELEASED)
         raise UnknownArgument(
-            f"no heads were released for {name!r}; {hint}known: {known}; or give a folder with config.json"
+            f"no heads were released for {name!r}{hint} Known: {known}; or give a folder with config.json"
         )
     return found
 

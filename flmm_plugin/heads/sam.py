@@ -6,7 +6,6 @@ image encoder of ``vit_b | vit_l | vit_h`` comes from Meta's checkpoint file.
 
 from __future__ import annotations
 
-import difflib
 import pickle
 from collections.abc import Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from torch import nn
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.heads.weights import read_metadata, read_pth, read_safetensors, tensors_sha256
+from flmm_plugin.nearest import did_you_mean
 
 OFFICIAL_FILES = {
     "vit_b": "sam_vit_b_01ec64.pth",
@@ -104,9 +104,8 @@ def sam_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in and check the numbers of a small SAM."""
     for name in numbers:
         if name not in _DEFAULTS:
-            near = difflib.get_close_matches(name, _DEFAULTS, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise UnknownArgument(f"unknown SAM number {name!r}{hint}; known: {', '.join(_DEFAULTS)}")
+            hint = did_you_mean(name, _DEFAULTS) or "."
+            raise UnknownArgument(f"unknown SAM number {name!r}{hint} Known: {', '.join(_DEFAULTS)}")
     full = {**_DEFAULTS, **numbers}
     missing = [name for name, value in full.items() if value is None and name not in _OPTIONAL]
     if missing:

@@ -141,7 +141,7 @@ def test_judged_tasks_need_a_key(
     ("words", "said"),
     [
         (["table9", "--backbones", "flmm_tiny"], "no table"),
-        (["table1", "--backbones", "flmm_lava"], "did you mean flmm_llava?"),
+        (["table1", "--backbones", "flmm_lava"], "did you mean 'flmm_llava'?"),
         (
             ["table1", "--backbones", "flmm_tiny", "--tasks", "gqa"],
             "'gqa' fills no column of this table; its tasks: mme",
