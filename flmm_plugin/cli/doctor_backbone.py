@@ -33,7 +33,7 @@ def findings(args: argparse.Namespace) -> Iterator[Found]:
     if folder is None:
         yield (
             "weights",
-            "note",
+            "bad",
             f"{args.backbone} is no folder here and not in the hub cache: its attention was not checked (hf download "
             f"{args.backbone} gets it)",
         )

@@ -106,7 +106,7 @@ def test_a_failed_check_is_bad_and_nothing_is_recorded(
 def test_weights_elsewhere_and_names_of_nothing(
     doctor: Doctor, records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = doctor(name="some-owner/some-model")
+    found = doctor(name="some-owner/some-model", status=1)
     assert found["family"][0] == "note"
     assert "hf download some-owner/some-model" in found["weights"][1]
     (tmp_path / "empty").mkdir()
