@@ -8,14 +8,12 @@ argument reuses the stock arm.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from flmm_plugin.adapters.lmms_eval.ends import check_tasks
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
 from flmm_plugin.adapters.lmms_eval.ready import Asked, check_model
 from flmm_plugin.adapters.lmms_eval.seam import named_tasks
-from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
+from flmm_plugin.adapters.preserving.record import ArmSpec, arm_key, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.errors import FlmmError
 from flmm_plugin.files import make_folder, write
@@ -117,7 +115,7 @@ def preserve(plan: Plan, launch: Launch | None = None) -> Verdict:
     same_lmm: dict[str, Any] = {"model_args": shared(plan.model_args), "ground_every": 0}
 
     def run(spec: ArmSpec, times: int = 0) -> tuple[Arm, Path]:
-        folder = out / "arms" / f"{spec.role.split(',')[0].replace(' ', '-')}-{_key(spec, times)}"
+        folder = out / "arms" / f"{spec.role.split(',')[0].replace(' ', '-')}-{arm_key(spec, times, 'lmms-eval')}"
         if plan.fresh and folder.is_dir():
             for file in folder.iterdir():
                 if file.is_file():
@@ -262,24 +260,3 @@ def _world(plan: Plan, out: Path) -> Path:
         write_mme(part, scenes=plan.scenes, seed=_SEED)
         part.rename(work)
     return work
-
-
-def _key(spec: ArmSpec, times: int) -> str:
-    """A name for all that goes into an arm: its arguments, what they point to, the versions, and for F-LMM the code."""
-    from flmm_plugin.contents import argument_digests
-
-    content = {**spec.as_json(), "times": times, "judge": "", "role": ""}
-    versions = [metadata.version(name) for name in ("torch", "transformers", "lmms-eval")]
-    code = _code() if not spec.stock else ""
-    given = {"pretrained": spec.model, **spec.model_args}
-    # What is on this disk; a model on the hub is its name, also while its files are not here yet.
-    local = {name: value for name, value in given.items() if value == "flmm_tiny" or Path(str(value)).exists()}
-    whole = json.dumps([content, versions, code, argument_digests(local)], sort_keys=True, default=str)
-    return hashlib.sha256(whole.encode()).hexdigest()[:12]
-
-
-def _code() -> str:
-    """A hash of this package's files: an arm that older code ran proves nothing about this one."""
-    from flmm_plugin.adapters.answering.identity import code_digest
-
-    return code_digest(())

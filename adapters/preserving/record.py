@@ -5,10 +5,12 @@ A folder holds an arm: ``answers.jsonl`` while it runs, ``arm.json`` (and ``logi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,34 @@ def part_of(limit: float, what: str) -> str:
     """
     much = f"{limit:g}" if limit >= 1 else f"{100 * limit:g} % of the"
     return f"the first {much} {what}"
+
+
+def arm_key(spec: ArmSpec, times: int, harness: str) -> str:
+    """Name an arm by all that goes into it.
+
+    That is its arguments, the content of the files that they name (a model on the hub counts by its name), the versions
+    of the libraries and, for the F-LMM arm, this package's code: what older code ran proves nothing about this one.
+
+    Args:
+        spec: The arm.
+        times: How often it ran before; 1 for a second run of the stock arm.
+        harness: The harness's distribution, such as ``lmms-eval``; one that is not installed as such counts as None.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    from flmm_plugin.adapters.answering.identity import code_digest, digest_of
+    from flmm_plugin.contents import argument_digests
+
+    arguments = {**spec.as_json(), "times": times, "judge": "", "role": ""}
+    versions = {}
+    for name in ("torch", "transformers", harness):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    given = {"pretrained": spec.model, **spec.model_args}
+    local = {name: value for name, value in given.items() if value == "flmm_tiny" or Path(str(value)).exists()}
+    code = "" if spec.stock else code_digest(())
+    return digest_of([arguments, versions, code, argument_digests(local)])[:12]
 
 
 def read_answers(path: Path) -> Iterator[Answer]:

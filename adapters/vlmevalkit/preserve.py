@@ -13,14 +13,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import files
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.answering.identity import code_digest, digest_of
-from flmm_plugin.adapters.preserving.record import ArmSpec, part_of, read_arm
+from flmm_plugin.adapters.preserving.record import ArmSpec, arm_key, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
@@ -72,7 +71,7 @@ def preserve(ours: ArmSpec, out: Path, *, noise: bool = False, stock: str = "aut
     )  # fmt: skip
 
     def arm(spec: ArmSpec, times: int = 0) -> tuple[Arm, Path]:
-        folder = out.resolve() / "arms" / f"kit-{spec.role.split(' ')[0]}-{_key(spec, times)}"
+        folder = out.resolve() / "arms" / f"kit-{spec.role.split(' ')[0]}-{arm_key(spec, times, 'ms-vlmeval')}"
         if fresh and folder.is_dir():
             for file in folder.iterdir():
                 if file.is_file():
@@ -108,8 +107,7 @@ def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
     Raises:
         ArmFailed: It did not end well.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").write_text(json.dumps(spec.as_json(), indent=1), encoding="utf-8")
+    files.write(folder / "spec.json", json.dumps(spec.as_json(), indent=1))
     env = {**os.environ, ARGUMENTS_VARIABLE: ""}
     if spec.device == "cpu" and "device_map" not in spec.model_args:
         env["CUDA_VISIBLE_DEVICES"] = ""
@@ -128,10 +126,3 @@ def in_a_process(spec: ArmSpec, folder: Path) -> Arm:
             + " | ".join(words)
         )
     return arm
-
-
-def _key(spec: ArmSpec, times: int) -> str:
-    """A name for all that goes into an arm: its arguments, the versions, and this package's code."""
-    content = {**spec.as_json(), "times": times, "role": ""}
-    versions = [metadata.version(name) for name in ("torch", "transformers")]
-    return digest_of([content, versions, "" if spec.stock else code_digest()])[:12]

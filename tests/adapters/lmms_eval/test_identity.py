@@ -140,8 +140,7 @@ def test_a_picture_is_its_pixels_or_its_bytes(tmp_path: Path) -> None:
 
 
 def test_an_arm_of_preserve_belongs_to_the_content_that_its_arguments_point_to(tmp_path: Path) -> None:
-    from flmm_plugin.adapters.lmms_eval.preserve import _key
-    from flmm_plugin.adapters.preserving.record import ArmSpec
+    from flmm_plugin.adapters.preserving.record import ArmSpec, arm_key
 
     folder, heads = tmp_path / "lmm", tmp_path / "h.safetensors"
     folder.mkdir()
@@ -152,6 +151,7 @@ def test_an_arm_of_preserve_belongs_to_the_content_that_its_arguments_point_to(t
             path.write_bytes(some)
             os.utime(path, (1e9, 1e9))
         arguments = {"pretrained": str(folder), "heads": str(heads)}
-        names.append(_key(ArmSpec(role="F-LMM", model="flmm_llava", model_args=arguments, tasks=("mme",)), 1))
+        spec = ArmSpec(role="F-LMM", model="flmm_llava", model_args=arguments, tasks=("mme",))
+        names.append(arm_key(spec, 1, "lmms-eval"))
     assert len(set(names)) == 3
     assert names[0] == names[3]

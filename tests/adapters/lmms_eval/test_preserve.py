@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval import preserve as runner
+from flmm_plugin.adapters.answering import identity
 from flmm_plugin.adapters.lmms_eval import preserve_arm, preserve_plain, preserve_stock
 from flmm_plugin.adapters.lmms_eval.preserve import ArmFailed, Plan, in_a_process, other_settings, preserve
 from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel
@@ -82,7 +82,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def same_code() -> Iterator[None]:
     """An arm is kept under a hash of this package's code, which an editor may save while the tests run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_code", lambda: "this code")
+        patch.setattr(identity, "code_digest", lambda *_: "this code")
         yield
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval import preserve as runner
+from flmm_plugin.adapters.answering import identity
 from flmm_plugin.adapters.lmms_eval import preserve_arm
 from flmm_plugin.adapters.lmms_eval.preserve import Plan, preserve
 from flmm_plugin.adapters.preserving.record import ArmSpec
@@ -50,7 +50,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return say(self, *args, **{**options, "max_new_tokens": min(4, options["max_new_tokens"])})
 
     monkeypatch.setattr(transformers.GenerationMixin, "generate", brief)
-    monkeypatch.setattr(runner, "_code", lambda: "this code")
+    monkeypatch.setattr(identity, "code_digest", lambda *_: "this code")
     return tmp_path / "work"
 
 
