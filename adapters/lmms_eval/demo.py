@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin import tiny
+from flmm_plugin import files, tiny
 from flmm_plugin.adapters.lmms_eval.run_log import Agreement, Run, compare_answers, read_run
 from flmm_plugin.cli.parsing import Parser
 from flmm_plugin.errors import FlmmError
@@ -65,7 +65,7 @@ def run_demo(out: Path, *, pictures: int, scenes: int, seed: int) -> int:
     began = time.monotonic()
     for folder in ("data", "lmms-lab-encoder", "results"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    (out / "logs").mkdir(parents=True, exist_ok=True)
+    files.make_folder(out / "logs")
 
     say(1, f"the tiny world writes {pictures} held-out pictures per split into {out}")
     from flmm_plugin.tiny import layouts
@@ -120,7 +120,7 @@ def run(command: Sequence[str], folder: Path, env: Mapping[str, str], log: Path)
     """
     print("$ " + shlex.join([Path(command[0]).name, *command[1:]]), file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=folder, env=dict(env), stdout=subprocess.PIPE, text=True, check=False)
-    log.write_text(done.stdout, encoding="utf-8")
+    files.write(log, done.stdout)
     if done.returncode != 0:
         print(done.stdout, file=sys.stderr)
         raise DemoFailed(

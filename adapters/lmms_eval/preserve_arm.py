@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import torch
 
+from flmm_plugin import files
 from flmm_plugin.adapters.answering.provenance import commit
 from flmm_plugin.adapters.lmms_eval import preserve_stock
 from flmm_plugin.adapters.lmms_eval.preserve_judge import JudgeMemo
@@ -50,7 +51,7 @@ def run_arm(spec: ArmSpec, folder: Path, *, screen: TextIO | None = None, task_m
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UnknownArgument("preservation is compared in one process; start it without accelerate or torchrun")
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     began = time.monotonic()
     memo, unusable = JudgeMemo(Path(spec.judge)), ""
     while True:
@@ -92,7 +93,8 @@ def run_arm(spec: ArmSpec, folder: Path, *, screen: TextIO | None = None, task_m
         seconds=time.monotonic() - began,
     )
     if model.logits is not None:
-        torch.save(model.logits, folder / "logits.pt")
+        with files.new_file(folder / "logits.pt") as part:
+            torch.save(model.logits, part)
     write_arm(folder, arm)
     return arm
 

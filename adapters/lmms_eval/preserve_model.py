@@ -8,7 +8,6 @@ it asks for a grounding after each batch of questions.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,10 +61,6 @@ class WatchedModel(lmms):
         self.no_logits = ""
         self._record, self._screen = record, screen
         self._known = {answer.key: answer for answer in read_answers(record)}
-        # Written anew: what a kill cut off in the middle of a line would swallow the next one.
-        record.write_text(
-            "".join(json.dumps(known.as_json()) + "\n" for known in self._known.values()), encoding="utf-8"
-        )
         self._batches = 0
         self._opened: set[str] = set()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import files
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.messages import is_failure
 from flmm_plugin.errors import BadAnnotation
@@ -51,7 +52,7 @@ def note(state: Mapping[str, Any]) -> None:
     written = os.environ.get(OUTCOMES_VARIABLE)
     if written and _is_first():
         listed = [[*key, one] for key, one in _outcomes.items()]
-        Path(written).write_text(json.dumps(listed), encoding="utf-8")
+        files.write(Path(written), json.dumps(listed))
 
 
 def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from vlmeval.vlm.base import BaseModel
 
-from flmm_plugin import json_lines
+from flmm_plugin import files, json_lines
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.provenance import commit
 from flmm_plugin.adapters.preserving.faults import FAULTS
@@ -60,8 +60,6 @@ class WatchedModel(BaseModel):
         self._times: Counter[str] = Counter()
         self._record = record
         self._known = {answer.key: answer for answer in read_answers(record)}
-        # Written anew: what a kill cut off in the middle of a line would swallow the next one.
-        record.write_text("".join(json.dumps(one.as_json()) + "\n" for one in self._known.values()), encoding="utf-8")
 
     def use_custom_prompt(self, dataset: str) -> bool:
         """As the model that answers has it."""
@@ -133,7 +131,7 @@ def run_arm(spec: ArmSpec, folder: Path) -> Arm:
     """
     register()
     refuse_data(Asked([], spec.tasks, free=False))
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     began = time.monotonic()
     watch = GenerateWatch()
     name, inner = make_model(spec)
@@ -173,7 +171,8 @@ def run_arm(spec: ArmSpec, folder: Path) -> Arm:
         seconds=time.monotonic() - began,
     )  # fmt: skip
     if logits is not None:
-        torch.save(logits, folder / "logits.pt")
+        with files.new_file(folder / "logits.pt") as part:
+            torch.save(logits, part)
     write_arm(folder, arm)
     return arm
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from flmm_plugin import files
 from flmm_plugin.tasks.metrics.png import RecallSums
 
 _NAMES = {"AR": "all", "AR_thing": "things", "AR_stuff": "stuff", "AR_singular": "singulars", "AR_plural": "plurals"}
@@ -39,6 +40,6 @@ def draw(sums: Mapping[str, RecallSums], path: Path, title: str = "") -> Path:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(title="average recall, % (phrases)", loc="lower left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with files.new_file(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix(".") or "png", dpi=120)
     return path
