@@ -282,6 +282,8 @@ def _results_are_there(folder: Path, stem: str, _given: Mapping[str, Any]) -> st
 def _samples_are_there(folder: Path, stem: str, given: Mapping[str, Any]) -> str:
     """Say what is wrong with the log of a task's samples; "" if nothing is."""
     path = folder / f"{stem}_samples_{given['task_name']}.jsonl"
+    if not given["samples"]:  # lmms-eval writes no file for a split with nothing in it
+        return ""
     try:
         content = path.read_bytes()
     except OSError as exc:

@@ -141,6 +141,11 @@ def test_files_that_are_not_there_or_not_whole_are_a_failure(
                     save(Tracker(tmp_path, content), **given)
 
 
+def test_a_task_without_samples_owes_no_file_of_samples(tmp_path: Path) -> None:
+    assert ends._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": []}) == ""
+    assert "not written" in ends._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": [1]})
+
+
 def test_the_command_passes_on_what_lmms_eval_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmms_eval.cli import dispatch
 
