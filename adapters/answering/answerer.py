@@ -180,7 +180,7 @@ class Answerer:
     def _visual_cot(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
         """Answers after a second look; chats that are not about one picture are answered as ever."""
         replies: list[Reply] = [""] * len(batch)
-        token, in_json = self.lmm.backbone.processor.image_token, answers_json(batch[0])
+        token, in_json = self.lmm.backbone.image_token, answers_json(batch[0])
         asked: list[tuple[int, Any]] = []
         plain: list[int] = []
         for place, request in enumerate(batch):
@@ -225,7 +225,7 @@ class Answerer:
         backbone = self.lmm.backbone
         if self._strings is None:
             self._strings = chat.takes_strings(backbone.render)
-        token = backbone.processor.image_token
+        token = backbone.image_token
         messages, pictures = self._chat_of(request, self._doc_of(request), token)
         return chat.as_the_template_likes(messages, self._strings, token), pictures
 

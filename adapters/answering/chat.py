@@ -112,7 +112,7 @@ def loglikelihood(backbone: Any, context: str, continuation: str, pictures: list
     Raises:
         BackboneUnsupported: The loss is no number.
     """
-    token = backbone.processor.image_token
+    token = backbone.image_token
     strings = takes_strings(backbone.render)
     prompt = {"role": "user", "content": with_placeholders(context, len(pictures), token)}
     answer = {"role": "assistant", "content": continuation if strings else [{"type": "text", "text": continuation}]}

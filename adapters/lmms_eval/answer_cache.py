@@ -165,7 +165,7 @@ def _asked(lm: Any, kind: str, instance: Any) -> str:
     if request.wants_masks or request.gives_text or answers_json(request):
         shown = {name: doc[name] for name in SHOWN if name in doc and name != "image_path"}
         return asked_digest([context, request.options, shown], [doc["image_path"]])
-    messages, pictures = chat_of(request, doc, lm.lmm.backbone.processor.image_token)
+    messages, pictures = chat_of(request, doc, lm.lmm.backbone.image_token)
     return asked_digest([request.options, messages], pictures)
 
 

@@ -33,8 +33,7 @@ class Stock:
         self.lives, self.who = lives, who
         picture = Image.new("RGB", (4, 4), (colour, 0, 0))
         self.task_dict = {"some": {"test": [{"image": picture} for _ in range(4)]}}
-        processor = SimpleNamespace(image_token="<image>")
-        self.lmm = SimpleNamespace(backbone=SimpleNamespace(processor=processor, system_prompt=who))
+        self.lmm = SimpleNamespace(backbone=SimpleNamespace(image_token="<image>", system_prompt=who))
         self.fails: tuple[int, ...] = ()
 
     def each(self, requests: list[Instance]) -> Iterator[Any]:

@@ -26,8 +26,7 @@ class FakeLMM:
         self.options: dict[str, Any] = {}
         self.seal = SimpleNamespace(verify=lambda: None)
         tokenizer = SimpleNamespace(eos_token_id=2)
-        processor = SimpleNamespace(image_token="<image>")
-        self.backbone = SimpleNamespace(tokenizer=tokenizer, processor=processor, device="cpu", render=str)
+        self.backbone = SimpleNamespace(tokenizer=tokenizer, image_token="<image>", device="cpu", render=str)
 
     def chat_batch(self, messages: list[Any], images: list[Any], **options: Any) -> list[ChatAnswer]:
         self.calls.append(("chat", len(messages)))
