@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed
+from flmm_plugin.file_kinds import kind_of_bytes
 
 #: Ending of a file that is being written; its name begins with a dot and the name that the file will get.
 PART = ".part"
@@ -242,7 +243,8 @@ def parse_json(text: str, what: str, error: type[FlmmError], fix: str = "write o
     except RecursionError as exc:
         raise error(f"{what} is damaged: it is nested too deeply to be read; {fix}") from exc
     except ValueError as exc:
-        raise error(f"{what} is damaged or cut off, it is no JSON ({exc}); {fix}") from exc
+        kind = kind_of_bytes(text[:4096].encode("utf-8", "replace"))
+        raise error(f"{what} is damaged or cut off, it is no JSON but {kind} ({exc}); {fix}") from exc
 
 
 def read_json(path: Path, error: type[FlmmError], fix: str = "write or fetch it again") -> Any:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from flmm_plugin.errors import BadImage, UnknownArgument
+from flmm_plugin.file_kinds import kind_of_bytes
 
 T = TypeVar("T")
 
@@ -124,8 +125,10 @@ def _of_file(source: str | PathLike[str] | bytes, use: Callable[[Image.Image], T
         try:
             image = Image.open(stream)
         except UnidentifiedImageError as exc:
+            stream.seek(0)
             raise BadImage(
-                f"{name} is not an image file that Pillow can read, or its mode is unknown; convert it to PNG or JPEG"
+                f"{name} is not an image file that Pillow can read, or its mode is unknown: it is "
+                f"{kind_of_bytes(stream.read(4096))}; convert it to PNG or JPEG"
             ) from exc
         except (OSError, Image.DecompressionBombError) as exc:
             raise BadImage(f"{name} cannot be opened as an image: {exc}") from exc

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.errors import BadAnnotation, DataNotFound
+from flmm_plugin.file_kinds import kind_of_bytes
 from flmm_plugin.records import LARGEST_MASK
 
 #: Pixels from the corner beyond which no point of a picture lies; drawing such a shape would fill the memory.
@@ -44,7 +45,9 @@ def parsed_json(raw: bytes, where: str, fallback: str | None = None) -> Any:
     try:
         return json.loads(_text(raw, where, fallback))
     except (ValueError, RecursionError) as exc:
-        raise BadAnnotation(f"{where} is truncated or not JSON ({exc}); fetch the file again") from exc
+        raise BadAnnotation(
+            f"{where} is truncated or not JSON: it is {kind_of_bytes(raw[:4096])} ({exc}); fetch the file again"
+        ) from exc
 
 
 def _text(raw: bytes, where: str, fallback: str | None) -> str:

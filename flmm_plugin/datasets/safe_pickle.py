@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnsafePickle
+from flmm_plugin.file_kinds import kind_of
 
 _DEEPEST = 16  # containers in containers; refs have 5
 _TIMES = 64  # what a file may hold, in entries and characters per byte: a key that is written once is in every record
@@ -88,7 +89,7 @@ def load_data_pickle(path: Path) -> Any:
         raise
     except Exception as exc:  # a damaged pickle fails in many ways, depending on the opcode at which it is damaged
         raise BadAnnotation(
-            f"{path} is truncated or not a pickle ({type(exc).__name__}: {exc}); fetch it again"
+            f"{path} is truncated or not a pickle: it is {kind_of(path)} ({type(exc).__name__}: {exc}); fetch it again"
         ) from exc
 
 

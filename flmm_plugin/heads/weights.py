@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flmm_plugin.errors import BadCheckpoint
+from flmm_plugin.file_kinds import kind_of
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -27,7 +28,13 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except Exception as exc:  # what a damaged header makes of its parser is not to be foreseen
-        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch the file again") from exc
+        raise _no_safetensors(path, exc) from exc
+
+
+def _no_safetensors(path: Path, error: Exception) -> BadCheckpoint:
+    return BadCheckpoint(
+        f"{path} is truncated or not a safetensors file: it is {kind_of(path)} ({error}); fetch the file again"
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -40,7 +47,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except Exception as exc:
-        raise BadCheckpoint(f"{path} is truncated or not a safetensors file ({exc}); fetch the file again") from exc
+        raise _no_safetensors(path, exc) from exc
 
 
 def read_pth(path: Path, what: str) -> Any:
@@ -57,6 +64,8 @@ def read_pth(path: Path, what: str) -> Any:
     try:
         if zipfile.is_zipfile(path):
             _check_archive(path)
+        elif not _is_pickle(path):
+            raise ValueError("neither of the forms that torch.save writes")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
         _check_sizes(content)
     except pickle.UnpicklingError:
@@ -64,7 +73,8 @@ def read_pth(path: Path, what: str) -> Any:
     except Exception as exc:  # torch reads what the file says: a flipped bit may raise anything
         reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
         raise BadCheckpoint(
-            f"{path} is truncated, damaged or no {what} ({type(exc).__name__}: {reason}); download it again"
+            f"{path} is truncated, damaged or no {what}: it is {kind_of(path)} ({type(exc).__name__}: {reason}); "
+            "download it again"
         ) from exc
     return content
 
@@ -77,6 +87,12 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _is_pickle(path: Path) -> bool:
+    """Tell whether a file begins as pickles do, which torch wrote before it wrote archives."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def _check_archive(path: Path) -> None:

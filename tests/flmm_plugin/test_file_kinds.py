@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from flmm_plugin.errors import FlmmError
 from flmm_plugin.file_kinds import kind_of, kind_of_bytes
 
 
@@ -36,3 +38,27 @@ def test_paths_are_described(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("x"), io.BytesIO())
     assert kind_of(tmp_path / "a.tar") == "a tar archive"
+
+
+PAGE = "<!DOCTYPE html><html><head><title>Quota exceeded</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    ("module", "reader", "arguments"),
+    [
+        ("heads.weights", "read_safetensors", ()),
+        ("heads.weights", "read_metadata", ()),
+        ("heads.weights", "read_pth", ("released heads",)),
+        ("datasets.json_files", "read_json", ()),
+        ("datasets.safe_pickle", "load_data_pickle", ()),
+        ("images", "open_image", ()),
+        ("data.unpacking", "unpack", (Path("out"),)),
+    ],
+)
+def test_every_reader_says_that_a_web_page_lies_there(
+    tmp_path: Path, module: str, reader: str, arguments: tuple[object, ...]
+) -> None:
+    (tmp_path / "file").write_text(PAGE)
+    read = getattr(importlib.import_module(f"flmm_plugin.{module}"), reader)
+    with pytest.raises(FlmmError, match="web page titled 'Quota exceeded'"):
+        read(tmp_path / "file", *arguments)
