@@ -26,6 +26,8 @@ _BEGINNINGS = {
     b"PAR1": "a Parquet file",
     b"\x7fELF": "a program",
 }
+#: Kinds that come in the place of a file, by the first words of their description.
+_IN_ITS_PLACE = ("a Git LFS pointer", "a web page", "nothing but zero bytes")
 _WEB_PAGE = re.compile(rb"^\s*(<!--.*?-->\s*)*(<\?xml[^>]*>\s*)?<(!doctype html|html|head|body)\b", re.I | re.S)
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.I | re.S)
 
@@ -54,6 +56,22 @@ def kind_of(path: Path) -> str:
     except OSError as exc:
         return f"not readable ({exc.strerror})"
     return kind_of_bytes(beginning)
+
+
+def strangers(folder: Path) -> str:
+    """Name the files of a checkpoint that hold something else: a Git LFS pointer, a web page, nothing.
+
+    Args:
+        folder: Of a checkpoint; anything else, such as a name on the hub, has none.
+
+    Returns:
+        Half a sentence that begins with a semicolon, such as ``; model.safetensors is empty``, or "".
+    """
+    if not folder.is_dir():
+        return ""
+    kinds = {path.name: kind_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    found = [f"{name} is {kind}" for name, kind in kinds.items() if kind == "empty" or kind.startswith(_IN_ITS_PLACE)]
+    return f"; {', '.join(found[:3])}" if found else ""
 
 
 def kind_of_bytes(beginning: bytes) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from flmm_plugin.backbones.processors import complete_processor
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, UnknownArgument
+from flmm_plugin.file_kinds import strangers
 from flmm_plugin.nearest import did_you_mean
 
 
@@ -53,13 +55,17 @@ def load_pretrained(
     try:
         processor = AutoProcessor.from_pretrained(folder, revision=revision)
     except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
-        raise BackboneUnsupported(f"transformers cannot load the processor of {name}: {exc}") from exc
+        raise BackboneUnsupported(
+            f"transformers cannot load the processor of {name}: {exc}{strangers(Path(folder))}"
+        ) from exc
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
     except SafetensorError as exc:
-        raise BadCheckpoint(f"the weights of {name} are damaged ({exc}); fetch them again") from exc
+        raise BadCheckpoint(
+            f"the weights of {name} are damaged ({exc}){strangers(Path(folder))}; fetch them again"
+        ) from exc
     except (OSError, ValueError, ImportError) as exc:
-        raise BackboneUnsupported(f"transformers cannot load {name}: {exc}") from exc
+        raise BackboneUnsupported(f"transformers cannot load {name}: {exc}{strangers(Path(folder))}") from exc
     except RuntimeError as exc:
         if "mismatch" not in str(exc):
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flmm_plugin.errors import FlmmError
-from flmm_plugin.file_kinds import kind_of, kind_of_bytes
+from flmm_plugin.file_kinds import kind_of, kind_of_bytes, strangers
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,15 @@ def test_paths_are_described(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("x"), io.BytesIO())
     assert kind_of(tmp_path / "a.tar") == "a tar archive"
+
+
+def test_what_came_in_the_place_of_a_checkpoint_s_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert strangers(tmp_path) == strangers(tmp_path / "owner/name") == ""
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "tokenizer.json").write_text("")
+    assert "model.safetensors is a Git LFS pointer" in strangers(tmp_path)
+    assert "tokenizer.json is empty" in strangers(tmp_path)
 
 
 PAGE = "<!DOCTYPE html><html><head><title>Quota exceeded</title></head></html>"
