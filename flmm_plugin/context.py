@@ -1,4 +1,4 @@
-"""How much a model reads at once: what is longer is refused before the model runs.
+"""Refuse texts that are longer than what a model reads at once, before the model runs.
 
 A model that was given more would compute for minutes, and answer from places that it was never trained on.
 """
@@ -33,7 +33,7 @@ def check_tokens(backbone: Backbone, count: int) -> None:
     """Refuse more tokens than the model reads.
 
     Args:
-        backbone: The model.
+        backbone: Model whose ``max_position_embeddings`` is the limit.
         count: Tokens of one sequence, those of its pictures included.
 
     Raises:

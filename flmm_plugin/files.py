@@ -97,7 +97,7 @@ def write(path: Path, content: str | bytes | Iterable[str]) -> Path:
     """Write a file whole or not at all.
 
     Args:
-        path: Where it appears.
+        path: Where the file appears; its folder is made.
         content: Text (written as UTF-8), parts of a text, or bytes.
 
     Returns:
@@ -215,7 +215,7 @@ def read_text(path: Path, error: type[FlmmError]) -> str:
     """Read a text file in UTF-8.
 
     Args:
-        path: File to read.
+        path: A UTF-8 text file.
         error: Class to raise where it cannot be read, or holds other bytes.
     """
     try:
@@ -233,7 +233,7 @@ def parse_json(text: str, what: str, error: type[FlmmError], fix: str = "write o
     """Parse JSON.
 
     Args:
-        text: Text to parse.
+        text: One JSON document.
         what: Name of the text in the message: a file, or a file and a line.
         error: Class to raise where it is no JSON, or nested too deeply.
         fix: Advice that ends the message.

@@ -13,8 +13,8 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     "; did you mean 'ground'?"
 
     Args:
-        name: The misspelt one.
-        known: Names that exist.
+        name: Name that does not exist.
+        known: Names to offer one of, compared without regard to case.
         cutoff: How alike they must be, 0 to 1.
     """
     by_lower = {one.lower(): one for one in known}

@@ -62,7 +62,7 @@ def check_text(text: object, what: str = "the text") -> None:
     """See that something is a string that a tokenizer can read.
 
     Args:
-        text: Whatever was given.
+        text: Value to check; anything but a string is refused.
         what: How an error calls it.
 
     Raises:
@@ -80,7 +80,7 @@ def check_text(text: object, what: str = "the text") -> None:
 
 
 def has_words(text: str) -> bool:
-    """Whether a text has a character that can be seen; zero-width and control characters cannot."""
+    """Tell whether a text has a character that can be seen; zero-width and control characters cannot."""
     return any(unicodedata.category(character) not in _UNSEEN for character in text)
 
 

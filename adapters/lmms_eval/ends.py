@@ -89,7 +89,7 @@ def match_or_end(manager: Any, names: list[str], found: list[str]) -> None:
     """End the command where a task does not exist, with the nearest names.
 
     Args:
-        manager: lmms-eval's `TaskManager`.
+        manager: lmms-eval's `TaskManager`, whose index of tasks is already made.
         names: Words of ``--tasks``, patterns (``*``) among them.
         found: Existing tasks and groups that they mean.
     """

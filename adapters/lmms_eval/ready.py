@@ -68,7 +68,7 @@ class Asked:
         model: Name, a key of `DEFAULTS`.
         model_args: Values of ``--model_args`` by name.
         tasks: Names of tasks and groups.
-        manager: lmms-eval's `TaskManager`.
+        manager: lmms-eval's `TaskManager`, whose index of tasks is already made.
         device, batch_size, num_fewshot, use_cache, gen_kwargs: As of lmms-eval.
         output_path: Where results go, None for nowhere.
     """
@@ -175,7 +175,7 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
     """Walk through groups and tags.
 
     Args:
-        manager: lmms-eval's `TaskManager`.
+        manager: lmms-eval's `TaskManager`, whose index of tasks is already made.
         names: Of tasks and groups; what is no name is passed over.
 
     Yields:

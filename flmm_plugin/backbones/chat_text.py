@@ -12,8 +12,8 @@ def written_around(chat: Messages, template: str, image_token: str) -> str:
     """Write a chat of one turn in a template that heads were trained with; no system turn, no chat template.
 
     Args:
-        chat: One user turn.
-        template: With ``{image}`` and ``{prompt}``.
+        chat: A chat of one user turn, in transformers' form.
+        template: Text in which ``{image}`` and ``{prompt}`` stand for the picture's token and the user's words.
         image_token: What stands for a picture.
 
     Raises:

@@ -26,7 +26,7 @@ def answer_options(model: Any, given: Mapping[str, Any]) -> Any:
     """Put options of generation together, the model's own filled in as `generate` does.
 
     Args:
-        model: The model that generates.
+        model: A transformers model with a ``generation_config``.
         given: Keyword arguments for its `generate`, ``generation_config`` among them.
 
     Returns:
@@ -78,8 +78,8 @@ def answer_length(answer: list[int], ends: int | Sequence[int] | Tensor | None, 
     """Count tokens up to the first end token; without one, up to the padding of a sequence that something else ended.
 
     Args:
-        answer: Generated ids.
-        ends: End tokens.
+        answer: Generated token ids of one chat, ``[n]``.
+        ends: Token ids at which generation stops.
         pad: What fills up shorter answers of a batch; None: nothing was filled up.
     """
     if isinstance(ends, Tensor):

@@ -19,8 +19,8 @@ def made_of(model: str, arguments: str) -> dict[str, str]:
     """Name what decides a model's results by content: weights, heads and SAM, versions, this package's code.
 
     Args:
-        model: As for lmms-eval's ``--model``.
-        arguments: As for ``--model_args``.
+        model: Name of a model, as lmms-eval's ``--model`` takes it.
+        arguments: Its arguments in one text, ``name=value,name=value``.
     """
     from importlib import metadata
 

@@ -37,7 +37,7 @@ def checked_model(name: str, option: str = "--model") -> str:
     """Return the name of a model if it can be one: the embedded one, a folder that is here, or ``owner/name``.
 
     Args:
-        name: What was given.
+        name: Value of ``--model``: ``flmm_tiny``, a folder, or a name on the hub.
         option: What it was given with, for the message.
 
     Raises:

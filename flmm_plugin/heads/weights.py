@@ -54,7 +54,7 @@ def read_pth(path: Path, what: str) -> Any:
     """Read what `torch.save` wrote: tensors and plain values.
 
     Args:
-        path: File to read.
+        path: A ``.pth`` or ``.pt`` file of either of torch's forms.
         what: Name of its kind, for messages.
 
     Raises:

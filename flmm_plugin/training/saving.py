@@ -19,9 +19,9 @@ class Saver:
     """Writes and finds the checkpoints of a run.
 
     Args:
-        processes: Processes of the run.
-        folder: Folder of the run.
-        checkpoints: Checkpoints in that folder.
+        processes: The run's ranks; all of them save, and fail, together.
+        folder: The run's folder, held by this run.
+        checkpoints: The newest ``saving.keep`` checkpoints of that folder.
     """
 
     def __init__(self, processes: Processes, folder: RunFolder, checkpoints: Checkpoints) -> None:
