@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.errors import DataNotFound, FlmmError
+from flmm_plugin.files import make_folder
 
 if TYPE_CHECKING:
     from flmm_plugin.data.registry import Benchmark, Part
@@ -52,6 +53,7 @@ def add_subcommand(commands: Any) -> None:
     _action(actions, "prepare", "convert the annotations once to Arrow, so that a run starts in seconds", _prepare)
 
     download = _action(actions, "download", "fetch, verify and unpack what is missing; run again to resume", _download)
+    download.set_defaults(stopped=lambda _: "what has arrived is kept, the same line goes on with it")
     download.add_argument(
         "--dry-run", action="store_true", help="say what would be fetched, and what must be done by hand"
     )
@@ -195,10 +197,13 @@ def _line(finding: Any) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from flmm_plugin.data import WORKPLACE
     from flmm_plugin.data.prepared import writing
     from flmm_plugin.data.probing import splits_of
 
     root, failures = _root(args), 0
+    if root.exists():
+        make_folder(root / WORKPLACE / "prepared")
     for benchmark in _chosen(args):
         with writing() as written:
             for name, read in splits_of(benchmark.name, root):
@@ -233,6 +238,8 @@ def _download(args: argparse.Namespace) -> int:
     from flmm_plugin.data.downloading import install
 
     root, failures, by_hand = _root(args), 0, 0
+    if not args.dry_run:
+        make_folder(root)
     for benchmark, part in _missing(args, root):
         if part.comes_along:
             print(f"  comes along  {part.what}: {part.how}")

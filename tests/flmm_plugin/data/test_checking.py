@@ -315,3 +315,12 @@ def test_the_documented_table_is_what_the_command_prints(capsys: pytest.CaptureF
     text = page.read_text(encoding="utf-8")
     shown = text.partition("<!-- data:begin -->")[2].partition("<!-- data:end -->")[0].strip()
     assert shown == table, "run: flmm data list all --markdown, and put its table into docs/data.md"
+
+
+@pytest.mark.parametrize("command", ["download", "prepare"])
+def test_a_root_that_takes_no_files_is_named_before_anything_is_done(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["data", command, "refcoco", "--root", str(tmp_path / "file")]) == 2
+    assert "OutputFailed" in capsys.readouterr().err
