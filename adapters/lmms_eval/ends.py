@@ -17,6 +17,7 @@ import functools
 import inspect
 import json
 import os
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -229,6 +230,8 @@ def _end(exc: BaseException, use_cache: str | None = None) -> None:
         ended = isinstance(exc, Terminated)
         say(NAME, f"{'terminated' if ended else 'stopped by Ctrl-C'}; {stopped(use_cache)}")
         raise SystemExit(TERMINATED if ended else INTERRUPTED) from None
+    if isinstance(exc, sqlite3.OperationalError) and use_cache:  # lmms-eval's answer cache is a database
+        exc = OutputFailed(f"cannot write {use_cache} ({exc}): make room or name another place")
     if isinstance(exc, FlmmError):
         say(NAME, f"{type(exc).__name__}: {exc}" if isinstance(exc, DataNotFound) else named(exc))
         raise SystemExit(FAILED) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def evaluate(outcome: Any, **given: Any) -> Any:
         (FrozenWeightsChanged("the seal is broken"), 2, "FrozenWeightsChanged: the seal is broken"),
         (RuntimeError("shapes"), 1, "failed: RuntimeError: shapes"),
         (OSError(28, "No space left on device"), 1, "No space left"),
+        (sqlite3.OperationalError("database or disk is full"), 2, "OutputFailed: cannot write C"),
         (KeyboardInterrupt(), 130, "kept in C; the same line goes on"),
         (ends.Terminated(), 143, "terminated"),
     ],
