@@ -246,7 +246,7 @@ def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
     root = data_root(options.get("root"))
     wanted = {str(config.get("test_split")), str(options.get("name"))}
     parts = [part for part in BENCHMARKS[name].parts if not part.optional and _belongs(part, name, wanted)]
-    gone = [part for part in parts if not any((root / place).exists() for place in part.places)]
+    gone = [part for part in parts if part.found(root) is None]
     if not gone:
         return None
     what = ", ".join(part.what for part in gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")

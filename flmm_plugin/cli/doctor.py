@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
 import flmm_plugin
 from flmm_plugin.cli.model_options import checked_model, refuse_idle
+from flmm_plugin.contents import file_digest
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError, UnknownArgument
 
@@ -150,7 +149,7 @@ def _weights() -> Iterator[Finding]:
         return
     for file in sorted(folder.glob("*.safetensors")):
         megabytes = file.stat().st_size / 1e6
-        yield Finding("embedded model", file.name, "ok", f"sha256 of file {_sha256(file)}, {megabytes:.1f} MB")
+        yield Finding("embedded model", file.name, "ok", f"sha256 of file {file_digest(file)}, {megabytes:.1f} MB")
     size = heads.stat().st_size / 1e6
     yield Finding("embedded model", heads.name, "ok", f"sha256 of tensors {manifest.sha256} verified, {size:.1f} MB")
 
@@ -200,11 +199,6 @@ def _trial() -> Iterator[Finding]:
     yield Finding("trial", "ground", "ok" if fits else "bad", f"mask {found.mask.shape} of a picture (96, 128)")
     seal.verify()
     yield Finding("trial", "seal", "ok", "no weight of the model changed")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _doctor(args: argparse.Namespace) -> int:

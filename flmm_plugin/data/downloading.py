@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from flmm_plugin import files
+from flmm_plugin.contents import file_digest
 from flmm_plugin.data import WORKPLACE
 from flmm_plugin.data.registry import Archive, Hub
 from flmm_plugin.data.unpacking import problem_of_archive, unpack
@@ -35,10 +36,6 @@ _TIMEOUT = 60
 Progress = Callable[[int, int | None], None]
 
 _log = logging.getLogger(__name__)
-
-
-class _Lock(FileLock):
-    """A file lock of its own class: lmms-eval shares objects of `FileLock` itself between all that ask for a path."""
 
 
 class _WrongFile(Exception):
@@ -130,8 +127,7 @@ def problem_of(path: Path, size: int | None, sha256: str | None) -> str | None:
     if size is not None and actual != size:
         return f"{actual} bytes, expected {size}"
     if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_digest(path)
         if found != sha256:
             return f"sha256 {found[:12]}..., expected {sha256[:12]}..."
     return None
@@ -156,7 +152,7 @@ def _alone(archive: Archive, root: Path) -> Iterator[Path]:
     """Hold the lock of a download, whose place is handed over; a killed process leaves no lock behind."""
     target = root / WORKPLACE / "downloads" / archive.name
     files.make_folder(target.parent)
-    lock = _Lock(target.with_name(f".{target.name}.lock"))
+    lock = files.Lock(target.with_name(f".{target.name}.lock"))
     with files.naming(target.parent):
         try:
             lock.acquire(timeout=0)

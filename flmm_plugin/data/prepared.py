@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from flmm_plugin import files
+from flmm_plugin.contents import file_digest
 from flmm_plugin.data import WORKPLACE
 from flmm_plugin.errors import BadAnnotation
 
@@ -84,8 +85,7 @@ def _state(source: Path) -> str:
     """What tells a changed source: of a file its content (times can be set back), of a folder its time of change."""
     if source.is_dir():
         return f"folder of {source.stat().st_mtime_ns}"
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(source)
 
 
 @functools.cache

@@ -9,7 +9,6 @@ process.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from flmm_plugin import files
+from flmm_plugin.contents import file_digest
 from flmm_plugin.errors import BadCheckpoint
 
 FOLDER = "checkpoints"  # of a run's folder
@@ -185,8 +185,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in _files_of(folder):
         if path != folder / _HASHES:
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = file_digest(path)
     return found
 
 
