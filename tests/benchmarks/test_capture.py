@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "capture.py"
-
-
-@pytest.fixture
-def benchmark_script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_capture", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_quick_run_writes_rows_and_holds_its_promises(benchmark_script: ModuleType, tmp_path: Path) -> None:
-    assert benchmark_script.main(["--quick", "--phrases", "2", "--kv-heads", "2", "--out", str(tmp_path)]) == 0
+def test_quick_run_writes_rows_and_holds_its_promises(script: ModuleType, tmp_path: Path) -> None:
+    assert script.main(["--quick", "--phrases", "2", "--kv-heads", "2", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "capture.json").read_text())
     assert record["checks"]["logits_bit_identical"] is True
     assert record["checks"]["rows_max_difference"] < 1e-5
@@ -40,6 +23,6 @@ def test_quick_run_writes_rows_and_holds_its_promises(benchmark_script: ModuleTy
     assert any(line.startswith("# torch: ") for line in told)
 
 
-def test_a_ratio_is_the_median_within_rounds(benchmark_script: ModuleType) -> None:
+def test_a_ratio_is_the_median_within_rounds(script: ModuleType) -> None:
     # A slow second round hits both arms: the ratio of medians would be 1.5, each round's ratio is 1.5 or 2.
-    assert benchmark_script._ratio([2.0, 30.0, 2.0], [1.0, 20.0, 1.0]) == 2.0
+    assert script._ratio([2.0, 30.0, 2.0], [1.0, 20.0, 1.0]) == 2.0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +12,6 @@ import torch
 
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads.released import RELEASED
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "training.py"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_training", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_quick_run_times_equal_work_and_writes_every_table(
