@@ -109,7 +109,7 @@ def _stopped(args: argparse.Namespace) -> str:
     """Say what a run that somebody stops has saved."""
     from flmm_plugin.training.checkpoints import saved_in
 
-    return f"{saved_in(_folder(args))}: the same line goes on from there" if args.config else ""
+    return f"{saved_in(_folder(args))}; the same line goes on" if args.config else ""
 
 
 def _run(args: argparse.Namespace, trainer: Trainer) -> int:
