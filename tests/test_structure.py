@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -11,14 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {
-    "flmm_plugin": ROOT / "flmm_plugin",
-    "flmm_plugin.adapters": ROOT / "adapters",
-    "flmm_plugin.tasks": ROOT / "tasks",
-    "flmm_plugin.reports": ROOT / "reports",
-}
+PACKAGE = ROOT / "flmm_plugin"
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -32,11 +29,11 @@ def lines(config: configparser.ConfigParser, section: str, option: str) -> list[
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the import package as (dotted name, file)."""
-    for package, folder in ROOMS.items():
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder).with_suffix("").parts
-            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
+    """Every module of the import package as (dotted name, file); adapters, tasks and reports are linked folders."""
+    for folder, _, names in os.walk(PACKAGE, followlinks=True):
+        for path in sorted(Path(folder, name) for name in names if name.endswith(".py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
 
 
 def imports(path: Path, module: str) -> set[str]:
@@ -70,19 +67,14 @@ def reaches(name: str, banned: str) -> bool:
 # --- packaging -----------------------------------------------------------------------------------------------------
 
 
-def test_setup_cfg_lists_exactly_the_packages_on_disk() -> None:
-    on_disk = {name for name, path in modules() if path.name == "__init__.py"}
-    assert set(lines(setup_cfg(), "options", "packages")) == on_disk
-
-
 def test_every_folder_with_python_files_is_a_package() -> None:
     without = {path.parent for _, path in modules() if not (path.parent / "__init__.py").exists()}
-    assert not without, f"add __init__.py (and name the package in setup.cfg): {sorted(map(str, without))}"
+    assert not without, f"add __init__.py : {sorted(map(str, without))}"
 
 
-def test_package_dir_maps_every_room() -> None:
-    mapping = dict(line.replace(" ", "").split("=") for line in lines(setup_cfg(), "options", "package_dir"))
-    assert mapping == {package: folder.name for package, folder in ROOMS.items()}
+def test_setuptools_finds_every_package() -> None:
+    found = set(find_packages(str(ROOT), include=["flmm_plugin", "flmm_plugin.*"]))
+    assert found == {name for name, path in modules() if path.name == "__init__.py"}
 
 
 IMPORT_OF = {
@@ -214,13 +206,6 @@ def test_registries_cost_no_torch(statement: str, tmp_path: Path) -> None:
         f"{statement}\nimport sys; sys.exit('torch was imported' if 'torch' in sys.modules else 0)", tmp_path
     )
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("room", ["adapters", "tasks", "reports"])
-def test_bare_room_names_are_refused(room: str) -> None:
-    result = python(f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {room}")
-    assert result.returncode != 0
-    assert f"import flmm_plugin.{room}" in result.stderr
 
 
 # --- what the repository says --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -154,14 +155,14 @@ def code_digest(without: tuple[str, ...] = _SILENT) -> str:
     Args:
         without: Folders of the package that do not count.
     """
-    here = Path(__file__).resolve().parents[2]
-    # In a working copy, adapters/ and tasks/ lie beside flmm_plugin/; installed, inside.
-    rooms = [here] if here.name == "flmm_plugin" else [here / name for name in ("flmm_plugin", "adapters", "tasks")]
-    files = {path.relative_to(here): path for room in rooms for path in room.rglob("*.py")}
-    answering = {name: path for name, path in files.items() if not set(without) & set(name.parts[:-1])}
+    package = Path(flmm_plugin.__file__).parent
+    # In a working copy some folders of the package are symbolic links.
+    files = [Path(folder, name) for folder, _, names in os.walk(package, followlinks=True) for name in names]
     whole = hashlib.sha256()
-    for name, path in sorted((name.as_posix().removeprefix("flmm_plugin/"), path) for name, path in answering.items()):
-        whole.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(files):
+        name = path.relative_to(package)
+        if path.suffix == ".py" and not set(without) & set(name.parts[:-1]):
+            whole.update(f"{name.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
 
 

@@ -21,7 +21,6 @@ from flmm_plugin.adapters.answering.arguments import checked_batch_size, none_if
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.loading import Settings
-from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
 from flmm_plugin.data.registry import BENCHMARKS, Part
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, TINY_WORLD, data_root
 from flmm_plugin.datasets.viscot import TABLE_SETS
@@ -29,6 +28,7 @@ from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
 from flmm_plugin.files import check_file_place, make_folder
 from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
 EMBEDDED = "flmm_tiny"
 

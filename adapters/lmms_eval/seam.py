@@ -24,8 +24,7 @@ from typing import Any
 from loguru import logger
 
 from flmm_plugin.adapters.after_import import AfterImport
-
-TASKS_FOLDER = Path(__file__).resolve().parents[2] / "tasks"
+from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
 MODEL_PREFIX = "flmm_"
 

@@ -52,7 +52,7 @@ def families() -> list[dict[str, str]]:
 
 def tasks() -> list[dict[str, str]]:
     """One entry per task and group, with whether its data is there."""
-    from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
+    from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
     found: list[dict[str, str]] = []
     for path in sorted(TASKS_FOLDER.rglob("*.yaml")):

@@ -90,9 +90,9 @@ def test_the_registry_says_what_a_user_needs() -> None:
 
 
 def test_every_task_and_benchmark_of_the_registry_exists() -> None:
-    from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER
     from flmm_plugin.cli.listing import tasks
     from flmm_plugin.data.probing import splits_of
+    from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
     ours = {task["name"] for task in tasks()}
     for benchmark in BENCHMARKS.values():
