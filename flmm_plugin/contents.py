@@ -65,14 +65,6 @@ def argument_digests(arguments: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def data_digests(root: Path) -> dict[str, str]:
-    """Name every part of the benchmarks that is under a data root, by its path and with its content."""
-    from flmm_plugin.data.registry import BENCHMARKS
-
-    places = {place for benchmark in BENCHMARKS.values() for part in benchmark.parts for place in part.places}
-    return {f"data {place}": path_digest(root / place) for place in sorted(places) if (root / place).exists()}
-
-
 def _files(folder: Path) -> Iterator[Path]:
     seen = set()
     for here, folders, names in os.walk(folder, followlinks=True):

@@ -25,6 +25,12 @@ from flmm_plugin.file_kinds import kind_of_bytes
 #: Ending of a file that is being written; its name begins with a dot and the name that the file will get.
 PART = ".part"
 
+#: Folder under a data root for what this package puts there itself: downloads and prepared files.
+WORKPLACE = ".flmm"
+
+#: Names the folder for what this package can make again: verdicts of judges, the data of the embedded model.
+CACHE_VARIABLE = "FLMM_CACHE"
+
 #: Bytes of a disk that large outputs leave free.
 KEEP_FREE = 256 << 20
 
@@ -40,6 +46,11 @@ _FIXES = {
     errno.ENOENT: "its folder is gone; make it again or name another place",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
 }
+
+
+def cache_folder() -> Path:
+    """Return ``$FLMM_CACHE``, or ``~/.cache/flmm``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "flmm")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.errors import DataNotFound, FlmmError
-from flmm_plugin.files import make_folder
+from flmm_plugin.files import WORKPLACE, make_folder
 
 if TYPE_CHECKING:
     from flmm_plugin.data.registry import Benchmark, Part
@@ -197,9 +197,8 @@ def _line(finding: Any) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from flmm_plugin.data import WORKPLACE
-    from flmm_plugin.data.prepared import writing
     from flmm_plugin.data.probing import splits_of
+    from flmm_plugin.datasets.prepared import writing
 
     root, failures = _root(args), 0
     if root.exists():

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UnknownArgument, DataNotFound, OutputFailed: Found before anything is run.
     """
-    from flmm_plugin.contents import data_digests
+    from flmm_plugin.data.checking import data_digests
     from flmm_plugin.datasets.refer import data_root
     from flmm_plugin.reports.table_layouts import layouts_of
 

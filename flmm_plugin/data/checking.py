@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flmm_plugin.contents import path_digest
 from flmm_plugin.data.downloading import problem_of
 from flmm_plugin.data.probing import Split, splits_of
-from flmm_plugin.data.registry import Archive, Benchmark, Part
+from flmm_plugin.data.registry import BENCHMARKS, Archive, Benchmark, Part
 from flmm_plugin.errors import FlmmError
 from flmm_plugin.file_kinds import is_web_page, kind_of
 from flmm_plugin.images import open_image
@@ -143,3 +144,9 @@ def _damage(path: Path, deep: bool) -> str | None:
         if head.startswith(start):
             return None if end in tail[-within:] else "truncated: its end is missing; unpack its archive again"
     return f"{kind_of(path)}, neither JPEG nor PNG; unpack its archive again"
+
+
+def data_digests(root: Path) -> dict[str, str]:
+    """Hash every part of the benchmarks that is under a data root; the keys name its path."""
+    places = {place for benchmark in BENCHMARKS.values() for part in benchmark.parts for place in part.places}
+    return {f"data {place}": path_digest(root / place) for place in sorted(places) if (root / place).exists()}

@@ -23,7 +23,6 @@ from filelock import Timeout
 
 from flmm_plugin import files
 from flmm_plugin.contents import file_digest
-from flmm_plugin.data import WORKPLACE
 from flmm_plugin.data.registry import Archive, Hub
 from flmm_plugin.data.unpacking import problem_of_archive, unpack
 from flmm_plugin.errors import BadAnnotation, DataNotFound
@@ -150,7 +149,7 @@ def _problem(path: Path, archive: Archive) -> str | None:
 @contextmanager
 def _alone(archive: Archive, root: Path) -> Iterator[Path]:
     """Hold the lock of a download, whose place is handed over; a killed process leaves no lock behind."""
-    target = root / WORKPLACE / "downloads" / archive.name
+    target = root / files.WORKPLACE / "downloads" / archive.name
     files.make_folder(target.parent)
     lock = files.Lock(target.with_name(f".{target.name}.lock"))
     with files.naming(target.parent):
@@ -273,7 +272,7 @@ def _from_hub(source: Hub, root: Path) -> str:
 
     target = root / source.into
     flat = len(source.patterns) == 1 and source.patterns[0].startswith("*")
-    place = root / WORKPLACE / "hub" / source.repo if flat else target
+    place = root / files.WORKPLACE / "hub" / source.repo if flat else target
     files.make_folder(place)
     try:
         snapshot_download(

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, inside, name_of, read_json, size_of, text_of
+from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.datasets.segmentations import has_pixels, segmentation_rle
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, name_of, read_json, size_of, text_of, whole
+from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument

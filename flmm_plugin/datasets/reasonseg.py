@@ -27,8 +27,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, coordinate, read_json, text_of
+from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument

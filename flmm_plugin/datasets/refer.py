@@ -21,8 +21,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, inside, read_json, size_of, text_of, whole
+from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.datasets.segmentations import SMALLEST_POLYGON, has_pixels, segmentation_rle

@@ -33,8 +33,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flmm_plugin.data.prepared import items_of
 from flmm_plugin.datasets.json_files import STRANGE, coordinate, parsed_json, size_of, text_of, whole
+from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation

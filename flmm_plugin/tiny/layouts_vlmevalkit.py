@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flmm_plugin.data import cache_folder
+from flmm_plugin.files import cache_folder
 from flmm_plugin.tiny import language, panel
 from flmm_plugin.tiny.layouts import MME_CATEGORIES, PICTURE_SIZE
 from flmm_plugin.tiny.layouts_pope import CATEGORIES

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from flmm_plugin.data import cache_folder
+from flmm_plugin.files import cache_folder
 
 #: Pictures per split; a panel of all tasks then runs in minutes on two cores.
 SCENES = 20

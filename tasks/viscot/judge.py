@@ -26,7 +26,6 @@ from typing import Any
 from loguru import logger
 
 from flmm_plugin import files, json_lines
-from flmm_plugin.data import cache_folder as plugin_cache
 from flmm_plugin.errors import OutputFailed
 from flmm_plugin.tasks.metrics.viscot import judge_score
 
@@ -179,7 +178,7 @@ def _judge_for(environment: tuple[str | None, ...]) -> Judge | None:
 def cache_folder() -> Path:
     """Where verdicts are kept."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else plugin_cache() / "judge"
+    return Path(given) if given else files.cache_folder() / "judge"
 
 
 def address_of(server: Any) -> list[str]:

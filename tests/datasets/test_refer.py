@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from flmm_plugin.data.prepared import writing
+from flmm_plugin.datasets.prepared import writing
 from flmm_plugin.datasets.refer import (
     OFFICIAL_SIZES,
     SPLITTERS,

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from flmm_plugin import files
 from flmm_plugin.contents import file_digest
-from flmm_plugin.data import WORKPLACE
 from flmm_plugin.errors import BadAnnotation
 
 T = TypeVar("T")
@@ -66,7 +65,7 @@ def items_of(
         record: Class of the items.
         build: Reads the official files: items, and extra facts that JSON holds.
     """
-    path = root / WORKPLACE / "prepared" / f"{key}.arrow"
+    path = root / files.WORKPLACE / "prepared" / f"{key}.arrow"
     state = {_relative(source, root): _state(source) for source in sources}
     writing_to = _WRITING.get()
     if writing_to is None:
