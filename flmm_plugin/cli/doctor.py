@@ -159,6 +159,7 @@ def _seam() -> Iterator[Finding]:
 
     from flmm_plugin.adapters.lmms_eval import seam
     from flmm_plugin.adapters.lmms_eval.models import MODELS
+    from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
     points = [point.value for point in metadata.entry_points(group="lmms_eval.models")]
     registered = any(value.startswith("flmm_plugin.") for value in points)
