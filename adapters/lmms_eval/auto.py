@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from flmm_plugin.adapters.answering.defaults import DEFAULTS, Defaults
-from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+from flmm_plugin.adapters.lmms_eval.model import FlmmModel, simple_form
 
 
 class FlmmAuto(FlmmModel):

@@ -2,14 +2,14 @@
 
 lmms-eval installs ``lmms-eval`` only. This command hands over to it unchanged, after making the plugin's tasks known,
 which also lets ``lmms_eval tasks list`` show them (lmms-eval does not load models for a listing). Its exit status says
-whether what was asked for is there (`flmm_plugin.adapters.lmms_eval.ends`), with every model.
+whether what was asked for is there (`flmm_plugin.adapters.lmms_eval.exit_status`), with every model.
 """
 
 from __future__ import annotations
 
 import sys
 
-from flmm_plugin.adapters.lmms_eval import ends, seam
+from flmm_plugin.adapters.lmms_eval import exit_status, task_folder
 from flmm_plugin.ending import FAILED, say, status_of
 from flmm_plugin.waiting_line import announce
 
@@ -19,18 +19,18 @@ _WITHOUT_TASKS = ("--help", "-h", "--config", "--power-analysis", "--tui", "--ta
 
 def main() -> None:
     """Run lmms-eval with the process's arguments; exit with 0 if it delivered what they ask for."""
-    sys.exit(status_of(_run, name=ends.NAME, stopped=lambda: ends.stopped(_given("--use_cache", "-c"))))
+    sys.exit(status_of(_run, name=exit_status.NAME, stopped=lambda: exit_status.stopped(_given("--use_cache", "-c"))))
 
 
 def _run() -> int:
-    announce(ends.NAME)
-    seam.install()
+    announce(exit_status.NAME)
+    task_folder.install()
     words = sys.argv[1:]
     evaluates = words[:1] == ["eval"] or bool(words and words[0].startswith("-"))
     if evaluates and len(words) > 1 and not any(word.partition("=")[0] in _WITHOUT_TASKS for word in words):
-        say(ends.NAME, "UnknownArgument: which tasks? --tasks mme,refcoco_seg (flmm list)")
+        say(exit_status.NAME, "UnknownArgument: which tasks? --tasks mme,refcoco_seg (flmm list)")
         return FAILED
-    ends.run.every_model = True
+    exit_status.run.every_model = True
     from lmms_eval.cli.dispatch import main as dispatch
 
     try:
@@ -38,7 +38,7 @@ def _run() -> int:
     except SystemExit as exc:
         if exc.code not in (None, 0):
             return exc.code if isinstance(exc.code, int) else 1
-    return ends.run.close()
+    return exit_status.run.close()
 
 
 def _given(*names: str) -> str | None:

@@ -33,9 +33,9 @@ def manifests() -> list[Any]:
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
 
-        from flmm_plugin.adapters.lmms_eval import seam
+        from flmm_plugin.adapters.lmms_eval import task_folder
 
-        seam.install()
+        task_folder.install()
         return [
             ModelManifest(model_id=name, simple_class_path=f"{path}Simple", chat_class_path=path)
             for name, path in MODELS.items()

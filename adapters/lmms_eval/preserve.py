@@ -19,10 +19,10 @@ from typing import Any
 
 from loguru import logger
 
-from flmm_plugin.adapters.lmms_eval.ends import check_tasks
+from flmm_plugin.adapters.lmms_eval.exit_status import check_tasks
+from flmm_plugin.adapters.lmms_eval.preflight import Asked, check_model
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
-from flmm_plugin.adapters.lmms_eval.ready import Asked, check_model
-from flmm_plugin.adapters.lmms_eval.seam import named_tasks
+from flmm_plugin.adapters.lmms_eval.task_folder import named_tasks
 from flmm_plugin.adapters.preserving.record import ArmSpec, arm_key, part_of, read_arm
 from flmm_plugin.adapters.preserving.stock import shared
 from flmm_plugin.errors import FlmmError

@@ -157,7 +157,7 @@ def _weights() -> Iterator[Finding]:
 def _seam() -> Iterator[Finding]:
     from lmms_eval.tasks import TaskManager
 
-    from flmm_plugin.adapters.lmms_eval import seam
+    from flmm_plugin.adapters.lmms_eval import task_folder
     from flmm_plugin.adapters.lmms_eval.models import MODELS
     from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
@@ -171,13 +171,13 @@ def _seam() -> Iterator[Finding]:
         if registered
         else "entry point missing: install the package (pip install .), do not only copy it",
     )
-    seam.install()
-    extended = hasattr(getattr(TaskManager, "initialize_tasks", None), seam._MARK)
+    task_folder.install()
+    extended = hasattr(getattr(TaskManager, "initialize_tasks", None), task_folder._MARK)
     yield Finding(
         "lmms-eval",
         "tasks",
         "ok" if extended else "note",
-        "found without a flag" if extended else f"this version needs --include_path {TASKS_FOLDER}",
+        "found without a flag" if extended else f"this version needs --include_path {task_folder.TASKS_FOLDER}",
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from flmm_plugin import tiny
 from flmm_plugin.adapters.lmms_eval import demo
-from flmm_plugin.adapters.lmms_eval.run_log import Agreement, Run, Sample
+from flmm_plugin.adapters.lmms_eval.run_files import Agreement, Run, Sample
 from flmm_plugin.errors import DataNotFound
 
 # Stands in for the `lmms_eval` command: notes how it was called and writes a run as lmms-eval does.

@@ -19,7 +19,7 @@ import pytest
 from loguru import logger
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval import seam
+from flmm_plugin.adapters.lmms_eval import task_folder
 from flmm_plugin.records import decode_rle, encode_rle, parse_masks_json
 
 torch = pytest.importorskip("torch")
@@ -235,19 +235,19 @@ def test_any_model_that_answers_with_masks_is_scored(
 
 def test_other_models_keep_the_captioning_groups() -> None:
     stock, ours = index_for("llava_hf").task_index, index_for("flmm_tiny").task_index
-    for name in seam.OVERRIDDEN_NAMES:
+    for name in task_folder.OVERRIDDEN_NAMES:
         assert stock[name]["type"] == "tag"
         assert ours[name]["type"] == "group"
-        assert Path(ours[name]["yaml_path"]).parent.parent == seam.TASKS_FOLDER
+        assert Path(ours[name]["yaml_path"]).parent.parent == task_folder.TASKS_FOLDER
     assert {name for name in ours if name.startswith("flmm_")} == {name for name in stock if name.startswith("flmm_")}
     changed = {name for name in stock if stock[name] != ours[name]}
-    assert changed == set(seam.OVERRIDDEN_NAMES)
+    assert changed == set(task_folder.OVERRIDDEN_NAMES)
 
 
 def test_the_public_way_indexes_the_same_tasks() -> None:
     from lmms_eval.tasks import TaskManager
 
-    public = TaskManager(include_path=str(seam.TASKS_FOLDER), include_defaults=False).task_index
+    public = TaskManager(include_path=str(task_folder.TASKS_FOLDER), include_defaults=False).task_index
     ours = index_for("flmm_tiny").task_index
     assert {name for name in ours if name.startswith("flmm_")} <= public.keys()
     assert all(public[name] == ours[name] for name in public)
@@ -260,7 +260,7 @@ def test_every_task_file_says_what_its_name_says() -> None:
     from flmm_plugin.tasks.refcoco.scoring import METRICS as scored
 
     names = set()
-    for path in sorted((seam.TASKS_FOLDER / "refcoco").glob("flmm_*.yaml")):
+    for path in sorted((task_folder.TASKS_FOLDER / "refcoco").glob("flmm_*.yaml")):
         config = utils.load_yaml_config(str(path), mode="full")
         data, split = config["dataset_kwargs"], config["test_split"]
         suffix = {"picture": "", "per_sentence": "_per_sentence"}[data["unit"]]
@@ -270,7 +270,7 @@ def test_every_task_file_says_what_its_name_says() -> None:
         assert config["generation_kwargs"]["flmm_ground"] is True
         names.add(config["task"])
     assert len(names) == 16
-    for path in sorted((seam.TASKS_FOLDER / "refcoco").glob("_group_*.yaml")):
+    for path in sorted((task_folder.TASKS_FOLDER / "refcoco").glob("_group_*.yaml")):
         group = utils.load_yaml_config(str(path), mode="simple")
         assert path.stem == f"_group_{group['group']}"
         assert set(group["task"]) <= names

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.adapters.answering import grounded_chat
-from flmm_plugin.adapters.lmms_eval import seam
+from flmm_plugin.adapters.lmms_eval import task_folder
 from flmm_plugin.errors import BadAnnotation, BadImage, ToolNotFound, UnknownArgument
 from flmm_plugin.records import encode_rle, parse_masks_json
 from flmm_plugin.tasks.gcg import scoring as gcg
@@ -67,7 +67,7 @@ def no_java() -> None:
 def index() -> Any:
     from lmms_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(seam.TASKS_FOLDER), include_defaults=False)
+    return TaskManager(include_path=str(task_folder.TASKS_FOLDER), include_defaults=False)
 
 
 def run(tasks: list[str], model: Any, **options: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_every_task_file_prints_what_its_scoring_gives() -> None:
         },
     }
     for folder, tasks in expected.items():
-        for path in sorted((seam.TASKS_FOLDER / folder).glob("flmm_*.yaml")):
+        for path in sorted((task_folder.TASKS_FOLDER / folder).glob("flmm_*.yaml")):
             config = utils.load_yaml_config(str(path), mode="full")
             assert path.stem == config["task"]
             assert tuple(entry["metric"] for entry in config["metric_list"]) == tasks.pop(config["task"])

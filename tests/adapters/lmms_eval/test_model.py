@@ -13,7 +13,7 @@ import pytest
 from loguru import logger
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval.base import FlmmModel, simple_form
+from flmm_plugin.adapters.lmms_eval.model import FlmmModel, simple_form
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.records import ChatAnswer, Grounding, parse_masks_json
 

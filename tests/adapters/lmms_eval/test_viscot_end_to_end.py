@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval import seam
+from flmm_plugin.adapters.lmms_eval import task_folder
 from flmm_plugin.tiny.layouts_viscot import write_viscot
 
 torch = pytest.importorskip("torch")
@@ -72,7 +72,7 @@ def a_judge(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def our_tasks() -> Any:
     from lmms_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(seam.TASKS_FOLDER), include_defaults=False, model_name="flmm_llava")
+    return TaskManager(include_path=str(task_folder.TASKS_FOLDER), include_defaults=False, model_name="flmm_llava")
 
 
 def run(tasks: list[str], arguments: str = "", model: Any = "flmm_llava") -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_the_panel_needs_nothing_and_reads_the_world(
     monkeypatch.chdir(tmp_path)
     panel.panel_root.cache_clear()
     try:
-        names = sorted(path.stem for path in (seam.TASKS_FOLDER / "tiny").glob("flmm_*.yaml"))
+        names = sorted(path.stem for path in (task_folder.TASKS_FOLDER / "tiny").glob("flmm_*.yaml"))
         # What needs a keyword selector, which these random heads lack, is run by its own tests.
         asks = {name: task_config(name).get("generation_kwargs", {}) for name in names}
         tasks = [name for name in names if "flmm_grounded_chat" not in asks[name] and "keywords" not in name]

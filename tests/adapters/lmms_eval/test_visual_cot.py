@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.adapters.answering.visual_cot import VisualCotMode, question_of_chat
-from flmm_plugin.adapters.lmms_eval.base import FlmmModel
+from flmm_plugin.adapters.lmms_eval.model import FlmmModel
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import ChatAnswer, parse_masks_json
 from flmm_plugin.visual_cot import VisualCotAnswer

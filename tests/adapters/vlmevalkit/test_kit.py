@@ -111,7 +111,7 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
     from lmms_eval.tasks import TaskManager
     from vlmeval.dataset import build_dataset
 
-    from flmm_plugin.adapters.lmms_eval import seam
+    from flmm_plugin.adapters.lmms_eval import task_folder
     from flmm_plugin.tasks.plain_task import PlainTask
 
     monkeypatch.setattr("flmm_plugin.tasks.metrics.text.need_java", no_java)
@@ -132,8 +132,8 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
         def generate_until_multi_round(self, requests: list[Any]) -> Any:
             raise NotImplementedError
 
-    seam.install()
-    index = TaskManager(verbosity="ERROR", include_path=str(seam.TASKS_FOLDER), include_defaults=False)
+    task_folder.install()
+    index = TaskManager(verbosity="ERROR", include_path=str(task_folder.TASKS_FOLDER), include_defaults=False)
     found = simple_evaluate(Canned(), tasks=[part.task], task_manager=index, bootstrap_iters=0, log_samples=False)
     printed = {key.partition(",")[0]: value for key, value in found["results"][part.task].items() if "," in key}
 

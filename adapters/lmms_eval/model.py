@@ -25,10 +25,10 @@ from flmm_plugin.adapters.answering.defaults import Defaults
 from flmm_plugin.adapters.answering.failures import UNANSWERED, FailureLog
 from flmm_plugin.adapters.answering.loading import Settings, load_lmm
 from flmm_plugin.adapters.answering.requests import Request
-from flmm_plugin.adapters.lmms_eval import ends, provenance
+from flmm_plugin.adapters.lmms_eval import exit_status, provenance
 from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come
-from flmm_plugin.adapters.lmms_eval.no_answer import NoAnswer, earn_nothing
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
+from flmm_plugin.adapters.lmms_eval.unanswered import NoAnswer, earn_nothing
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
 
 Reply: TypeAlias = "str | GenerationResult"
@@ -48,7 +48,7 @@ class FlmmModel(lmms):
     """
 
     is_simple = False
-    #: Tells `flmm_plugin.adapters.lmms_eval.seam` what this is when a model object is evaluated, not a name.
+    #: Tells `flmm_plugin.adapters.lmms_eval.task_folder` what this is when a model object is evaluated, not a name.
     answers_with_masks: ClassVar[bool] = True
     default_pretrained: ClassVar[str] = ""
     default_heads: ClassVar[str | None] = "auto"
@@ -183,7 +183,7 @@ class FlmmModel(lmms):
             super().clean()
             if problem is not None:
                 raise problem
-            self.provenance["failed"] = ends.run.unanswered = self._unanswered()
+            self.provenance["failed"] = exit_status.run.unanswered = self._unanswered()
             if self.rank == 0:
                 logger.info("flmm: the seal holds, no weight of the LMM changed during this run")
 

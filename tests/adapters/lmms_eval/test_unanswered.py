@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval.no_answer import NoAnswer, earn_nothing
+from flmm_plugin.adapters.lmms_eval.unanswered import NoAnswer, earn_nothing
 
 task_module = pytest.importorskip("lmms_eval.api.task")
 INF = float("inf")

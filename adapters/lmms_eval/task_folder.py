@@ -4,7 +4,7 @@ lmms-eval finds models by entry point and tasks by folder. It has no entry point
 point, which is loaded before ``lmms_eval.tasks``, arranges that `TaskManager` indexes one folder more. This holds on
 to a method that is not public (`TaskManager.initialize_tasks`); where it is missing, one warning names the public
 way, ``--include_path``. Two more of its methods are extended where they are there: `match_tasks`, which offers the
-nearest name, and `_get_config`, in which `flmm_plugin.adapters.lmms_eval.ready` may change where data is read from.
+nearest name, and `_get_config`, in which `flmm_plugin.adapters.lmms_eval.preflight` may change where data is read from.
 
 Names: lmms-eval has groups ``refcoco_seg``, ``refcoco+_seg`` and ``refcocog_seg``, which are *captioning*. They mean
 this plugin's mask tasks if, and only if, the model is one of its own.
@@ -114,10 +114,10 @@ def _with_our_folder(original: Callable[..., dict[str, Any]]) -> Callable[..., d
 
 def _begin(model: Any) -> None:
     """From here on an evaluation is owed; where this cannot be kept up, lmms-eval ends as it does."""
-    from flmm_plugin.adapters.lmms_eval import ends
+    from flmm_plugin.adapters.lmms_eval import exit_status
 
     try:
-        ends.begin(model)
+        exit_status.begin(model)
     except Exception as exc:
         logger.warning(f"flmm: this lmms-eval's exit status may be 0 after a failure ({type(exc).__name__}: {exc})")
 
@@ -125,17 +125,17 @@ def _begin(model: Any) -> None:
 def _or_the_nearest(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
     @functools.wraps(original)
     def match_tasks(self: Any, task_list: list[str]) -> list[str]:
-        from flmm_plugin.adapters.lmms_eval import ends
+        from flmm_plugin.adapters.lmms_eval import exit_status
 
         found = original(self, task_list)
-        ends.match_or_end(self, task_list, found)
+        exit_status.match_or_end(self, task_list, found)
         return found
 
     return match_tasks
 
 
 def _with_changes(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Configurations with what `ready.check` found to change: where the data of a task is read from."""
+    """Configurations with what `preflight.check` found to change: where the data of a task is read from."""
 
     @functools.wraps(original)
     def get_config(self: Any, name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.adapters.lmms_eval.seam import speaks_masks
+from flmm_plugin.adapters.lmms_eval.task_folder import speaks_masks
 from flmm_plugin.ending import FAILED, INTERRUPTED, TERMINATED, Terminated, named, say, terminable
 from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed, UnknownArgument
 from flmm_plugin.nearest import did_you_mean
@@ -183,7 +183,7 @@ def _prepare(given: dict[str, Any]) -> None:
 
     from flmm_plugin.adapters.answering.chat import GIVEN, given_by_hand
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
-    from flmm_plugin.adapters.lmms_eval.ready import Asked, check
+    from flmm_plugin.adapters.lmms_eval.preflight import Asked, check
 
     model = given["model"]
     if model not in (known := list_available_models()):

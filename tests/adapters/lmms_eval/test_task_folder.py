@@ -13,7 +13,7 @@ import pytest
 from loguru import logger
 
 from flmm_plugin.adapters import after_import
-from flmm_plugin.adapters.lmms_eval import seam
+from flmm_plugin.adapters.lmms_eval import task_folder
 
 OURS = {"refcoco_seg": {"ours": True}, "flmm_refcoco_val": {"ours": True}, "mme": {"ours": True}}
 THEIRS = {"refcoco_seg": {"ours": False}, "mme": {"ours": False}}
@@ -21,8 +21,8 @@ THEIRS = {"refcoco_seg": {"ours": False}, "mme": {"ours": False}}
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    seam._warn.cache_clear()
-    seam._announce_once.cache_clear()
+    task_folder._warn.cache_clear()
+    task_folder._announce_once.cache_clear()
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), format="{level} {message}")
     yield said
@@ -41,7 +41,7 @@ def harness(**parts: Any) -> ModuleType:
             return dict(THEIRS)
 
         def _get_task_and_group(self, folder: str) -> dict[str, Any]:
-            assert Path(folder) == seam.TASKS_FOLDER
+            assert Path(folder) == task_folder.TASKS_FOLDER
             return dict(OURS)
 
     for name, value in parts.items():
@@ -57,7 +57,7 @@ def whose(index: dict[str, Any]) -> dict[str, bool]:
 
 def test_for_other_models_built_in_names_stay(lines: list[str]) -> None:
     module = harness()
-    seam.wrap(module)
+    task_folder.wrap(module)
     for model in (None, "llava_hf", object()):
         assert whose(module.TaskManager(model).index) == {
             "refcoco_seg": False, "mme": False, "flmm_refcoco_val": True,
@@ -67,7 +67,7 @@ def test_for_other_models_built_in_names_stay(lines: list[str]) -> None:
 
 def test_for_our_models_three_names_mean_masks_and_it_is_said_once(lines: list[str]) -> None:
     module = harness()
-    seam.wrap(module)
+    task_folder.wrap(module)
 
     class OurModel:
         answers_with_masks = True
@@ -80,9 +80,9 @@ def test_for_our_models_three_names_mean_masks_and_it_is_said_once(lines: list[s
 
 def test_wrapping_twice_is_wrapping_once() -> None:
     module = harness()
-    seam.wrap(module)
+    task_folder.wrap(module)
     once = module.TaskManager.initialize_tasks
-    seam.wrap(module)
+    task_folder.wrap(module)
     assert module.TaskManager.initialize_tasks is once
 
 
@@ -90,10 +90,10 @@ def test_wrapping_twice_is_wrapping_once() -> None:
 def test_a_missing_seam_names_the_public_way(lines: list[str], gone: str) -> None:
     module = harness()
     delattr(module.TaskManager, gone)
-    seam.wrap(module)
-    seam.wrap(ModuleType("lmms_eval.tasks"))
+    task_folder.wrap(module)
+    task_folder.wrap(ModuleType("lmms_eval.tasks"))
     assert len(lines) == 1
-    assert f"--include_path {seam.TASKS_FOLDER}" in lines[0]
+    assert f"--include_path {task_folder.TASKS_FOLDER}" in lines[0]
 
 
 def test_tasks_that_cannot_be_indexed_leave_the_harness_alone(lines: list[str]) -> None:
@@ -101,7 +101,7 @@ def test_tasks_that_cannot_be_indexed_leave_the_harness_alone(lines: list[str]) 
         raise OSError("unreadable")
 
     module = harness(_get_task_and_group=fail)
-    seam.wrap(module)
+    task_folder.wrap(module)
     assert whose(module.TaskManager("flmm_tiny").index) == {"refcoco_seg": False, "mme": False}
     assert "unreadable" in lines[0]
     assert "--include_path" in lines[0]
@@ -125,16 +125,16 @@ def test_a_module_that_is_imported_later_is_wrapped_once_it_ran(
     others = [one for one in sys.meta_path if type(one).__module__ != after_import.__name__]
     monkeypatch.setattr(sys, "meta_path", others)
     monkeypatch.syspath_prepend(str(tmp_path))
-    seam.install()
-    seam.install()
+    task_folder.install()
+    task_folder.install()
     assert [type(one).__module__ for one in sys.meta_path].count(after_import.__name__) == 1
     try:
         module = importlib.import_module("lmms_eval.tasks")
-        assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(seam.TASKS_FOLDER)}
+        assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(task_folder.TASKS_FOLDER)}
         assert [type(one).__module__ for one in sys.meta_path].count(after_import.__name__) == 0
         assert type(module.__spec__.loader).__name__ == "SourceFileLoader"
-        seam.install()  # imported by now: wraps directly, which changes nothing
-        assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(seam.TASKS_FOLDER)}
+        task_folder.install()  # imported by now: wraps directly, which changes nothing
+        assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(task_folder.TASKS_FOLDER)}
     finally:
         for name in ("lmms_eval", "lmms_eval.tasks"):
             sys.modules.pop(name, None)

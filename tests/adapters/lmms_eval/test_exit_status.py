@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval import command, ends
+from flmm_plugin.adapters.lmms_eval import command, exit_status
 from flmm_plugin.errors import FrozenWeightsChanged, OutputFailed, UnknownArgument
 
 
 @pytest.fixture
-def owed(monkeypatch: pytest.MonkeyPatch) -> ends.Run:
+def owed(monkeypatch: pytest.MonkeyPatch) -> exit_status.Run:
     """The state of a process that runs the ``lmms_eval`` command."""
-    run = ends.Run()
+    run = exit_status.Run()
     run.every_model = run.open = True
-    monkeypatch.setattr(ends, "run", run)
+    monkeypatch.setattr(exit_status, "run", run)
     return run
 
 
@@ -35,7 +35,7 @@ def evaluate(outcome: Any, **given: Any) -> Any:
         return outcome
 
     given = {"model": object(), "cli_args": SimpleNamespace(config=""), **given}
-    return ends._evaluating(simple_evaluate)(**given)
+    return exit_status._evaluating(simple_evaluate)(**given)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def evaluate(outcome: Any, **given: Any) -> Any:
         (OSError(28, "No space left on device"), 1, "No space left"),
         (sqlite3.OperationalError("database or disk is full"), 2, "OutputFailed: cannot write C"),
         (KeyboardInterrupt(), 130, "kept in C; the same line goes on"),
-        (ends.Terminated(), 143, "terminated"),
+        (exit_status.Terminated(), 143, "terminated"),
     ],
 )
 def test_what_raises_ends_the_command(
-    error: BaseException, status: int, said: str, owed: ends.Run, capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, said: str, owed: exit_status.Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
         evaluate(error, use_cache="C")
@@ -61,12 +61,12 @@ def test_what_raises_ends_the_command(
 
 
 def test_in_python_errors_are_raised_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ends, "run", ends.Run())
+    monkeypatch.setattr(exit_status, "run", exit_status.Run())
     with pytest.raises(FrozenWeightsChanged):
         evaluate(FrozenWeightsChanged("x"))
 
 
-def test_a_sweep_goes_on_and_ends_with_a_status(owed: ends.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_goes_on_and_ends_with_a_status(owed: exit_status.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError):
         evaluate(RuntimeError("x"), cli_args=SimpleNamespace(config="sweep.yaml"))
@@ -78,7 +78,7 @@ def test_a_sweep_goes_on_and_ends_with_a_status(owed: ends.Run, monkeypatch: pyt
     ("failed", "status", "said"), [({}, 0, ""), ({"mme": 3}, 0, "mme: 3 of 4"), ({"mme": 4}, 1, "mme: NONE of its 4")]
 )
 def test_failed_samples_are_said_last(
-    failed: dict[str, int], status: int, said: str, owed: ends.Run, capsys: pytest.CaptureFixture[str]
+    failed: dict[str, int], status: int, said: str, owed: exit_status.Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     owed.unanswered = failed
     evaluate({"n-samples": {"mme": {"effective": 4}}})
@@ -86,19 +86,19 @@ def test_failed_samples_are_said_last(
     assert said in capsys.readouterr().err
 
 
-def test_an_evaluation_that_never_came_to_its_end_is_a_failure(owed: ends.Run) -> None:
+def test_an_evaluation_that_never_came_to_its_end_is_a_failure(owed: exit_status.Run) -> None:
     assert owed.close() == 1
 
 
-def test_misspelt_tasks_get_the_nearest_name(owed: ends.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelt_tasks_get_the_nearest_name(owed: exit_status.Run, capsys: pytest.CaptureFixture[str]) -> None:
     manager = SimpleNamespace(all_tasks=["mme", "pope"])
-    ends.match_or_end(manager, ["mme", "po*"], ["mme", "pope"])
+    exit_status.match_or_end(manager, ["mme", "po*"], ["mme", "pope"])
     with pytest.raises(SystemExit) as exit_:
-        ends.match_or_end(manager, ["mmee"], [])
+        exit_status.match_or_end(manager, ["mmee"], [])
     assert exit_.value.code == 2
     assert "'mmee'; did you mean 'mme'?" in capsys.readouterr().err
     with pytest.raises(UnknownArgument):
-        ends.check_tasks(["mme"], ["mme", "zzz"])
+        exit_status.check_tasks(["mme"], ["mme", "zzz"])
 
 
 class Tracker:
@@ -126,14 +126,24 @@ class Tracker:
     [(None, 1, 1), ("", 1, 1), ('{"a": 1', 1, 1), (json.dumps({}) + "\n", 0, 1), ("{}\n{}\n", 1, 0), ("{}\n{", 1, 1)],
 )
 def test_files_that_are_not_there_or_not_whole_are_a_failure(
-    content: str | None, results: int, samples: int, tmp_path: Path, owed: ends.Run, monkeypatch: pytest.MonkeyPatch
+    content: str | None,
+    results: int,
+    samples: int,
+    tmp_path: Path,
+    owed: exit_status.Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for method, there, given, status in (
-        (Tracker.save_results_aggregated, ends._results_are_there, {"results": {}}, results),
-        (Tracker.save_results_samples, ends._samples_are_there, {"task_name": "mme", "samples": [1, 2]}, samples),
+        (Tracker.save_results_aggregated, exit_status._results_are_there, {"results": {}}, results),
+        (
+            Tracker.save_results_samples,
+            exit_status._samples_are_there,
+            {"task_name": "mme", "samples": [1, 2]},
+            samples,
+        ),
     ):
         owed.open = owed.failed = False
-        save: Callable[..., Any] = ends._looked_at(method, there)
+        save: Callable[..., Any] = exit_status._looked_at(method, there)
         save(Tracker(tmp_path, content), **given)
         assert owed.close() == status
         if status:
@@ -144,8 +154,8 @@ def test_files_that_are_not_there_or_not_whole_are_a_failure(
 
 
 def test_a_task_without_samples_owes_no_file_of_samples(tmp_path: Path) -> None:
-    assert ends._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": []}) == ""
-    assert "not written" in ends._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": [1]})
+    assert exit_status._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": []}) == ""
+    assert "not written" in exit_status._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": [1]})
 
 
 def test_the_command_passes_on_what_lmms_eval_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +166,7 @@ def test_the_command_passes_on_what_lmms_eval_ends_with(monkeypatch: pytest.Monk
             raise SystemExit(code)
 
         monkeypatch.setattr(dispatch, "main", run)
-        monkeypatch.setattr(ends, "run", ends.Run())
+        monkeypatch.setattr(exit_status, "run", exit_status.Run())
         monkeypatch.setattr(sys, "argv", ["lmms_eval", "tasks", "list"])
         with pytest.raises(SystemExit) as exit_:
             command.main()
@@ -192,7 +202,7 @@ if os.environ.get("RANK") == "1":
             from flmm_plugin.grounded_lmm import GroundedLMM
             GroundedLMM.chat_batch = chat_batch
 
-    AfterImport.place("flmm_plugin.adapters.lmms_eval.base", lose)
+    AfterImport.place("flmm_plugin.adapters.lmms_eval.model", lose)
 """
 
 

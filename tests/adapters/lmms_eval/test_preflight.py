@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval import ready
-from flmm_plugin.adapters.lmms_eval.ready import Asked, NotReady, check, leaves
-from flmm_plugin.adapters.lmms_eval.seam import TASKS_FOLDER, named_tasks
+from flmm_plugin.adapters.lmms_eval import preflight
+from flmm_plugin.adapters.lmms_eval.preflight import Asked, NotReady, check, leaves
+from flmm_plugin.adapters.lmms_eval.task_folder import TASKS_FOLDER, named_tasks
 from flmm_plugin.errors import FlmmError, OutputFailed, UnknownArgument
 
 lmms_eval = pytest.importorskip("lmms_eval")
@@ -37,7 +37,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLMM_DATA", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    ready._hub_answers.cache_clear()
+    preflight._hub_answers.cache_clear()
 
 
 def asked(tasks: str = "mme,refcoco_seg", model: str = "flmm_tiny", **rest: Any) -> Asked:

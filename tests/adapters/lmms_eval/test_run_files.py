@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval.run_log import compare_answers, read_run
+from flmm_plugin.adapters.lmms_eval.run_files import compare_answers, read_run
 from flmm_plugin.errors import DataNotFound
 
 
