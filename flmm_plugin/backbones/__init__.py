@@ -33,8 +33,10 @@ FAMILIES: dict[str, str] = {
     "qwen3_vl": "flmm_plugin.backbones.qwen_vl:Qwen3VLBackbone",
     "deepseek_vl": "flmm_plugin.backbones.deepseek_vl:DeepseekVLBackbone",
     "deepseek_vl_hybrid": "flmm_plugin.backbones.deepseek_vl:DeepseekVLHybridBackbone",
-    **dict.fromkeys(("mgm", "mgm_gemma", "mini_gemini", "mini_gemini_gemma"), "flmm_plugin.backbones.mgm:MGMBackbone"),
-    "hpt": "flmm_plugin.backbones.hpt:HPTBackbone",
+    **dict.fromkeys(
+        ("mgm", "mgm_gemma", "mini_gemini", "mini_gemini_gemma"), "flmm_plugin.backbones.mgm.backbone:MGMBackbone"
+    ),
+    "hpt": "flmm_plugin.backbones.hpt.backbone:HPTBackbone",
 }
 
 EMBEDDED = "flmm_tiny"

@@ -1,11 +1,11 @@
 """The generic way: any model that transformers loads to look at pictures and write text, if its grid can be recovered.
 
 Nothing is taken on trust. Where pictures are resized, cropped or padded to one view, the way there is measured by
-sending ramps through the processor (`flmm_plugin.backbones.measured`); the number of image tokens must be that of the
-vision tower's patches, or of square blocks of them; and that tokens stand in reading order is tested once per input
-size, by lighting up places in the input and looking which token's embedding changes most. Query-based projectors
-(Q-Former, Perceiver) fail that last test whatever their number of tokens. Families that say their patches' grid
-themselves (``image_grid_thw``) are read from it.
+sending ramps through the processor (`processor_probe`); the number of image tokens must be that of the vision tower's
+patches, or of square blocks of them; and that tokens stand in reading order is tested once per input size, by lighting
+up places in the input and looking which token's embedding changes most. Query-based projectors (Q-Former, Perceiver)
+fail that last test whatever their number of tokens. Families that say their patches' grid themselves
+(``image_grid_thw``) are read from it.
 
 What cannot be recovered is an error that says what and why; tiles are among it, their order is known only family by
 family.
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens, position_ids
-from flmm_plugin.backbones.measured import measured_frame, not_recovered
+from flmm_plugin.backbones.processor_probe import measured_frame, not_recovered
 from flmm_plugin.backbones.qwen_vl import grids_of_patches, rope_positions
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported

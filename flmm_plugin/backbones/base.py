@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_plugin.backbones.chat_text import refuse_half_characters, written_around
-from flmm_plugin.backbones.encoded import EncodedChat, Generated, ImageTokens, Looked, Message, Messages
 from flmm_plugin.backbones.generation import answer_length, answer_options, with_length
+from flmm_plugin.backbones.inputs import EncodedChat, Generated, ImageTokens, Looked, Message, Messages
 from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.preprocessing import Paper, pad_picture, with_pillow
-from flmm_plugin.backbones.processors import contradictions
+from flmm_plugin.backbones.processor_check import contradictions
 from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.words import check_text

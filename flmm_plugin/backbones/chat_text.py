@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flmm_plugin.backbones.encoded import Messages
+from flmm_plugin.backbones.inputs import Messages
 from flmm_plugin.errors import EmptyPhrase, UnknownArgument
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flmm_plugin.backbones.processors import complete_processor
+from flmm_plugin.backbones.processor_check import complete_processor
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, UnknownArgument
 from flmm_plugin.file_kinds import strangers
 from flmm_plugin.nearest import did_you_mean

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import flmm_plugin
 from flmm_plugin.backbones.base import Backbone
-from flmm_plugin.backbones.encoded import ImageTokens
+from flmm_plugin.backbones.inputs import ImageTokens
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, build_sam

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from flmm_plugin.backbones import hpt_model
+from flmm_plugin.backbones.hpt import model as hpt_model
 
 from .families import Family, clip_numbers, shown_in_one_view, text_numbers, tokenizer
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_plugin.backbones import mgm_config
+from flmm_plugin.backbones.mgm import config as mgm_config
 
 from .families import Family, clip_numbers, text_numbers, tokenizer
 

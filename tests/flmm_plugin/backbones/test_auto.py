@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 from flmm_plugin.backbones import auto, load_backbone
 from flmm_plugin.backbones.llava import follow_processor
-from flmm_plugin.backbones.measured import measured_frame
+from flmm_plugin.backbones.processor_probe import measured_frame
 from flmm_plugin.errors import BackboneUnsupported
 
 from .families import clip_numbers, save, template, text_numbers, tokenizer

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flmm_plugin.backbones import family_of, load_backbone
-from flmm_plugin.backbones.hpt_model import resize_tower
-from flmm_plugin.backbones.hpt_projector import check_projector, lent_names, load_projector
+from flmm_plugin.backbones.hpt.model import resize_tower
+from flmm_plugin.backbones.hpt.projector import check_projector, lent_names, load_projector
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint
 
 from .families import clip_numbers
@@ -68,7 +68,7 @@ def test_code_from_the_hub_must_be_pinned(revision: str | None) -> None:
 def test_the_commit_that_was_given_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackboneUnsupported, match=f"revision={COMMIT}, so that no other code runs"):
         load_projector("x/hpt", name="x/hpt", revision=COMMIT, trust_remote_code=False, dtype=torch.float32)
-    from flmm_plugin.backbones import hpt_projector
+    from flmm_plugin.backbones.hpt import projector as hpt_projector
 
     monkeypatch.setattr(hpt_projector, "_commit_of", lambda folder, revision: COMMIT)
     with pytest.raises(BackboneUnsupported, match=f"revision={COMMIT}, so that no other code runs"):

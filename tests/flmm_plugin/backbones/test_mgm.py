@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_plugin.backbones import load_backbone, mgm_config
-from flmm_plugin.backbones.mgm import TEMPLATES, SquareLook
+from flmm_plugin.backbones import load_backbone
+from flmm_plugin.backbones.mgm import config as mgm_config
+from flmm_plugin.backbones.mgm.backbone import TEMPLATES, SquareLook
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint
 
 from .mgm_family import Parts, save_mgm

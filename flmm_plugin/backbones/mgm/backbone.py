@@ -1,6 +1,6 @@
 """MGM (Mini-Gemini) 2B, 7B and their HD variants, from the repositories that its authors published.
 
-transformers has no class for it and the repositories hold no code: `mgm_model` builds it, `mgm_config` reads their
+transformers has no class for it and the repositories hold no code: `model` builds it, `config` reads their
 configuration, and this file loads their weights strictly and prepares chats and pictures as the authors' own tools do.
 A picture is padded to a square at its original size and resized to the ConvNeXt's input; the CLIP view is interpolated
 from that. The method's research code does the same, so there is one preprocessing only.
@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
-from flmm_plugin.backbones.mgm_config import mgm_config
-from flmm_plugin.backbones.mgm_model import MGMForConditionalGeneration, key_mapping
-from flmm_plugin.backbones.piecewise import WORDS, PiecewiseProcessor
+from flmm_plugin.backbones.llava_like import as_tiles
+from flmm_plugin.backbones.mgm.config import mgm_config
+from flmm_plugin.backbones.mgm.model import MGMForConditionalGeneration, key_mapping
 from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
-from flmm_plugin.backbones.spliced import as_tiles
+from flmm_plugin.backbones.text_pieces import WORDS, TextPiecesProcessor
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.geometry import ImageGrid, InputFrame
 
@@ -103,7 +103,7 @@ class MGMBackbone(Backbone):
             config.vision_config.image_size, config.image_size_aux, config.image_grid, config.image_global
         )
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-        processor = PiecewiseProcessor(
+        processor = TextPiecesProcessor(
             tokenizer,
             look,
             patches * (config.image_grid**2 + config.image_global),

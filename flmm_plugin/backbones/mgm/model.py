@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import ConvNextConfig, ConvNextModel, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaModel
 
-from flmm_plugin.backbones.spliced import Spliced, as_tiles, embedding_scale
+from flmm_plugin.backbones.llava_like import LlavaLike, as_tiles, embedding_scale
 
 
 class PatchInfoMining(nn.Module):
@@ -88,7 +88,7 @@ class MGMModel(LlavaModel):
         return cast("Tensor", out.hidden_states[self.config.vision_feature_layer][:, 1:])
 
 
-class MGMForConditionalGeneration(Spliced):
+class MGMForConditionalGeneration(LlavaLike):
     """The published MGM-2B, MGM-7B and their HD variants."""
 
     def __init__(self, config: Any) -> None:

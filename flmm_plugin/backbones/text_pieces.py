@@ -25,7 +25,7 @@ WORDS = (
 )
 
 
-class PiecewiseProcessor:
+class TextPiecesProcessor:
     """Chats and pictures to model inputs, called as transformers' processors are.
 
     Args:

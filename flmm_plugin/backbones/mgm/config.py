@@ -41,7 +41,7 @@ _FIXED = {
 
 
 def mgm_config(published: Mapping[str, Any], name: str) -> Any:
-    """A ``LlavaConfig`` with what `flmm_plugin.backbones.mgm_model` needs beside it.
+    """A ``LlavaConfig`` with what `flmm_plugin.backbones.mgm.model` needs beside it.
 
     Args:
         published: The repository's ``config.json``.

@@ -1,7 +1,7 @@
 """HPT-Air and HPT-Air-1.5 from their published repositories: three folders, loaded one by one.
 
 Language model (Yi-6B-Chat, Llama-3-8B-Instruct) and vision tower (CLIP-L, SigLIP-so400m) are transformers' classes;
-the projector's code is the repository's own (`flmm_plugin.backbones.hpt_projector`: only on request, from a pinned
+the projector's code is the repository's own (`flmm_plugin.backbones.hpt.projector`: only on request, from a pinned
 revision). The vendor's tools squash a picture to the working size, and so does chat here; the method's heads were
 trained on pictures padded to a square (``preprocessing="paper"``).
 """
@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_plugin.backbones.hpt_model import WORKING_SIZES, HPTForConditionalGeneration, resize_tower
-from flmm_plugin.backbones.hpt_projector import check_projector, load_projector
+from flmm_plugin.backbones.hpt.model import WORKING_SIZES, HPTForConditionalGeneration, resize_tower
+from flmm_plugin.backbones.hpt.projector import check_projector, load_projector
 from flmm_plugin.backbones.one_view import OneViewBackbone
-from flmm_plugin.backbones.piecewise import WORDS, PiecewiseProcessor
 from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
+from flmm_plugin.backbones.text_pieces import WORDS, TextPiecesProcessor
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
 
@@ -151,7 +151,7 @@ def _load_tower(folder: str, name: str, options: Mapping[str, Any]) -> tuple[Any
         return tower, SiglipImageProcessor.from_pretrained(folder, **where, size=size)
 
 
-def _processor(tokenizer: Any, pictures: Any, model: Any, name: str) -> PiecewiseProcessor:
+def _processor(tokenizer: Any, pictures: Any, model: Any, name: str) -> TextPiecesProcessor:
     known = tokenizer.get_vocab()
     end = next((token for token in TEMPLATES if token in known), None)
     if end is None:
@@ -165,7 +165,7 @@ def _processor(tokenizer: Any, pictures: Any, model: Any, name: str) -> Piecewis
 
     vision = model.config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
-    return PiecewiseProcessor(tokenizer, look, tokens, model.config.image_token_id, TEMPLATES[end], pictures)
+    return TextPiecesProcessor(tokenizer, look, tokens, model.config.image_token_id, TEMPLATES[end], pictures)
 
 
 def _stored_dtype(folder: str, revision: str | None) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaModel
 
-from flmm_plugin.backbones.spliced import Spliced
+from flmm_plugin.backbones.llava_like import LlavaLike
 
 #: Stored input side and patch of a tower -> the side that HPT works at: Air's CLIP, Air-1.5's SigLIP.
 WORKING_SIZES = {(336, 14): 392, (384, 14): 448}
@@ -26,7 +26,7 @@ WORKING_SIZES = {(336, 14): 392, (384, 14): 448}
 FEATURE_LAYER = -2
 
 
-class HPTForConditionalGeneration(Spliced):
+class HPTForConditionalGeneration(LlavaLike):
     """The parts of a published repository, put together.
 
     Args:

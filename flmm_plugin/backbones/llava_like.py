@@ -1,6 +1,6 @@
 """Language models into whose text embeddings picture features are spliced, on top of transformers' LLaVA classes.
 
-What differs between such families is how features come about (`Spliced.picture_features`). The placeholder is an id
+What differs between such families is how features come about (`LlavaLike.picture_features`). The placeholder is an id
 beyond the vocabulary: it is never looked up in the embedding, which keeps its size and so its logits.
 
 Shapes: b chats, l sequence length, p pictures, k image tokens per picture, d hidden size.
@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration
 from flmm_plugin.errors import BackboneUnsupported
 
 
-class Spliced(LlavaForConditionalGeneration):
+class LlavaLike(LlavaForConditionalGeneration):
     """LLaVA's text side with another picture side; `picture_features` is the family's."""
 
     def picture_features(self, pixel_values: Tensor, high_res_pixel_values: Tensor | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""HPT-Air and HPT-Air-1.5 from their published repositories."""
