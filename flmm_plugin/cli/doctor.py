@@ -177,7 +177,7 @@ def _seam() -> Iterator[Finding]:
         "lmms-eval",
         "tasks",
         "ok" if extended else "note",
-        "found without a flag" if extended else f"this version needs --include_path {task_folder.TASKS_FOLDER}",
+        "found without a flag" if extended else f"this version needs --include_path {TASKS_FOLDER}",
     )
 
 
