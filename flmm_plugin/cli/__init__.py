@@ -1,8 +1,8 @@
-"""The ``flmm`` command. The rooms meet here; each is imported only by the command that needs it.
+"""Run the ``flmm`` command; each subcommand imports what it needs when it runs.
 
-A command is a function ``run(args) -> exit status``. What goes wrong on purpose is a `FlmmError`: one line on stderr
-that names the fix, exit status 2. A command that Ctrl-C may stop in the middle of something sets
-``stopped(args) -> str`` beside ``run``: what is saved and the line that goes on with it.
+A command is a function ``run(args) -> exit status``. An expected error is a `FlmmError`: one line on standard error,
+which names the fix, and exit status 2. A command that may be stopped with Ctrl-C in the middle of its work sets
+``stopped(args) -> str`` beside ``run``: it says what is saved and how to resume.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ examples:
   flmm chat scene.png "What is in the picture?"             the answer, and masks of what it names
   flmm attention scene.png "the small red circle"           every attention map of a phrase on one sheet
   flmm list                                                 models and tasks, and what each needs
-  flmm data check refcoco                                   is a benchmark's data there and whole?
-  flmm doctor                                               is this installation all right?
-  flmm heads show heads.safetensors                         what trained heads are for; convert, push, pull
-  flmm train flmm_tiny --out runs/tiny                      heads for a frozen model, from a recipe
+  flmm data check refcoco                                   check that a benchmark's data is complete
+  flmm doctor                                               check this installation
+  flmm heads show heads.safetensors                         which model heads are for; also convert, push, pull
+  flmm train flmm_tiny --out runs/tiny                      train heads for a frozen model, from a recipe
   flmm ablate decoder                                       the paper's ablations, each with its table and figure
   flmm score results/                                       every metric again from logged samples, with intervals
-  flmm demo                                                 the whole of it inside lmms-eval, in minutes
-  flmm preserve --model flmm_tiny --tasks mme --limit 20    is chat what it is without the plugin?
+  flmm demo                                                 everything inside lmms-eval, in minutes
+  flmm preserve --model flmm_tiny --tasks mme --limit 20    prove that chat is the same with and without the plugin
   flmm report results/ --table 1                            your runs in the paper's tables, with their provenance
   flmm tiny path                                            the embedded model, a plain transformers checkpoint
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the process's arguments by default. Returns the exit status."""
+    """Run the command and return the exit status.
+
+    Args:
+        argv: Words of the command line; None: those of the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(stopped=lambda _: "")
     announce()
@@ -44,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], args: argparse.Namespace) -> int:
-    """Run the command of `words`; what they say is put into `args`."""
+    """Parse `words` into `args`, and run the command that they name."""
     if words[:1] == ["demo"]:
         from flmm_plugin.adapters.lmms_eval.demo import main as demo
 
         return demo(words[1:])
     parser = build_parser(words[0] if words else "")
     _, behind = parser.parse_known_args(words, args)
-    # argparse takes key=value words in one row only; behind an option they are meant all the same.
+    # argparse takes key=value words only in one group; accept them behind an option too.
     if behind and hasattr(args, "changes") and all("=" in one for one in behind):
         args.changes = [*args.changes, *behind]
     elif behind:
@@ -61,28 +65,23 @@ def _run(words: list[str], args: argparse.Namespace) -> int:
 
 
 def build_parser(command: str = "") -> Parser:
-    """The parser; ``command`` is the first word, so that the commands of ``flmm tiny`` are loaded for it alone."""
+    """Return the parser of ``flmm``.
+
+    Args:
+        command: First word of the command line; the subcommands of ``flmm tiny`` are loaded only for ``tiny``.
+    """
     from flmm_plugin.cli import ablate, data, doctor, heads, listing, look, preserve, report, reproduce, score, train
 
     parser = Parser(
         prog="flmm",
         description="Ground a frozen large multimodal model: masks for words, read from its own attention.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"flmm-plugin {flmm_plugin.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     look.add_subcommands(commands)
-    listing.add_subcommand(commands)
-    data.add_subcommand(commands)
-    doctor.add_subcommand(commands)
-    heads.add_subcommand(commands)
-    train.add_subcommand(commands)
-    ablate.add_subcommand(commands)
-    score.add_subcommand(commands)
-    report.add_subcommand(commands)
-    reproduce.add_subcommand(commands)
-    preserve.add_subcommand(commands)
+    for module in (listing, data, doctor, heads, train, ablate, score, report, reproduce, preserve):
+        module.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False
     )

@@ -1,30 +1,30 @@
-"""``flmm heads``: convert released heads, look into a heads file, share heads through a hub repository."""
+"""``flmm heads``: convert released heads, show what a heads file holds, push heads to the hub and pull them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
-from flmm_plugin.cli import localize
+from flmm_plugin.cli.localize import add_action as add_localize
+from flmm_plugin.cli.output import aligned, markdown_table, print_json
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
 
 if TYPE_CHECKING:
     from flmm_plugin.heads.manifest import BackboneFacts
     from flmm_plugin.heads.released import ReleasedLMM
 
-_TEMPLATE = "template of the phrases' turn"
-
 _CONVERT = """\
 Read the heads that the paper's authors released (a .pth of tensors; no code in it is run) and write them as one
-safetensors file with a manifest. Every tensor is checked against the LMM: heads of another one are named.
+safetensors file with a manifest. Every tensor is checked against the LMM; heads of another LMM are refused by name.
 
-Released files hold no image encoder of SAM. With --sam-checkpoint it is stored in OUT too, and OUT is all that is
-needed; without, OUT is small and the SAM file is asked for whenever the heads are loaded.
+Released files do not contain SAM's image encoder. With --sam-checkpoint it is stored in OUT, and OUT is all you need.
+Without it OUT is small, and the SAM file has to be given whenever the heads are loaded.
 """
 _CONVERT_EXAMPLES = """\
 examples:
@@ -40,26 +40,21 @@ def add_subcommand(commands: Any) -> None:
     parser = commands.add_parser(
         "heads",
         help="convert released heads, show what a file holds, push to and pull from the hub",
-        description="Trained heads: one safetensors file with a manifest of what they were trained for.",
+        description="Trained heads are one safetensors file with a manifest that says which model they were trained "
+        "for.",
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_convert(actions)
-    _add_show(actions)
-    _add_list(actions)
-    _add_push(actions)
-    _add_pull(actions)
-    localize.add_action(actions)
+    _add_show_and_list(actions)
+    _add_push_and_pull(actions)
+    add_localize(actions)
 
 
 def _add_convert(actions: Any) -> None:
     parser = actions.add_parser(
-        "convert",
-        help="released .pth -> safetensors with a manifest",
-        description=_CONVERT,
-        epilog=_CONVERT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "convert", help="released .pth -> safetensors with a manifest", description=_CONVERT, epilog=_CONVERT_EXAMPLES
     )
-    parser.add_argument("official", metavar="OFFICIAL.pth", type=Path, help="as downloaded")
+    parser.add_argument("official", metavar="OFFICIAL.pth", type=Path, help="the file as downloaded")
     parser.add_argument("out", metavar="OUT", type=Path, help="file to write, .safetensors")
     parser.add_argument(
         "--backbone",
@@ -74,70 +69,63 @@ def _add_convert(actions: Any) -> None:
     )
     parser.add_argument("--template", help="text of the user's turn with {image} and {prompt} (default: as released)")
     parser.add_argument(
-        "--placement", choices=("exact", "cells", "whole"), help="how masks lie on the picture (default: as released)"
+        "--placement", choices=("exact", "cells", "whole"), help="how masks lie on the image (default: as released)"
     )
     parser.add_argument("--storage", choices=("float32", "float16"), default="float32", help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.set_defaults(run=_convert)
 
 
-def _add_show(actions: Any) -> None:
-    parser = actions.add_parser(
+def _add_show_and_list(actions: Any) -> None:
+    show = actions.add_parser(
         "show",
         help="what a heads file holds and which models it fits",
-        description="Print the manifest of a heads file after checking its hash, or say which of the paper's LMMs a "
-        "released .pth has the shape of.",
+        description="Check the hash of a heads file and print its manifest. For a released .pth, say which of the "
+        "paper's LMMs has heads of its shape.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, or a released .pth")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.set_defaults(run=_show)
-
-
-def _add_list(actions: Any) -> None:
-    parser = actions.add_parser(
+    show.add_argument("file", type=Path, metavar="FILE", help=".safetensors, or a released .pth")
+    show.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    show.set_defaults(run=_show)
+    released = actions.add_parser(
         "list",
         help="the LMMs that heads were released for",
-        description="The paper's LMMs: names for --backbone, numbers of their heads, and how those were trained.",
+        description="List the paper's LMMs: their names for --backbone, the numbers of their heads, and how those "
+        "were trained.",
     )
-    parser.add_argument("--markdown", action="store_true", help="as the table of docs/heads.md")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.set_defaults(run=_list)
+    released.add_argument("--markdown", action="store_true", help="print the table of docs/heads.md")
+    released.add_argument("--json", action="store_true", help="print one JSON list instead of text")
+    released.set_defaults(run=_list)
 
 
-def _add_push(actions: Any) -> None:
-    parser = actions.add_parser(
+def _add_push_and_pull(actions: Any) -> None:
+    push = actions.add_parser(
         "push",
         help="upload heads with a model card",
-        description="Upload a heads file to a hub repository, made if need be, with a model card of what the manifest "
-        "and a run's own result file say; no number is typed. Log in first: hf auth login.",
+        description="Upload a heads file to a hub repository, which is created if it does not exist. The model card "
+        "is made from the manifest and from a run's own result file; no number is typed. Log in first: hf auth login.",
         epilog="example:\n  flmm heads push heads.safetensors me/flmm-llava-1.5-7b --results logs/ --private",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="heads, .safetensors")
-    parser.add_argument("repository", metavar="OWNER/NAME", help="hub repository")
-    parser.add_argument(
+    push.add_argument("file", type=Path, metavar="FILE", help="heads, .safetensors")
+    push.add_argument("repository", metavar="OWNER/NAME", help="hub repository")
+    push.add_argument(
         "--results", type=Path, metavar="PATH", help="*_results.json of lmms-eval, or a folder with one (the newest)"
     )
-    parser.add_argument("--private", action="store_true", help="if the repository is made now")
-    parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--licence", default="other", help="of the heads, as the hub names it (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="print the model card; upload nothing")
-    parser.set_defaults(run=_push)
-
-
-def _add_pull(actions: Any) -> None:
-    parser = actions.add_parser(
+    push.add_argument("--private", action="store_true", help="make the repository private if it is created now")
+    push.add_argument("--message", help="commit message")
+    push.add_argument("--licence", default="other", help="licence of the heads, as the hub names it (default: other)")
+    push.add_argument("--dry-run", action="store_true", help="print the model card; upload nothing")
+    push.set_defaults(run=_push)
+    pull = actions.add_parser(
         "pull",
         help="download heads and check them",
-        description="Download the heads of a hub repository and check manifest and hash before the file appears.",
+        description="Download the heads of a hub repository. Manifest and hash are checked before the file appears.",
         epilog="example:\n  flmm heads pull me/flmm-llava-1.5-7b llava.safetensors --revision v1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("repository", metavar="OWNER/NAME", help="hub repository")
-    parser.add_argument("out", metavar="OUT", type=Path, help="file to write, .safetensors")
-    parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    parser.set_defaults(run=_pull)
+    pull.add_argument("repository", metavar="OWNER/NAME", help="hub repository")
+    pull.add_argument("out", metavar="OUT", type=Path, help="file to write, .safetensors")
+    pull.add_argument("--revision", help="branch, tag or commit")
+    pull.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    pull.set_defaults(run=_pull)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -146,10 +134,9 @@ def _convert(args: argparse.Namespace) -> int:
 
     _check_out(args.out, args.overwrite)
     state = read_official(args.official)
-    backbone = backbone_numbers(args.backbone)
     heads = convert(
         state,
-        backbone,
+        backbone_numbers(args.backbone),
         sam=_sam(args.sam),
         sam_checkpoint=args.sam_checkpoint,
         join=not args.no_join,
@@ -167,7 +154,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def backbone_numbers(name: str) -> ReleasedLMM | BackboneFacts:
-    """The LMM that ``--backbone`` means: one of the paper's by name, else what a model's own configuration says.
+    """Return the LMM that ``--backbone`` names: one of the paper's, else what a model's own configuration says.
 
     Raises:
         UnknownArgument: Neither one of the paper's nor a folder.
@@ -175,17 +162,18 @@ def backbone_numbers(name: str) -> ReleasedLMM | BackboneFacts:
     """
     from flmm_plugin.heads.released import find_released, need_released
 
-    folder = Path(name).is_dir()
     released = find_released(name)
-    if released is not None or not (folder or "/" in name):
-        return released or need_released(name)
+    if released is not None:
+        return released
+    if not Path(name).is_dir() and "/" not in name:
+        return need_released(name)
     from flmm_plugin.backbones.facts import facts_of
 
     return facts_of(name)
 
 
 def _sam(text: str) -> str | dict[str, Any]:
-    """``--sam``: a size, or the numbers in a JSON file."""
+    """Read ``--sam``: a size, or the numbers in a JSON file."""
     path = Path(text)
     if path.suffix != ".json":
         return text
@@ -202,54 +190,46 @@ def _sam(text: str) -> str | dict[str, Any]:
 def _show(args: argparse.Namespace) -> int:
     content = released_content(args.file) if args.file.suffix in (".pth", ".pt", ".bin") else heads_content(args.file)
     if args.json:
-        print(json.dumps(content, indent=1, ensure_ascii=False))
+        print_json(content)
         return 0
-    width = max(len(name) for name in content)
-    for name, value in content.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else str(value)
-        print(f"{name.ljust(width)}  {shown}")
+    print(
+        aligned(
+            (name, json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else str(value))
+            for name, value in content.items()
+        )
+    )
     return 0
 
 
-def released_table() -> list[dict[str, str]]:
-    """One row for each LMM that heads were released for."""
+def _list(args: argparse.Namespace) -> int:
     from flmm_plugin.heads.released import RELEASED
 
-    return [
+    rows = [
         {
             "model": one.name,
             "--backbone": one.hub,
             "maps": f"{one.facts.attention_maps} ({one.layers} x {one.heads}"
             + (f" x {one.maps_per_image} views)" if one.maps_per_image > 1 else ")"),
             "hidden size": str(one.hidden_size),
-            _TEMPLATE: one.template.replace("\n", "⏎"),
+            "template of the phrases' turn": one.template.replace("\n", "⏎"),
             "masks": one.placement,
         }
         for one in RELEASED
     ]
-
-
-def _list(args: argparse.Namespace) -> int:
-    rows = released_table()
     if args.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return 0
-    if args.markdown:
-        print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-        for row in rows:
-            values = {**row, "--backbone": f"`{row['--backbone']}`"}
-            values[_TEMPLATE] = f"`{row[_TEMPLATE]}`"
-            print("| " + " | ".join(value.replace("|", "\\|") for value in values.values()) + " |")
-        return 0
-    shown = ("model", "--backbone", "maps", "hidden size", "masks")
-    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in shown]
-    for row in [dict(zip(shown, shown, strict=True)), *rows]:
-        print("  ".join(row[name].ljust(width) for name, width in zip(shown, widths, strict=True)).rstrip())
+        print_json(rows)
+    elif args.markdown:
+        code = ("--backbone", "template of the phrases' turn")
+        cells = [[f"`{value}`" if name in code else value for name, value in row.items()] for row in rows]
+        print(markdown_table(list(rows[0]), cells))
+    else:
+        shown = ("model", "--backbone", "maps", "hidden size", "masks")
+        print(aligned([shown, *([row[name] for name in shown] for row in rows)]))
     return 0
 
 
 def heads_content(path: Path) -> dict[str, Any]:
-    """Manifest and measures of a heads file; its hash is checked.
+    """Return the manifest of a heads file with the sizes of its parts; the file's hash is checked.
 
     Raises:
         BadCheckpoint: As `load_heads`.
@@ -257,15 +237,15 @@ def heads_content(path: Path) -> dict[str, Any]:
     from flmm_plugin.heads.checkpoint import read_manifest, verify_tensors
 
     manifest, state = read_manifest(path), verify_tensors(path)
-    parts: dict[str, int] = {}
+    numbers: Counter[str] = Counter()
     for name, tensor in state.items():
-        part = name.split(".")[0] if not name.startswith("mask_refiner.sam.") else ".".join(name.split(".")[:3])
-        parts[part] = parts.get(part, 0) + tensor.numel()
+        depth = 3 if name.startswith("mask_refiner.sam.") else 1
+        numbers[".".join(name.split(".")[:depth])] += tensor.numel()
     return {
         "file": str(path),
         "size": _megabytes(path),
         "tensors": len(state),
-        "numbers": parts,
+        "numbers": numbers,
         "attention_maps": manifest.attention_maps,
         "sam_image_encoder": "in the file" if manifest.stores_image_encoder else "given on loading",
         **asdict(manifest),
@@ -273,7 +253,7 @@ def heads_content(path: Path) -> dict[str, Any]:
 
 
 def released_content(path: Path) -> dict[str, Any]:
-    """What a released .pth was trained for, as far as its shapes tell.
+    """Return what the shapes in a released .pth say about the LMM that its heads were trained for.
 
     Raises:
         BadCheckpoint, UnsafePickle: As `read_official`.
@@ -320,7 +300,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Before anything is read: a wrong OUT should not cost minutes."""
+    """Check the place of OUT before anything is read, which may take minutes."""
     if out.suffix != ".safetensors":
         raise DataNotFound(f"heads are written as .safetensors; give {out.with_suffix('.safetensors')}")
     if out.exists() and not overwrite:

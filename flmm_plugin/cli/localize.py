@@ -1,17 +1,17 @@
-"""``flmm heads localize``: the few attention heads of a model that say where, for ``heads=localization-heads:...``."""
+"""``flmm heads localize``: choose the few attention heads of a model that locate things."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from flmm_plugin.cli.model_options import add_model_options, check_model_options, positive
+from flmm_plugin.cli.output import note
 
 _DESCRIPTION = """\
-Count over many phrases which attention heads look at the picture and at one place in it, and print the most frequent
-as what --heads and --model_args heads= take. Nothing is trained and no mask is looked at. Without this, each phrase
-chooses its own heads.
+Count over many phrases which attention heads look at the image and at one place in it. The most frequent ones are
+printed in the form that --heads and --model_args heads= take. Nothing is trained and no mask is read. Without this
+choice, each phrase chooses its own heads.
 """
 _EXAMPLE = """\
 example:
@@ -28,7 +28,6 @@ def add_action(actions: Any) -> None:
         help="choose the attention heads of heads=localization-heads",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(parser)
     parser.add_argument(
@@ -39,7 +38,7 @@ def add_action(actions: Any) -> None:
         "--dataset", default="refcoco", choices=("refcoco", "refcoco+", "refcocog", "png"), help="default: %(default)s"
     )
     parser.add_argument("--split", default="train", help="default: %(default)s")
-    parser.add_argument("--limit", type=positive, default=300, help="pictures (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, default=300, help="number of images (default: %(default)s)")
     parser.add_argument(
         "--heads", type=positive, default=3, metavar="N", help="how many to choose (default: %(default)s)"
     )
@@ -55,7 +54,7 @@ def _localize(args: argparse.Namespace) -> int:
 
     part = DataPart(args.dataset, args.split, limit=args.limit)
     data = DataRecipe(root=args.data, parts=(part,), scenes=max(1, args.limit))
-    # Read before the model: missing data should not cost minutes.
+    # Read the data before the model is loaded: missing data should not cost minutes.
     recipe = TrainRecipe(data=data, heads=HeadsRecipe(separator="."))
     samples = TrainingSet(recipe)
     lmm = GroundedLMM.from_pretrained(
@@ -66,8 +65,8 @@ def _localize(args: argparse.Namespace) -> int:
     facts = lmm.backbone.facts
     if facts.maps_per_image == 1:
         named = [f"layer {index // facts.heads + 1}, head {index % facts.heads + 1}" for index in method.maps]
-        print("; ".join(named), file=sys.stderr)
+        note("; ".join(named))
     for one in problems:
-        print(f"left out: {one}", file=sys.stderr)
+        note(f"left out: {one}")
     print(method)
     return 0

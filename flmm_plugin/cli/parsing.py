@@ -1,4 +1,4 @@
-"""Command lines read by argparse, with the nearest known name for one that does not exist."""
+"""Read command lines with argparse: help with examples, and the nearest known name for one that does not exist."""
 
 from __future__ import annotations
 
@@ -11,18 +11,30 @@ from flmm_plugin.ending import FAILED
 from flmm_plugin.nearest import did_you_mean
 
 
+class HelpText(argparse.HelpFormatter):
+    """Help that keeps the lines of a text with several, such as examples, and wraps a text of one."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text.strip():
+            return super()._fill_text(text, width, indent)
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser, and those of its subcommands, whose refusals are one line."""
+    """Parser whose errors are one line; the parsers of its subcommands are of this class too."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpText, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and where the help is, in one line."""
+        """Print what is wrong and how to get help in one line, then exit."""
         print(f"{self.prog}: {message} ({self.prog} --help)", file=sys.stderr)
         sys.exit(FAILED)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Refuse unknown options where they belong; other words are left to the caller."""
+        """Parse; refuse unknown options here, and leave other unknown words to the caller."""
         found, behind = super().parse_known_args(args, namespace)
         unknown = [word for word in behind if word.startswith("-") and word != "-"]
         if unknown:
@@ -31,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         return found, behind
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Offer the nearest of the choices."""
+        """Raise with the nearest of the choices for a value that is none of them."""
         choices = action.choices
         if choices is None or value in choices:
             return

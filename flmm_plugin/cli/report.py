@@ -37,7 +37,6 @@ def add_subcommand(commands: Any) -> None:
         description="Read result files of lmms-eval and VLMEvalKit; write the paper's tables with their rows added, "
         "its figures, or one self-contained page.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", metavar="RESULTS", nargs="*", type=Path, help="result files, or folders of them")
     parser.add_argument(

@@ -79,7 +79,6 @@ def add_subcommand(commands: Any) -> None:
         description="Run the lmms-eval tasks that fill a table of the paper, for one or several backbones; then write "
         "the table (md, csv, tex) and a page into OUT.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", metavar="TABLE", help="table1, table2, ..., tableA3 (or 1, 2, ..., A3)")
     parser.add_argument(
