@@ -1,11 +1,11 @@
-"""``flmm data``: what the benchmarks need, whether it is there, how to get it, and how to make it quick to open."""
+"""``flmm data``: list, download, check and prepare the data of the benchmarks."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,47 +117,29 @@ def _detail(benchmark: Benchmark, root: Path) -> str:
         state = missing if part.found(root) is None else "have"
         lines.append(f"  {state:<7}  {part.what}")
         lines.append(f"      places   {', '.join(part.places)}")
-        lines.append(f"      from     {_source(part)}")
+        lines.append(f"      from     {_where(part)}{f' ({part.size} bytes)' if part.size else ''}")
         lines.append(f"      licence  {part.licence}")
     return "\n".join(lines)
 
 
 def _markdown(chosen: list[Benchmark]) -> str:
-    """One row per part; the same for every root."""
+    """Write one row per part; the same for every root."""
     lines = ["| benchmark | part | from | bytes | hash known | licence |", "|---|---|---|---|---|---|"]
     for one in chosen:
         for part in one.parts:
-            cells = (
-                one.name,
-                part.what,
-                _where(part),
-                str(part.size or ""),
-                "yes" if _hashed(part) else "",
-                part.licence,
-            )
+            hashed = "yes" if getattr(part.source, "sha256", None) else ""
+            cells = (one.name, part.what, _where(part), str(part.size or ""), hashed, part.licence)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _where(part: Part) -> str:
-    from flmm_plugin.data.registry import Archive
-
-    return _source(part) if not isinstance(part.source, Archive) else part.source.urls[0]
-
-
-def _hashed(part: Part) -> bool:
-    return getattr(part.source, "sha256", None) is not None
-
-
-def _source(part: Part) -> str:
+    """Return the address of a part, or how to get it by hand."""
     from flmm_plugin.data.registry import Archive, Hub
 
     if isinstance(part.source, Archive):
-        size = f" ({part.source.size} bytes)" if part.source.size else ""
-        return f"{part.source.urls[0]}{size}"
-    if isinstance(part.source, Hub):
-        return f"hub data set {part.source.repo}"
-    return part.how
+        return part.source.urls[0]
+    return f"hub data set {part.source.repo}" if isinstance(part.source, Hub) else part.how
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -165,26 +147,21 @@ def _check(args: argparse.Namespace) -> int:
 
     from flmm_plugin.data.checking import check
 
-    root, found, bad = _root(args), [], 0
+    root, found = _root(args), []
+    shown = sys.maxsize if args.all_lines else _SHOWN
     for benchmark in _chosen(args):
         if not args.json:
             print(f"{benchmark.name} under {root}")
         pictures = 0
-        with tqdm(desc=benchmark.name, unit="picture", disable=None, leave=False) as bar:
-
-            def told(done: int, total: int, bar: Any = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            for finding in check(benchmark, root, deep=args.deep, progress=told):
-                found.append({"benchmark": benchmark.name, **asdict(finding)})
-                bad += finding.status == "bad"
-                pictures += finding.what.startswith("picture ")
-                if args.json or (finding.what.startswith("picture ") and pictures > _SHOWN and not args.all_lines):
-                    continue
-                tqdm.write(_line(finding))
-        if pictures > _SHOWN and not args.all_lines and not args.json:
-            print(f"  ...   {pictures - _SHOWN} more bad pictures; name them with --all-lines")
+        for finding in check(benchmark, root, deep=args.deep):
+            found.append({"benchmark": benchmark.name, **asdict(finding)})
+            is_picture = finding.what.startswith("picture ")
+            pictures += is_picture
+            if not args.json and not (is_picture and pictures > shown):
+                tqdm.write(f"  {finding.status:<4}  {finding.what}: {finding.detail}")
+        if pictures > shown and not args.json:
+            print(f"  ...   {pictures - shown} more bad pictures; name them with --all-lines")
+    bad = sum(one["status"] == "bad" for one in found)
     if args.json:
         print(json.dumps(found, indent=1))
     elif bad:
@@ -192,12 +169,9 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _line(finding: Any) -> str:
-    return f"  {finding.status:<4}  {finding.what}: {finding.detail}"
-
-
 def _prepare(args: argparse.Namespace) -> int:
     from flmm_plugin.data.probing import splits_of
+    from flmm_plugin.data.registry import Hub
     from flmm_plugin.datasets.prepared import writing
 
     root, failures = _root(args), 0
@@ -219,27 +193,20 @@ def _prepare(args: argparse.Namespace) -> int:
         for path in dict.fromkeys(written):
             print(f"  wrote {path} ({path.stat().st_size} bytes)")
         if not written:
-            print(f"  {benchmark.name}: nothing to convert{_why(benchmark)}")
+            parquet = all(isinstance(part.source, Hub) and "data/*" in part.source.patterns for part in benchmark.parts)
+            print(f"  {benchmark.name}: nothing to convert{', it is parquet' if parquet else ''}")
     return 1 if failures else 0
 
 
-def _why(benchmark: Benchmark) -> str:
-    """Parquet is read into Arrow as it is."""
-    from flmm_plugin.data.registry import Hub
-
-    parquet = all(isinstance(part.source, Hub) and "data/*" in part.source.patterns for part in benchmark.parts)
-    return ", it is parquet" if parquet else ""
-
-
 def _download(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from flmm_plugin.data.downloading import install
 
     root, failures, by_hand = _root(args), 0, 0
     if not args.dry_run:
         make_folder(root)
-    for benchmark, part in _missing(args, root):
+    for part in [part for benchmark in _chosen(args) for part in benchmark.parts]:
+        if part.found(root) is not None:  # looked for now: one archive may have brought several parts
+            continue
         if part.comes_along:
             print(f"  comes along  {part.what}: {part.how}")
             continue
@@ -247,20 +214,16 @@ def _download(args: argparse.Namespace) -> int:
             by_hand += not part.optional
             print(f"  by hand   {part.what}: {part.how}")
             continue
-        print(f"  {'would get' if args.dry_run else 'get'}  {part.what}: {_source(part)}   licence: {part.licence}")
+        size = f" ({part.size} bytes)" if part.size else ""
+        verb = "would get" if args.dry_run else "get"
+        print(f"  {verb}  {part.what}: {_where(part)}{size}   licence: {part.licence}")
         if args.dry_run:
             continue
-        with tqdm(desc=benchmark.name, unit="B", unit_scale=True, unit_divisor=1000, disable=None) as bar:
-
-            def told(done: int, total: int | None, bar: Any = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            try:
-                print(f"  got   {install(part.source, root, told)}")
-            except FlmmError as exc:
-                failures += 1
-                print(f"  FAILED  {part.what}: {exc}")
+        try:
+            print(f"  got   {install(part.source, root)}")
+        except FlmmError as exc:
+            failures += 1
+            print(f"  FAILED  {part.what}: {exc}")
     if by_hand:
         noun = "part" if by_hand == 1 else "parts"
         print(
@@ -269,11 +232,3 @@ def _download(args: argparse.Namespace) -> int:
     if not failures and not args.dry_run:
         print(f"next: flmm data check {' '.join(args.names)} --root '{root}'")
     return 1 if failures else 0
-
-
-def _missing(args: argparse.Namespace, root: Path) -> Iterator[tuple[Benchmark, Part]]:
-    """Parts that are in none of their places; looked at one by one, since one archive may bring several."""
-    for benchmark in _chosen(args):
-        for part in benchmark.parts:
-            if part.found(root) is None:
-                yield benchmark, part

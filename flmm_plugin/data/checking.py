@@ -1,16 +1,18 @@
-"""Is the data of a benchmark all there and whole? Each missing or damaged file is named.
+"""Check that the data of a benchmark is complete and undamaged; each missing or damaged file is named.
 
-Three looks, the cheap ones first: are the parts in one of their places, with the official size and hash where those are
-known; does each split read as a run would read it, with the official number of items; is each picture there, not empty,
-and complete at both ends (``deep``: decoded).
+Cheap checks come first: each part is in one of its places, with the official size and hash where those are known; each
+split reads as a run would read it, with the official number of items; each picture is there, not empty, and complete at
+both ends (``deep``: decoded).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from tqdm import tqdm
 
 from flmm_plugin.contents import path_digest
 from flmm_plugin.data.downloading import problem_of
@@ -22,7 +24,7 @@ from flmm_plugin.images import open_image
 
 Status = Literal["ok", "note", "bad"]
 
-# A whole file begins and ends like this; JPEG files of some cameras carry bytes behind the end mark.
+# First bytes -> last bytes, and how far they may be from the end: some cameras write bytes behind it.
 _ENDS = {b"\xff\xd8": (b"\xff\xd9", 64), b"\x89PNG\r\n\x1a\n": (b"IEND\xaeB`\x82", 12)}
 
 
@@ -32,7 +34,7 @@ class Finding:
 
     Attributes:
         status: ``ok``; ``note``: runs as it is; ``bad``: a run would fail or its number would not be the official one.
-        what: Which part, split or file.
+        what: Name of the part, split or file.
         detail: What was found, and the fix if it is bad.
     """
 
@@ -41,23 +43,17 @@ class Finding:
     detail: str
 
 
-def check(
-    benchmark: Benchmark, root: Path, *, deep: bool = False, progress: Callable[[int, int], None] = lambda *_: None
-) -> Iterator[Finding]:
-    """Look at everything a benchmark needs under a root.
+def check(benchmark: Benchmark, root: Path, *, deep: bool = False) -> Iterator[Finding]:
+    """Look at everything a benchmark needs under a root; a terminal shows how many pictures are done.
 
     Args:
-        benchmark: Which.
-        root: Data root.
+        benchmark: Its parts are looked for, its splits read.
+        root: Data root, such as ``$FLMM_DATA``.
         deep: Decode every picture; minutes for thousands of them.
-        progress: Told (pictures looked at, pictures in all) of each split.
     """
-    present = True
     for part in benchmark.parts:
-        finding = _part(part, root, benchmark.name)
-        present = present and finding.status != "bad"
-        yield finding
-    seen: dict[Path, str | None] = {}
+        yield _part(part, root, benchmark.name)
+    damages: dict[Path, str | None] = {}
     for name, read in splits_of(benchmark.name, root):
         try:
             split = read()
@@ -67,7 +63,7 @@ def check(
         yield _count(split)
         for note in split.notes:
             yield Finding("note", f"split {name}", note)
-        yield from _pictures(split, seen, deep, progress)
+        yield from _pictures(split, damages, deep)
 
 
 def _part(part: Part, root: Path, name: str) -> Finding:
@@ -86,9 +82,8 @@ def _part(part: Part, root: Path, name: str) -> Finding:
         problem = problem_of(found, source.size, source.sha256)
         if problem is not None:
             # Another release of an annotation file may be what somebody wants: a run goes on, and says its hash.
-            detail = f"{found} is {kind_of(found)} of {problem}: not the official file, or damaged; delete it and "
-            detail += "download again"
-            return Finding("bad", part.what, detail)
+            detail = f"{found} is {kind_of(found)} of {problem}: not the official file, or damaged"
+            return Finding("bad", part.what, f"{detail}; delete it and download again")
         return Finding("ok", part.what, f"{found} (size and sha256 as official)")
     with found.open("rb") as file:
         beginning = file.read(512)
@@ -98,35 +93,32 @@ def _part(part: Part, root: Path, name: str) -> Finding:
 
 
 def _count(split: Split) -> Finding:
-    what = f"split {split.name}"
+    what, found = f"split {split.name}", f"{split.items} {split.unit}"
     if split.expected is None:
-        return Finding("ok", what, f"{split.items} {split.unit} (no official number is published)")
+        return Finding("ok", what, f"{found} (no official number is published)")
     if split.items == split.expected:
-        return Finding("ok", what, f"{split.items} {split.unit}, as official")
-    return Finding(
-        "bad", what, f"{split.items} {split.unit}, the official split has {split.expected}; get the official files"
-    )
+        return Finding("ok", what, f"{found}, as official")
+    return Finding("bad", what, f"{found}, the official split has {split.expected}; get the official files")
 
 
-def _pictures(
-    split: Split, seen: dict[Path, str | None], deep: bool, progress: Callable[[int, int], None]
-) -> Iterator[Finding]:
-    wrong = 0
-    for number, path in enumerate(split.pictures, start=1):
-        if path not in seen:
-            seen[path] = _damage(path, deep)
-        problem = seen[path]
-        if problem is not None:
-            wrong += 1
-            yield Finding("bad", f"picture {path}", problem)
-        progress(number, len(split.pictures))
+def _pictures(split: Split, damages: dict[Path, str | None], deep: bool) -> Iterator[Finding]:
+    """Check the pictures of a split, apart from those that another split has shown already."""
+    damaged = 0
+    for path in tqdm(split.pictures, desc=split.name, unit="picture", disable=None, leave=False):
+        if path not in damages:
+            damages[path] = _damage(path, deep)
+        if damages[path] is not None:
+            damaged += 1
+            yield Finding("bad", f"picture {path}", str(damages[path]))
     if split.pictures:
         total = len(split.pictures)
-        yield Finding("bad" if wrong else "ok", f"pictures of {split.name}", f"{total - wrong} of {total} are whole")
+        yield Finding(
+            "bad" if damaged else "ok", f"pictures of {split.name}", f"{total - damaged} of {total} are whole"
+        )
 
 
 def _damage(path: Path, deep: bool) -> str | None:
-    """What is wrong with a picture, None if nothing was found."""
+    """Return what is wrong with a picture, None if nothing was found."""
     if not path.is_file():
         return f"{kind_of(path)}; unpack its archive again" if path.exists() else "missing; unpack its archive again"
     if deep:

@@ -1,25 +1,25 @@
-"""Fetch a file so that it can be interrupted: it resumes, it is tested, and only then has its name.
+"""Fetch a file so that it can be interrupted: it resumes, it is tested, and only then gets its name.
 
-What is fetched lies in ``<root>/.flmm/downloads``. A rest that an interrupted download left belongs to one address and
-one version of the file there (its ETag or date): another address or version begins anew. A file that fails its test is
-thrown away, and the next mirror is asked.
+Downloads lie in ``<root>/.flmm/downloads``. What an interrupted download left belongs to one address and one version of
+the file there (its ETag or date): another address or version begins anew. A file that fails its test is deleted, and
+the next mirror is asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
-import json
 import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from tqdm import tqdm
 
 from flmm_plugin import files
 from flmm_plugin.contents import file_digest
@@ -31,80 +31,49 @@ from flmm_plugin.file_kinds import is_web_page, kind_of_bytes
 _CHUNK = 1 << 20
 _TIMEOUT = 60
 
-#: Called with (bytes so far, bytes in all or None).
-Progress = Callable[[int, int | None], None]
+#: A bar of bytes, on a terminal alone.
+_BAR: Any = {"unit": "B", "unit_scale": True, "unit_divisor": 1000, "disable": None}
 
 _log = logging.getLogger(__name__)
 
 
 class _WrongFile(Exception):
-    """What a server sent is not the file that was asked for."""
+    """Raised where a server sent another file than the one that was asked for."""
 
 
-def fetch(archive: Archive, root: Path, progress: Progress = lambda *_: None) -> Path:
-    """Download an archive or file, trying its mirrors in order.
+def fetch(archive: Archive, root: Path) -> Path:
+    """Download an archive or file, trying its mirrors in order; a terminal shows how far it is.
 
     Args:
-        archive: What.
-        root: Data root.
-        progress: Told how far it is.
+        archive: Addresses of one file, with its size and hash where they are known.
+        root: Data root; the download lies in its workplace.
 
     Returns:
-        The tested file, in the workplace.
+        The tested file.
 
     Raises:
         DataNotFound: No mirror could be reached; the message has what each said.
         BadAnnotation: What came is another file than the official one, is damaged or is a web page; it was deleted.
         OutputFailed: The root cannot be written, or has no room.
     """
-    with _alone(archive, root) as target:
-        return _fetch(archive, target, progress)
+    with _locked(archive, root) as target:
+        return _fetch(archive, target)
 
 
-def _fetch(archive: Archive, target: Path, progress: Progress) -> Path:
-    """Download to `target`, whose lock is held."""
-    if target.is_file():
-        problem = _problem(target, archive)
-        if problem is None:
-            return target
-        _log.warning("%s is not the official file (%s); it is fetched again", target, problem)
-    said: list[str] = []
-    wrong = False
-    for url in archive.urls:
-        partial = _rest_of(target, url)
-        try:
-            _arrive(url, partial, archive, progress)
-        except (OSError, http.client.HTTPException, ValueError) as exc:
-            said.append(f"{url}: {type(exc).__name__}: {exc}")
-        except _WrongFile as exc:
-            _forget(partial)
-            said.append(f"{url}: what came was deleted: {exc}")
-            wrong = True
-        else:
-            partial.replace(target)
-            _forget(partial)
-            return target
-    kind = BadAnnotation if wrong else DataNotFound
-    raise kind(
-        f"{archive.name} could not be fetched ({'; '.join(said)}). What has arrived is kept: run the same command "
-        f"again, or put the file into {target.parent} yourself"
-    )
-
-
-def install(source: Archive | Hub, root: Path, progress: Progress = lambda *_: None) -> str:
+def install(source: Archive | Hub, root: Path) -> str:
     """Fetch a source and put it where the readers look.
 
     Returns:
-        One line that says what happened.
+        One line that says where it is.
 
     Raises:
         DataNotFound, BadAnnotation, OutputFailed: As `fetch` and `flmm_plugin.data.unpacking.unpack`.
     """
     if isinstance(source, Hub):
         return _from_hub(source, root)
-    with _alone(source, root) as download:
+    with _locked(source, root) as download:
         if source.file is None:
-            file = _fetch(source, download, progress)
+            file = _fetch(source, download)
             folder = root / source.into
             written = unpack(file, folder)
             for name, into in source.inner.items():
@@ -113,7 +82,7 @@ def install(source: Archive | Hub, root: Path, progress: Progress = lambda *_: N
         target = root / source.file
         # Another process may have put it there while this one waited.
         if not (target.is_file() and _problem(target, source) is None):
-            file = _fetch(source, download, progress)
+            file = _fetch(source, download)
             with files.naming(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
@@ -121,7 +90,11 @@ def install(source: Archive | Hub, root: Path, progress: Progress = lambda *_: N
 
 
 def problem_of(path: Path, size: int | None, sha256: str | None) -> str | None:
-    """What is wrong with a file, None if nothing is known to be."""
+    """Compare a file with its official size and hash.
+
+    Returns:
+        What is wrong with it, None if nothing is known to be.
+    """
     actual = path.stat().st_size
     if size is not None and actual != size:
         return f"{actual} bytes, expected {size}"
@@ -133,7 +106,7 @@ def problem_of(path: Path, size: int | None, sha256: str | None) -> str | None:
 
 
 def _problem(path: Path, archive: Archive) -> str | None:
-    """What is wrong with a download: its size and hash where they are known, else whether it reads as an archive."""
+    """Say what is wrong with a download, by its size and hash or else by reading it as an archive; None if nothing."""
     with path.open("rb") as file:
         beginning = file.read(512)
     if is_web_page(beginning):
@@ -146,9 +119,9 @@ def _problem(path: Path, archive: Archive) -> str | None:
     return None
 
 
-@contextmanager
-def _alone(archive: Archive, root: Path) -> Iterator[Path]:
-    """Hold the lock of a download, whose place is handed over; a killed process leaves no lock behind."""
+@contextlib.contextmanager
+def _locked(archive: Archive, root: Path) -> Iterator[Path]:
+    """Hold the lock of a download and yield its place; a killed process leaves no lock behind."""
     target = root / files.WORKPLACE / "downloads" / archive.name
     files.make_folder(target.parent)
     lock = files.Lock(target.with_name(f".{target.name}.lock"))
@@ -164,66 +137,52 @@ def _alone(archive: Archive, root: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _rest_of(target: Path, url: str) -> Path:
-    """Where what has arrived from an address is kept."""
-    return target.with_name(f".{target.name}.{hashlib.sha256(url.encode()).hexdigest()[:12]}{files.PART}")
+def _fetch(archive: Archive, target: Path) -> Path:
+    """Download to `target`, whose lock is held."""
+    if target.is_file():
+        problem = _problem(target, archive)
+        if problem is None:
+            return target
+        _log.warning("%s is not the official file (%s); it is fetched again", target, problem)
+    failures: list[str] = []
+    error: type[Exception] = DataNotFound
+    for url in archive.urls:
+        partial = _partial_file(target, url)
+        try:
+            _fetch_from(url, partial, archive)
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            failures.append(f"{url}: {type(exc).__name__}: {exc}")
+        except _WrongFile as exc:
+            _forget(partial)
+            failures.append(f"{url}: what came was deleted: {exc}")
+            error = BadAnnotation
+        else:
+            partial.replace(target)
+            _forget(partial)
+            return target
+    raise error(
+        f"{archive.name} could not be fetched ({'; '.join(failures)}). What has arrived is kept: run the same command "
+        f"again, or put the file into {target.parent} yourself"
+    )
 
 
-def _version_file(partial: Path) -> Path:
-    return partial.with_suffix(".version")
-
-
-def _forget(partial: Path) -> None:
-    for path in (partial, _version_file(partial)):
-        path.unlink(missing_ok=True)
-
-
-def _version_of(answer: Any) -> str | None:
-    """What names this version of a file, in the form that ``If-Range`` takes; a weak ETag does not say so."""
-    tag = answer.headers.get("ETag")
-    if tag and not tag.startswith("W/"):
-        return str(tag)
-    date = answer.headers.get("Last-Modified")
-    return str(date) if date else None
-
-
-def _resumable(partial: Path, archive: Archive) -> tuple[int, str | None]:
-    """How many bytes are there to go on from, and the version that they are of.
-
-    Without a version, a rest is used only if a hash will tell whether what it grew into is right.
-    """
-    if partial.is_symlink() or not partial.is_file():
-        _forget(partial)
-        return 0, None
-    have = partial.stat().st_size
-    try:
-        version = json.loads(_version_file(partial).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        version = None
-    usable = isinstance(version, str) or archive.sha256 is not None
-    if not usable or (archive.size is not None and have > archive.size):
-        _forget(partial)
-        return 0, None
-    return have, version if isinstance(version, str) else None
-
-
-def _arrive(url: str, partial: Path, archive: Archive, progress: Progress) -> None:
-    """Fetch a file from one address and test it; one that grew out of an old rest is fetched anew if it is wrong."""
-    resumed = _stream(url, partial, archive, progress)
+def _fetch_from(url: str, partial: Path, archive: Archive) -> None:
+    """Fetch a file from one address and test it; one that was resumed is fetched anew if it is wrong."""
+    resumed = _stream(url, partial, archive)
     problem = _problem(partial, archive)
     if problem is not None and resumed:
         _forget(partial)
-        _stream(url, partial, archive, progress)
+        _stream(url, partial, archive)
         problem = _problem(partial, archive)
     if problem is not None:
         raise _WrongFile(problem)
 
 
-def _stream(url: str, partial: Path, archive: Archive, progress: Progress) -> bool:
+def _stream(url: str, partial: Path, archive: Archive) -> bool:
     """Append what is missing of a file; from the start where the server does not resume, or has another version.
 
     Returns:
-        Whether a rest was gone on with.
+        Whether it went on with what was there.
     """
     have, version = _resumable(partial, archive)
     if archive.size is not None and have == archive.size:
@@ -231,8 +190,8 @@ def _stream(url: str, partial: Path, archive: Archive, progress: Progress) -> bo
     headers = {"User-Agent": "flmm-plugin"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        if version is not None:
-            headers["If-Range"] = version
+    if have and version:
+        headers["If-Range"] = version
     try:
         answer: Any = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as exc:
@@ -250,24 +209,59 @@ def _stream(url: str, partial: Path, archive: Archive, progress: Progress) -> bo
         files.check_room(partial.parent, (total or 0) - have)
         if not resumed:
             _forget(partial)
-            files.write(_version_file(partial), json.dumps(_version_of(answer)))
+            files.write(_version_file(partial), _version_of(answer))
         with files.naming(partial):
             handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(handle, "ab") as out:
+        with os.fdopen(handle, "ab") as out, tqdm(initial=have, total=total, **_BAR) as bar:
             while chunk := answer.read(_CHUNK):
                 with files.naming(partial):
                     out.write(chunk)
-                have += len(chunk)
-                progress(have, total)
+                bar.update(len(chunk))
             with files.naming(partial):
                 out.flush()
+            have = out.tell()
     if total is not None and have < total:
         raise OSError(f"the connection ended after {have} of {total} bytes")
     return resumed
 
 
+def _partial_file(target: Path, url: str) -> Path:
+    """Return where the bytes from one address are kept."""
+    return target.with_name(f".{target.name}.{hashlib.sha256(url.encode()).hexdigest()[:12]}{files.PART}")
+
+
+def _version_file(partial: Path) -> Path:
+    return partial.with_suffix(".version")
+
+
+def _forget(partial: Path) -> None:
+    for path in (partial, _version_file(partial)):
+        path.unlink(missing_ok=True)
+
+
+def _version_of(answer: Any) -> str:
+    """Return what names this version of a file in the form that ``If-Range`` takes; "" for a weak ETag alone."""
+    tag = str(answer.headers.get("ETag") or "W/")
+    return str(answer.headers.get("Last-Modified") or "") if tag.startswith("W/") else tag
+
+
+def _resumable(partial: Path, archive: Archive) -> tuple[int, str]:
+    """Return how many bytes are there to go on from, and the version that they are of.
+
+    Without a version, they are used only if a hash will show whether the finished file is right.
+    """
+    if partial.is_file() and not partial.is_symlink():
+        have, version = partial.stat().st_size, ""
+        with contextlib.suppress(OSError, ValueError):
+            version = _version_file(partial).read_text(encoding="utf-8")
+        if (version or archive.sha256 is not None) and (archive.size is None or have <= archive.size):
+            return have, version
+    _forget(partial)
+    return 0, ""
+
+
 def _from_hub(source: Hub, root: Path) -> str:
-    """Files of a hub data set, flat under ``source.into`` where patterns pick single files."""
+    """Fetch files of a hub data set; flat under ``source.into`` where one pattern picks single files."""
     from huggingface_hub import snapshot_download
 
     target = root / source.into

@@ -1,4 +1,4 @@
-"""Unpack archives of strangers: no path leaves the folder, no link is made, nothing is half written.
+"""Unpack archives of unknown origin: no path leaves the folder, no link is made, nothing is half written.
 
 Every member is looked at before the first byte is written. A file that is already there with the member's size is left
 alone, so that an interrupted unpacking goes on where it stopped.
@@ -7,13 +7,12 @@ alone, so that an interrupted unpacking goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from flmm_plugin import files
 from flmm_plugin.errors import BadAnnotation, FlmmError
@@ -21,26 +20,22 @@ from flmm_plugin.file_kinds import kind_of
 
 _CHUNK = 1 << 20
 
+#: File types of Unix that a zip member may state: none, a folder, a file.
+_ZIP_TYPES = (0, 0o04, 0o10)
 
-@dataclass(frozen=True)
-class _Member:
+
+class _Member(NamedTuple):
     name: str
     size: int
-    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    open: Callable[[], IO[bytes]]
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a file is one that `unpack` reads: zip, or tar with any of its compressions."""
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
-
-
-def unpack(archive: Path, folder: Path, progress: Callable[[int], None] = lambda _: None) -> int:
+def unpack(archive: Path, folder: Path) -> int:
     """Unpack an archive into a folder.
 
     Args:
-        archive: zip or tar.
+        archive: A zip file, or a tar file with any of its compressions.
         folder: Made if it is not there.
-        progress: Told the bytes of each file as it is done.
 
     Returns:
         How many files were written; those already there are not counted.
@@ -51,7 +46,18 @@ def unpack(archive: Path, folder: Path, progress: Callable[[int], None] = lambda
         OutputFailed: The folder cannot be written or its disk has no room.
     """
     with _members_of(archive) as members:
-        return _write(members, folder, archive, progress)
+        targets = {safe_path(member.name, folder, archive): member for member in members}
+        missing = {
+            target: member
+            for target, member in targets.items()
+            if not (target.is_file() and target.stat().st_size == member.size)
+        }
+        files.make_folder(folder)
+        files.check_room(folder, sum(member.size for member in missing.values()))
+        for target, member in missing.items():
+            with files.new_file(target, durable=False) as part, part.open("wb") as out:
+                out.writelines(_content(member, archive))
+        return len(missing)
 
 
 def problem_of_archive(archive: Path) -> str | None:
@@ -70,25 +76,64 @@ def problem_of_archive(archive: Path) -> str | None:
     return None
 
 
-@contextmanager
+def safe_path(name: str, folder: Path, archive: Path) -> Path:
+    """Return where a member of an archive goes.
+
+    Raises:
+        BadAnnotation: Its path is absolute, climbs, or goes through a link that leads out of the folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts or not name.isprintable():
+        raise BadAnnotation(f"{archive} has a file named {name!r}; get the archive from its official source")
+    target = folder.joinpath(*path.parts)
+    outside = path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":")
+    if outside or not target.resolve().is_relative_to(folder.resolve()):
+        raise BadAnnotation(
+            f"{archive} wants to write {name!r}, outside of {folder}; nothing was unpacked. Get the archive from its "
+            "official source"
+        )
+    return target
+
+
+@contextlib.contextmanager
 def _members_of(archive: Path) -> Iterator[list[_Member]]:
-    """Open an archive and list its files."""
+    """List the files of an archive, which stays open during the block."""
     with contextlib.ExitStack() as stack:
-        with _reading(archive):
+        with _naming(archive):
+            opened: Any
             if zipfile.is_zipfile(archive):
-                members = list(_zip_members(stack.enter_context(zipfile.ZipFile(archive)), archive))
+                opened = stack.enter_context(zipfile.ZipFile(archive))
+                listed = opened.infolist()
+                refused = [info.filename for info in listed if info.external_attr >> 28 not in _ZIP_TYPES]
+                members = [
+                    _Member(info.filename, info.file_size, functools.partial(opened.open, info))
+                    for info in listed
+                    if not info.is_dir()
+                ]
             elif tarfile.is_tarfile(archive):
-                members = list(_tar_members(stack.enter_context(tarfile.open(archive)), archive))
+                opened = stack.enter_context(tarfile.open(archive))
+                listed = opened.getmembers()
+                refused = [info.name for info in listed if not (info.isfile() or info.isdir())]
+                members = [
+                    _Member(info.name, info.size, functools.partial(opened.extractfile, info))
+                    for info in listed
+                    if info.isfile()
+                ]
             else:
                 raise BadAnnotation(
                     f"{archive} is no zip or tar archive but {kind_of(archive)}; delete it and download again"
                 )
+            if refused:
+                raise BadAnnotation(
+                    f"{archive} has {refused[0]!r}, which is neither a file nor a folder; nothing was unpacked. Get "
+                    "the archive from its official source"
+                )
         yield members
 
 
-@contextmanager
-def _reading(archive: Path) -> Iterator[None]:
-    """Name whatever the decoders raise on bytes of strangers; they have no common kind of error."""
+@contextlib.contextmanager
+def _naming(archive: Path) -> Iterator[None]:
+    """Name the archive in whatever the decoders raise on damaged bytes; they have no common kind of error."""
     try:
         yield
     except FlmmError:
@@ -100,85 +145,15 @@ def _reading(archive: Path) -> Iterator[None]:
 
 
 def _content(member: _Member, archive: Path) -> Iterator[bytes]:
-    """The bytes of a member in chunks.
+    """Yield the bytes of a member in chunks.
 
     Raises:
-        BadAnnotation: It cannot be read, or has another size than the archive says.
+        BadAnnotation: It cannot be read, or has another size than the archive states.
     """
     size = 0
-    with _reading(archive), member.open() as source:
+    with _naming(archive), member.open() as source:
         while chunk := source.read(_CHUNK):
             size += len(chunk)
             yield chunk
     if size != member.size:
         raise BadAnnotation(f"{member.name} of {archive} is cut short; delete the archive and download again")
-
-
-def safe_path(name: str, folder: Path, archive: Path) -> Path:
-    """Where a member goes.
-
-    Raises:
-        BadAnnotation: Its path is absolute, climbs, or goes through a link that leads out of the folder.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts or not name.isprintable():
-        raise BadAnnotation(f"{archive} has a file named {name!r}; get the archive from its official source")
-    drive = bool(path.parts) and path.parts[0].endswith(":")
-    target = folder.joinpath(*path.parts)
-    outside = path.is_absolute() or ".." in path.parts or drive
-    if outside or not target.resolve().is_relative_to(folder.resolve()):
-        raise BadAnnotation(
-            f"{archive} wants to write {name!r}, outside of {folder}; nothing was unpacked. Get the archive from its "
-            "official source"
-        )
-    return target
-
-
-def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
-    for info in opened.infolist():
-        kind = info.external_attr >> 28
-        if kind not in (0, 0x4, 0x8):
-            raise _refused(archive, info.filename)
-        if not info.is_dir():
-            yield _Member(info.filename, info.file_size, lambda info=info: opened.open(info))  # type: ignore[misc]
-
-
-def _tar_members(opened: tarfile.TarFile, archive: Path) -> Iterator[_Member]:
-    for info in opened:
-        if not (info.isfile() or info.isdir()):
-            raise _refused(archive, info.name)
-        if info.isfile():
-            yield _Member(info.name, info.size, lambda info=info: _opened(opened, info))  # type: ignore[misc]
-
-
-def _opened(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = opened.extractfile(info)
-    if stream is None:
-        raise tarfile.ReadError(f"{info.name} has no content")
-    return stream
-
-
-def _refused(archive: Path, name: str) -> BadAnnotation:
-    return BadAnnotation(
-        f"{archive} has {name!r}, which is neither a file nor a folder; nothing was unpacked. Get the archive from its "
-        "official source"
-    )
-
-
-def _write(members: list[_Member], folder: Path, archive: Path, progress: Callable[[int], None]) -> int:
-    targets = [safe_path(member.name, folder, archive) for member in members]
-    todo = [
-        (member, target)
-        for member, target in zip(members, targets, strict=True)
-        if not (target.is_file() and target.stat().st_size == member.size)
-    ]
-    files.make_folder(folder)
-    files.check_room(folder, sum(member.size for member, _ in todo))
-    written = {target for _, target in todo}
-    for member, target in zip(members, targets, strict=True):
-        if target in written:
-            with files.new_file(target, durable=False) as part, part.open("wb") as out:
-                for chunk in _content(member, archive):
-                    out.write(chunk)
-        progress(member.size)
-    return len(todo)

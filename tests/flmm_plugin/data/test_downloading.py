@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from flmm_plugin import files
 from flmm_plugin.data import downloading
@@ -88,11 +89,17 @@ def archive(server: Files, *names: str, **facts: Any) -> Archive:
     return Archive(urls, **{**known, **facts})
 
 
-def test_a_file_is_fetched_once_and_verified(server: Files, tmp_path: Path) -> None:
-    told: list[tuple[int, int | None]] = []
-    path = fetch(archive(server), tmp_path, lambda *facts: told.append(facts))
+def test_a_file_is_fetched_once_and_verified(server: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+
+    def bar(**options: Any) -> Any:
+        bars.append(tqdm(**{**options, "disable": False}))
+        return bars[-1]
+
+    monkeypatch.setattr(downloading, "tqdm", bar)
+    path = fetch(archive(server), tmp_path)
     assert path.read_bytes() == CONTENT
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert [(one.n, one.total) for one in bars] == [(len(CONTENT), len(CONTENT))]
     assert fetch(archive(server), tmp_path) == path
     assert len(server.asked) == 1
 
@@ -100,7 +107,7 @@ def test_a_file_is_fetched_once_and_verified(server: Files, tmp_path: Path) -> N
 @pytest.mark.parametrize("resumes", [True, False])
 def test_a_broken_connection_is_resumed(server: Files, tmp_path: Path, resumes: bool) -> None:
     server.cut, server.resumes = 1000, resumes
-    with pytest.raises(DataNotFound, match="run the same command again"):
+    with pytest.raises(DataNotFound, match="same command"):
         fetch(archive(server), tmp_path)
     assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked[1] == ("data.bin", "bytes=1000-")
@@ -130,7 +137,7 @@ def rest_of(source: Archive, root: Path) -> Path:
     """Where the rest of an interrupted download from the first address lies."""
     folder = root / ".flmm/downloads"
     folder.mkdir(parents=True, exist_ok=True)
-    return downloading._rest_of(folder / source.name, source.urls[0])
+    return downloading._partial_file(folder / source.name, source.urls[0])
 
 
 def zipped(**members: bytes) -> bytes:
