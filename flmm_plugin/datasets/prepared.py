@@ -1,4 +1,4 @@
-"""Annotations converted once to Arrow, so that a run starts in seconds however large the official files are.
+"""Keep annotations as Arrow files, so that a run starts in seconds however large the official files are.
 
 `flmm data prepare` writes ``<root>/.flmm/prepared/<key>.arrow``: one row per item, one column per field, nested fields
 as JSON text, paths relative to the root; behind it stands the SHA-256 of all that. The file names the content of its
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from flmm_plugin import files
 from flmm_plugin.contents import file_digest
@@ -29,14 +29,16 @@ from flmm_plugin.errors import BadAnnotation
 
 T = TypeVar("T")
 
-_FORMAT = 2
+_FORMAT = 3
 _DIGEST_BYTES = 32
 _PLAIN = (str, int, float, bool)
+#: Fields of these types are columns of that type; every other one is a column of JSON texts.
+_COLUMNS = (*_PLAIN, Path)
 _WRITING: ContextVar[list[Path] | None] = ContextVar("flmm_prepared_writing", default=None)
 
 
 class Prepared(NamedTuple):
-    """What a reader keeps: its items, and anything else that JSON holds."""
+    """Items of a reader, and anything else that JSON holds."""
 
     items: tuple[Any, ...]
     extra: Any
@@ -44,7 +46,7 @@ class Prepared(NamedTuple):
 
 @contextmanager
 def writing() -> Iterator[list[Path]]:
-    """Inside this block, readers write what they read; the list names the files."""
+    """Let readers write what they read in this block; the list names the files."""
     written: list[Path] = []
     token = _WRITING.set(written)
     try:
@@ -56,13 +58,13 @@ def writing() -> Iterator[list[Path]]:
 def items_of(
     root: Path, key: str, sources: Sequence[Path], record: type[T], build: Callable[[], tuple[Iterable[T], Any]]
 ) -> Prepared:
-    """A reader's items: from the prepared file if there is a fresh one, else from the official files.
+    """Return a reader's items: from the prepared file if there is a fresh one, else from the official files.
 
     Args:
-        root: Data root.
+        root: Data root, which paths are relative to.
         key: Name of the prepared file; different for everything that changes the items.
         sources: The official files that the items are made of.
-        record: Class of the items.
+        record: Class of the items, a frozen dataclass.
         build: Reads the official files: items, and extra facts that JSON holds.
     """
     path = root / files.WORKPLACE / "prepared" / f"{key}.arrow"
@@ -81,7 +83,7 @@ def items_of(
 
 
 def _state(source: Path) -> str:
-    """What tells a changed source: of a file its content (times can be set back), of a folder its time of change."""
+    """Name the state of a source: of a file its content, as times can be set back; of a folder its time of change."""
     if source.is_dir():
         return f"folder of {source.stat().st_mtime_ns}"
     return file_digest(source)
@@ -89,7 +91,7 @@ def _state(source: Path) -> str:
 
 @functools.cache
 def _readers() -> str:
-    """The hash of the readers' code: another reader may make other items of the same files."""
+    """Hash the readers' code: another reader may make other items of the same files."""
     package = Path(__file__).parents[1]
     code = hashlib.sha256()
     for path in sorted([*(package / "datasets").rglob("*.py"), package / "records.py", package / "images.py"]):
@@ -100,14 +102,13 @@ def _readers() -> str:
 def _write(path: Path, state: Mapping[str, Any], record: type[Any], root: Path, made: Prepared) -> None:
     import pyarrow as pa
 
-    fields = typing.get_type_hints(record)
+    rows = [_plain(item, root) for item in made.items]
     columns = {
-        name: pa.array([_encoded(getattr(item, name), hint, root) for item in made.items], type=_arrow_type(hint, pa))
-        for name, hint in fields.items()
+        name: [row[name] if hint in _COLUMNS else _json(row[name]) for row in rows]
+        for name, hint in typing.get_type_hints(record).items()
     }
-    table = pa.table(columns)
     facts = {**_made_of(record, state), "extra": made.extra}
-    table = table.replace_schema_metadata({b"flmm": json.dumps(facts).encode("utf-8")})
+    table = pa.table(columns).replace_schema_metadata({b"flmm": json.dumps(facts).encode("utf-8")})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -120,7 +121,7 @@ def _made_of(record: type[Any], state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path, state: Mapping[str, Any], record: type[Any], root: Path) -> Prepared | None:
-    """The items of a fresh prepared file; None if there is none, or it is of other sources, another form or damaged."""
+    """Read a prepared file; None if there is none, or it is of other sources, another form or damaged."""
     if not path.is_file():
         return None
     import pyarrow as pa
@@ -136,33 +137,25 @@ def _read(path: Path, state: Mapping[str, Any], record: type[Any], root: Path) -
         extra = facts.pop("extra")
         if facts != _made_of(record, state):
             return None
-        hints = typing.get_type_hints(record)
-        columns = [_decoded_column(table.column(name).to_pylist(), hint, root) for name, hint in hints.items()]
-        items = tuple(record(**dict(zip(hints, row, strict=True))) for row in zip(*columns, strict=True))
+        columns = []
+        for name, hint in typing.get_type_hints(record).items():
+            cells = table.column(name).to_pylist()
+            columns.append([_restored(cell if hint in _COLUMNS else json.loads(cell), hint, root) for cell in cells])
+        items = tuple(record(*row) for row in zip(*columns, strict=True))
         return Prepared(items, extra)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
 
 
-def _arrow_type(hint: Any, pa: Any) -> Any:
-    if hint in (bool, int, float):
-        return {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}[hint]
-    return pa.large_string()
-
-
-def _encoded(value: Any, hint: Any, root: Path) -> Any:
-    if hint in _PLAIN:
-        return value
-    if hint is Path:
-        return _relative(value, root)
-    return json.dumps(_plain(value, root), ensure_ascii=False, separators=(",", ":"))
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _plain(value: Any, root: Path) -> Any:
-    """A value as JSON holds it."""
+    """Return a value as JSON holds it; a record becomes an object."""
     if isinstance(value, Path):
         return _relative(value, root)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name), root) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(one, root) for key, one in value.items()}
@@ -173,16 +166,8 @@ def _plain(value: Any, root: Path) -> Any:
     raise BadAnnotation(f"a {type(value).__name__} cannot be prepared; give numbers, texts, paths, tuples and mappings")
 
 
-def _decoded_column(values: list[Any], hint: Any, root: Path) -> list[Any]:
-    if hint in _PLAIN:
-        return values
-    if hint is Path:
-        return [_absolute(value, root) for value in values]
-    return [_restored(json.loads(value), hint, root) for value in values]
-
-
 def _restored(value: Any, hint: Any, root: Path) -> Any:
-    """Inverse of `_plain`, by the declared type."""
+    """Undo `_plain`, by the declared type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value is None or hint is Any:
         return value
@@ -193,17 +178,12 @@ def _restored(value: Any, hint: Any, root: Path) -> Any:
             return tuple(_restored(one, arguments[0], root) for one in value)
         return tuple(_restored(one, part, root) for one, part in zip(value, arguments, strict=True))
     if hint is Path:
-        return _absolute(value, root)
+        return root / value  # an absolute path stays what it is
     if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        made = cast("type[Any]", hint)
-        return made(**{name: _restored(value[name], part, root) for name, part in hints.items()})
+        made: Any = hint
+        return made(**{name: _restored(value[name], part, root) for name, part in typing.get_type_hints(hint).items()})
     return value
 
 
 def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def _absolute(text: str, root: Path) -> Path:
-    return root / text  # an absolute text stays what it is
