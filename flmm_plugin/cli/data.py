@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin.cli.output import markdown_table, note, print_json
 from flmm_plugin.errors import DataNotFound, FlmmError
 from flmm_plugin.files import WORKPLACE, make_folder
 
@@ -35,9 +35,8 @@ def add_subcommand(commands: Any) -> None:
     data = commands.add_parser(
         "data",
         help="the benchmarks' data: list, check, prepare, download",
-        description="What each benchmark needs, from where and under which licence; whether it is all there and whole.",
+        description="List what each benchmark needs, from where and under which licence; get it, and check it.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -60,34 +59,37 @@ def add_subcommand(commands: Any) -> None:
 
 
 def _action(
-    actions: Any, name: str, help_: str, run: Callable[[argparse.Namespace], int], many: str = "+"
+    actions: Any,
+    name: str,
+    help_: str,
+    run: Callable[[argparse.Namespace, Path, list[Benchmark]], int],
+    many: str = "+",
 ) -> argparse.ArgumentParser:
+    """Add a command that runs with the data root and the benchmarks that its words name."""
     parser: argparse.ArgumentParser = actions.add_parser(name, help=help_, description=help_[0].upper() + help_[1:])
     parser.add_argument("names", metavar="NAME", nargs=many, help="a benchmark, or all; `flmm data list` shows them")
     parser.add_argument("--root", type=Path, metavar="DIR", help="data root (default: $FLMM_DATA, else data)")
-    parser.set_defaults(run=run)
+
+    def run_with_data(args: argparse.Namespace) -> int:
+        from flmm_plugin.data.registry import BENCHMARKS, benchmark_of
+        from flmm_plugin.datasets.refer import data_root
+
+        every = not args.names or "all" in args.names
+        chosen = list(BENCHMARKS.values()) if every else [benchmark_of(one) for one in args.names]
+        return run(args, data_root(args.root), chosen)
+
+    parser.set_defaults(run=run_with_data)
     return parser
 
 
-def _root(args: argparse.Namespace) -> Path:
-    from flmm_plugin.datasets.refer import data_root
-
-    return data_root(args.root)
-
-
-def _chosen(args: argparse.Namespace) -> list[Benchmark]:
-    from flmm_plugin.data.registry import BENCHMARKS, benchmark_of
-
-    names = args.names or ["all"]
-    return list(BENCHMARKS.values()) if "all" in names else [benchmark_of(name) for name in names]
-
-
-def _list(args: argparse.Namespace) -> int:
-    root, chosen = _root(args), _chosen(args)
+def _list(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
     if args.json:
-        print(json.dumps([_facts(one, root) for one in chosen], indent=1))
+        print_json(
+            [{**asdict(one), "here": {part.what: part.found(root) is not None for part in one.parts}} for one in chosen]
+        )
     elif args.markdown:
-        print(_markdown(chosen))
+        headings = ("benchmark", "part", "from", "bytes", "hash known", "licence")
+        print(markdown_table(headings, [_row(one, part) for one in chosen for part in one.parts]))
     elif args.names and "all" not in args.names:
         print("\n\n".join(_detail(one, root) for one in chosen))
     else:
@@ -105,8 +107,10 @@ def _size(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size else "-"
 
 
-def _facts(benchmark: Benchmark, root: Path) -> dict[str, Any]:
-    return {**asdict(benchmark), "here": {part.what: part.found(root) is not None for part in benchmark.parts}}
+def _row(benchmark: Benchmark, part: Part) -> tuple[str, ...]:
+    """Return the cells of a part in the Markdown table, which is the same for every root."""
+    hashed = "yes" if getattr(part.source, "sha256", None) else ""
+    return benchmark.name, part.what, _address(part), str(part.size or ""), hashed, part.licence
 
 
 def _detail(benchmark: Benchmark, root: Path) -> str:
@@ -117,23 +121,12 @@ def _detail(benchmark: Benchmark, root: Path) -> str:
         state = missing if part.found(root) is None else "have"
         lines.append(f"  {state:<7}  {part.what}")
         lines.append(f"      places   {', '.join(part.places)}")
-        lines.append(f"      from     {_where(part)}{f' ({part.size} bytes)' if part.size else ''}")
+        lines.append(f"      from     {_address_and_size(part)}")
         lines.append(f"      licence  {part.licence}")
     return "\n".join(lines)
 
 
-def _markdown(chosen: list[Benchmark]) -> str:
-    """Write one row per part; the same for every root."""
-    lines = ["| benchmark | part | from | bytes | hash known | licence |", "|---|---|---|---|---|---|"]
-    for one in chosen:
-        for part in one.parts:
-            hashed = "yes" if getattr(part.source, "sha256", None) else ""
-            cells = (one.name, part.what, _where(part), str(part.size or ""), hashed, part.licence)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _where(part: Part) -> str:
+def _address(part: Part) -> str:
     """Return the address of a part, or how to get it by hand."""
     from flmm_plugin.data.registry import Archive, Hub
 
@@ -142,14 +135,18 @@ def _where(part: Part) -> str:
     return f"hub data set {part.source.repo}" if isinstance(part.source, Hub) else part.how
 
 
-def _check(args: argparse.Namespace) -> int:
+def _address_and_size(part: Part) -> str:
+    return _address(part) + (f" ({part.size} bytes)" if part.size else "")
+
+
+def _check(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
     from tqdm import tqdm
 
     from flmm_plugin.data.checking import check
 
-    root, found = _root(args), []
+    found = []
     shown = sys.maxsize if args.all_lines else _SHOWN
-    for benchmark in _chosen(args):
+    for benchmark in chosen:
         if not args.json:
             print(f"{benchmark.name} under {root}")
         pictures = 0
@@ -163,21 +160,21 @@ def _check(args: argparse.Namespace) -> int:
             print(f"  ...   {pictures - shown} more bad pictures; name them with --all-lines")
     bad = sum(one["status"] == "bad" for one in found)
     if args.json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
     elif bad:
-        print(f"\n{bad} bad: see the lines marked so", file=sys.stderr)
+        note(f"\n{bad} bad: see the lines marked so")
     return 1 if bad else 0
 
 
-def _prepare(args: argparse.Namespace) -> int:
+def _prepare(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
     from flmm_plugin.data.probing import splits_of
     from flmm_plugin.data.registry import Hub
     from flmm_plugin.datasets.prepared import writing
 
-    root, failures = _root(args), 0
+    failures = 0
     if root.exists():
         make_folder(root / WORKPLACE / "prepared")
-    for benchmark in _chosen(args):
+    for benchmark in chosen:
         with writing() as written:
             for name, read in splits_of(benchmark.name, root):
                 try:
@@ -198,32 +195,29 @@ def _prepare(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _download(args: argparse.Namespace) -> int:
+def _download(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
     from flmm_plugin.data.downloading import install
 
-    root, failures, by_hand = _root(args), 0, 0
+    failures = by_hand = 0
     if not args.dry_run:
         make_folder(root)
-    for part in [part for benchmark in _chosen(args) for part in benchmark.parts]:
+    for part in [part for benchmark in chosen for part in benchmark.parts]:
         if part.found(root) is not None:  # looked for now: one archive may have brought several parts
             continue
         if part.comes_along:
             print(f"  comes along  {part.what}: {part.how}")
-            continue
-        if part.source is None:
+        elif part.source is None:
             by_hand += not part.optional
             print(f"  by hand   {part.what}: {part.how}")
-            continue
-        size = f" ({part.size} bytes)" if part.size else ""
-        verb = "would get" if args.dry_run else "get"
-        print(f"  {verb}  {part.what}: {_where(part)}{size}   licence: {part.licence}")
-        if args.dry_run:
-            continue
-        try:
-            print(f"  got   {install(part.source, root)}")
-        except FlmmError as exc:
-            failures += 1
-            print(f"  FAILED  {part.what}: {exc}")
+        elif args.dry_run:
+            print(f"  would get  {part.what}: {_address_and_size(part)}   licence: {part.licence}")
+        else:
+            print(f"  get  {part.what}: {_address_and_size(part)}   licence: {part.licence}")
+            try:
+                print(f"  got   {install(part.source, root)}")
+            except FlmmError as exc:
+                failures += 1
+                print(f"  FAILED  {part.what}: {exc}")
     if by_hand:
         noun = "part" if by_hand == 1 else "parts"
         print(
