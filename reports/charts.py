@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.reports.backbone_names import PRINTED
 from flmm_plugin.reports.comparison import ComparisonTable, Row
-from flmm_plugin.reports.published import published_of
+from flmm_plugin.reports.paper_numbers import LMM_NAMES, numbers_of
 from flmm_plugin.reports.rendering import name_of
 from flmm_plugin.reports.sample_files import SampleView
 
@@ -53,8 +52,8 @@ class Fit:
 def published_ranks() -> list[RankPoint]:
     """The ranks printed in Figure 6. They do not follow from Table 1's numbers by any rule for ties; see `ranks_of`."""
     found: dict[str, dict[str, float]] = {}
-    for one in published_of("F6"):
-        found.setdefault(PRINTED[one.backbone], {})[one.column] = one.number
+    for one in numbers_of("F6"):
+        found.setdefault(LMM_NAMES[one.backbone], {})[one.column] = one.number
     return [RankPoint(name, ranks["chat rank"], ranks["ground rank"]) for name, ranks in found.items()]
 
 
@@ -82,7 +81,7 @@ def ranks_of(table: ComparisonTable) -> tuple[list[RankPoint], dict[str, list[st
 
 
 def _rank_name(row: Row) -> str:
-    return f"{name_of(row)} (measured)" if row.kind == "flmm" else PRINTED[row.backbone]
+    return f"{name_of(row)} (measured)" if row.kind == "flmm" else LMM_NAMES[row.backbone]
 
 
 def _average_ranks(models: Sequence[Mapping[str, float]], groups: Sequence[Sequence[str]]) -> list[float]:

@@ -19,7 +19,7 @@ from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.comparison import VARIANTS, ComparisonTable
 from flmm_plugin.reports.rendering import name_of
-from flmm_plugin.reports.result_files import named
+from flmm_plugin.reports.runs import named
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")

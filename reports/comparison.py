@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from flmm_plugin.reports.provenance import Provenance, differences
-from flmm_plugin.reports.published import PROTOCOLS, PublishedNumber, published_of
-from flmm_plugin.reports.result_files import NOT_IDENTITY, Run, TaskResult, short_name
+from flmm_plugin.reports.paper_numbers import PROTOCOLS, PaperNumber, numbers_of
+from flmm_plugin.reports.runs import NOT_IDENTITY, Provenance, Run, TaskResult, differing_conditions, short_name
 from flmm_plugin.reports.table_layouts import Column, Layout, Source
 
 Kind = Literal["published", "flmm", "stock", "difference"]
@@ -59,7 +58,7 @@ class Cell:
     text: str = "-"
     marks: tuple[Mark, ...] = ()
     best: bool = False
-    published: PublishedNumber | None = None
+    published: PaperNumber | None = None
     measured: Measured | None = None
 
     @property
@@ -147,7 +146,7 @@ _GROUPS = {
 
 
 def _published_rows(layout: Layout) -> Iterator[Row]:
-    numbers = published_of(layout.table)
+    numbers = numbers_of(layout.table)
     for name, variant, group in dict.fromkeys((one.row, one.variant, one.group) for one in numbers):
         of_row = {one.column: one for one in numbers if (one.row, one.variant, one.group) == (name, variant, group)}
         cells = tuple(_published_cell(column, of_row.get(column.name)) for column in layout.columns)
@@ -156,7 +155,7 @@ def _published_rows(layout: Layout) -> Iterator[Row]:
         yield Row(name, variant, title, "published", cells, backbone)
 
 
-def _published_cell(column: Column, number: PublishedNumber | None) -> Cell:
+def _published_cell(column: Column, number: PaperNumber | None) -> Cell:
     if number is None:
         return Cell(column)
     marks = () if number.protocol == column.protocol else (Mark(PROTOCOLS[number.protocol]),)
@@ -171,7 +170,7 @@ def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
     grouped: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         grouped.setdefault(run.identity, []).append(run)
-    same = sorted(grouped.values(), key=lambda found: (pair_of(found[-1]), not found[-1].flmm))
+    same = sorted(grouped.values(), key=lambda found: (found[-1].pair, not found[-1].flmm))
     labels = labels_of([found[-1] for found in same])
     for found, label in zip(same, labels, strict=True):
         for arm in layout.arms:
@@ -180,7 +179,7 @@ def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
                 last = found[-1]
                 variant = ", ".join(part for part in (arm, variant_of(last, layout.table)) if part)
                 kind: Kind = "flmm" if last.flmm else "stock"
-                yield Row(label, variant, "Measured", kind, cells, last.backbone, pair_of(last), last.harness)
+                yield Row(label, variant, "Measured", kind, cells, last.backbone, last.pair, last.harness)
 
 
 #: Facts about heads that follow from which heads they are; named last when rows are told apart.
@@ -215,11 +214,6 @@ def variant_of(run: Run, table: str) -> str:
             run.options.get("heads.sam", ""), ""
         )
     return f"visual CoT {run.visual_cot}" if run.visual_cot else ""
-
-
-def pair_of(run: Run) -> str:
-    """Equal for runs of the same weights."""
-    return "embedded" if run.embedded else run.backbone or run.weights.rstrip("/").rpartition("/")[2].lower()
 
 
 def _measured_cell(column: Column, runs: Sequence[Run], arm: str) -> Cell:
@@ -276,7 +270,7 @@ def _mark_conditions(rows: list[Row]) -> list[Row]:
 def _unlike(one: Measured, name: str, other: Measured) -> Iterator[Mark]:
     if not same_documents(one, other):
         yield Mark(f"scored on other documents than {name}")
-    for what in differences(other.task.provenance, one.task.provenance):
+    for what in differing_conditions(other.task.provenance, one.task.provenance):
         yield Mark(f"measured differently from {name}: {what}", blocks=False)
     unsaid = one.task.provenance.not_recorded()
     if unsaid:

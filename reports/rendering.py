@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.reports.comparison import Cell, ComparisonTable, Row, letter
-from flmm_plugin.reports.provenance import Provenance
+from flmm_plugin.reports.runs import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd

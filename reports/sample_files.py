@@ -15,8 +15,7 @@ from typing import Any
 
 from flmm_plugin.images import Orientation
 from flmm_plugin.public import public_text
-from flmm_plugin.reports.comparison import pair_of
-from flmm_plugin.reports.result_files import Run, named, sample_lines
+from flmm_plugin.reports.runs import Run, named, sample_lines
 
 Rle = Mapping[str, Any]
 
@@ -79,7 +78,7 @@ def read_samples(runs: Sequence[Run]) -> Iterator[SampleView]:
     stock = [run for run in runs if not run.flmm]
     shown = [run for run in runs if run.flmm] or stock
     for run in shown:
-        rivals = [other for other in stock if other is not run and pair_of(other) == pair_of(run)] if run.flmm else []
+        rivals = [other for other in stock if other is not run and other.pair == run.pair] if run.flmm else []
         for name, task in run.tasks.items():
             if task.samples is None:
                 continue

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.reports.result_files import Harness, Run, TaskResult
+from flmm_plugin.reports.runs import Harness, Run, TaskResult
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Source:
     Attributes:
         task: Pattern of the task's whole name.
         metrics: Names of the metric; the first that the task has counts.
-        protocol: Key of `flmm_plugin.reports.published.PROTOCOLS`.
+        protocol: Key of `flmm_plugin.reports.paper_numbers.PROTOCOLS`.
         arm: Name of the row it belongs to, "" for the run's plain row.
         harness: Whose task it is; a task of this package (``flmm_...``) is anybody's.
         scale: Factor to the column's unit.
@@ -62,7 +62,7 @@ class Column:
     """One column.
 
     Attributes:
-        name: As in ``published.csv``.
+        name: As in ``paper_numbers.csv``.
         group: Heading above it.
         header: Heading of the column itself.
         sources: In order of preference, per arm.

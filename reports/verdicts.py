@@ -10,7 +10,7 @@ from typing import Any
 from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.public import public_text
-from flmm_plugin.reports.result_files import named
+from flmm_plugin.reports.runs import named
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""VLMEvalKit's result files: one small table of scores per model and data set.
+"""Read VLMEvalKit's result files: one small table of scores per model and data set.
 
 Layouts read, both kits (open-compass, 2026-08, and ms-vlmeval 0.0.20)::
 
@@ -22,12 +22,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.files import read_json
 from flmm_plugin.public import public
-from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS, conditions, items_said, recorded_options, short_hash
-from flmm_plugin.reports.provenance import Provenance, text
-from flmm_plugin.reports.result_files import Run, TaskResult, named
+from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS
+from flmm_plugin.reports.runs import (
+    Provenance,
+    Run,
+    TaskResult,
+    items_scored,
+    named,
+    plugin_conditions,
+    plugin_options,
+    short_hash,
+    text,
+)
 
 _ENDING = re.compile(r"_(score|acc|metrics|rating)\.(csv|json)$")
 _RUN_FOLDER = re.compile(r"^T\d{8}")
@@ -37,81 +46,74 @@ _WHOLE = ("overall", "none", "dev", "val", "test", "all")
 
 
 def read(path: Path) -> Iterator[Run]:
-    """One run per model folder under ``path`` (or of the one file that ``path`` is)."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    seen: dict[Path, dict[str, Path]] = {}
-    known: set[Path] = set()
-    for file in files:
-        real = file.resolve()
-        if not _ENDING.search(file.name) or real in known or _named(real) is None:
+    """Read one run per model folder under ``path`` (or the run of the one file that ``path`` is)."""
+    found = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    newest: dict[Path, dict[str, Path]] = {}
+    for file in dict.fromkeys(file.resolve() for file in found if _ENDING.search(file.name)):
+        folder = file.parent.parent if _RUN_FOLDER.match(file.parent.name) else file.parent
+        stem, prefix = _ENDING.sub("", file.name), f"{folder.name}_"
+        if not stem.startswith(prefix):
             continue
-        known.add(real)
-        folder, data = _named(real) or (real.parent, "")
         # A model folder may hold several dated runs; the newest file of a data set counts.
-        older = seen.setdefault(folder, {}).get(data)
-        if older is None or real.stat().st_mtime >= older.stat().st_mtime:
-            seen[folder][data] = real
-    for folder, tasks in sorted(seen.items()):
+        of_folder = newest.setdefault(folder, {})
+        older = of_folder.get(stem.removeprefix(prefix))
+        if older is None or file.stat().st_mtime >= older.stat().st_mtime:
+            of_folder[stem.removeprefix(prefix)] = file
+    for folder, by_data in sorted(newest.items()):
         with named(folder, "folder of results of VLMEvalKit"):
-            run = _run(folder, tasks)
+            run = _run(folder, by_data)
         yield run
 
 
-def _named(file: Path) -> tuple[Path, str] | None:
-    """Model folder and data set of a score file; None for a file that is not named after its folder."""
-    folder = file.parent.parent if _RUN_FOLDER.match(file.parent.name) else file.parent
-    stem = _ENDING.sub("", file.name)
-    prefix = f"{folder.name}_"
-    return (folder, stem.removeprefix(prefix)) if stem.startswith(prefix) else None
-
-
-def _run(folder: Path, files: Mapping[str, Path]) -> Run:
-    model = folder.name
+def _run(folder: Path, by_data: Mapping[str, Path]) -> Run:
+    """Return a run of the score files in one model folder, by name of their data sets."""
     tasks: dict[str, TaskResult] = {}
     record: Mapping[str, Any] = {}
-    for data, file in sorted(files.items()):
+    for data, file in sorted(by_data.items()):
         metrics = scores(file)
-        if metrics:
-            own = _beside(file, model, data, "_flmm.json")
-            record = own or record
-            n = _predictions(file, model, data)
-            made_of = _beside(file, model, data, "_flmm_tasks.json")
-            if made_of:
-                tasks.update(_parts(metrics, made_of, _conditions(own, file)))
-            else:
-                provenance = replace(_conditions(own, file), n="" if n is None else str(n))
-                tasks[data] = TaskResult(data, metrics, n, None, None, {}, provenance)
-    said = public(recorded_options(record))
+        if not metrics:
+            continue
+        prefix = f"{folder.name}_{data}"
+        own = _written_by_plugin(file.with_name(f"{prefix}_flmm.json"))
+        record = own or record
+        provenance = _conditions(own, file)
+        parts = _written_by_plugin(file.with_name(f"{prefix}_flmm_tasks.json"))
+        if parts:
+            tasks.update(_parts(metrics, parts, provenance))
+        else:
+            n = _count_predictions(file.with_name(f"{prefix}.tsv"))
+            provenance = replace(provenance, n=items_scored(n, None, None))
+            tasks[data] = TaskResult(data, metrics, n, None, None, {}, provenance)
+    options = public(plugin_options(record))
     return Run(
         path=folder,
         harness="VLMEvalKit",
-        model=said.pop("name", model),
-        weights=said.get("pretrained", model),
-        flmm=bool(record) or model.lower().startswith("flmm"),
-        options=said,
+        model=options.pop("name", folder.name),
+        weights=options.get("pretrained", folder.name),
+        flmm=bool(record) or folder.name.lower().startswith("flmm"),
+        options=options,
         tasks=tasks,
-        date=max((file.parent.name for file in files.values() if _RUN_FOLDER.match(file.parent.name)), default=""),
+        date=max((file.parent.name for file in by_data.values() if _RUN_FOLDER.match(file.parent.name)), default=""),
     )
 
 
-def _beside(file: Path, model: str, data: str, ending: str) -> Mapping[str, Any]:
-    """What this package wrote beside a score file; nothing where it did not."""
-    path = file.with_name(f"{model}_{data}{ending}")
-    content = files.read_json(path, DataNotFound, _AGAIN) if path.is_file() else {}
+def _written_by_plugin(path: Path) -> Mapping[str, Any]:
+    """Read a file that this package writes beside a score file; nothing where there is none."""
+    content = read_json(path, DataNotFound, _AGAIN) if path.is_file() else {}
     return content if isinstance(content, Mapping) else {}
 
 
 def _conditions(record: Mapping[str, Any], file: Path) -> Provenance:
     kit = (record.get("versions") or {}).get("vlmeval")
     harness = f"VLMEvalKit (ms-vlmeval {kit})" if kit else "VLMEvalKit"
-    return replace(conditions({}, {}, record, {}, file), harness=harness)
+    return Provenance(**plugin_conditions(record), harness=harness, file=file.name)
 
 
 def _parts(
-    metrics: Mapping[str, float], made_of: Mapping[str, Any], provenance: Provenance
+    metrics: Mapping[str, float], parts: Mapping[str, Any], provenance: Provenance
 ) -> Iterator[tuple[str, TaskResult]]:
-    """The tasks of a benchmark; a metric of one of several is named ``label.metric``."""
-    for label, facts in made_of.items():
+    """Return the tasks that a benchmark is made of; a metric of one of several is named ``label.metric``."""
+    for label, facts in parts.items():
         task = str(facts["task"])
         start = f"{label}." if label else ""
         own = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
@@ -120,23 +122,23 @@ def _parts(
             complete = bool(own["complete"]) if "complete" in own else None
             official = OFFICIAL_DOCUMENTS.get(task)
             data = short_hash(text(facts, "annotations"))
-            stated = replace(provenance, n=items_said(n, official, complete), data=data)
-            yield task, TaskResult(task, own, n, official, complete, {}, stated)
+            of_task = replace(provenance, n=items_scored(n, official, complete), data=data)
+            yield task, TaskResult(task, own, n, official, complete, {}, of_task)
 
 
 def scores(file: Path) -> dict[str, float]:
-    """The numbers of one score file by column name; of several rows, the one that stands for the whole.
+    """Read the numbers of one score file by column name; of several rows, the one that stands for the whole.
 
     Raises:
         DataNotFound: It is damaged.
     """
     with named(file, "score file of VLMEvalKit"):
         if file.suffix == ".json":
-            content = files.read_json(file, DataNotFound, _AGAIN)
-            return dict(_flat(content[0] if isinstance(content, list) and content else content))
+            content = read_json(file, DataNotFound, _AGAIN)
+            return dict(_numbers(content[0] if isinstance(content, list) and content else content))
         with file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
-        return dict(_flat(_whole(rows))) if rows else {}
+        return dict(_numbers(_whole(rows))) if rows else {}
 
 
 def _whole(rows: list[dict[str, str]]) -> dict[str, str]:
@@ -147,10 +149,11 @@ def _whole(rows: list[dict[str, str]]) -> dict[str, str]:
     return rows[0]
 
 
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Return every number in nested mappings, named by the keys that lead to it."""
     if isinstance(content, Mapping):
         for name, value in content.items():
-            yield from _flat(value, f"{prefix}{name}." if isinstance(value, Mapping) else f"{prefix}{name}")
+            yield from _numbers(value, f"{prefix}{name}." if isinstance(value, Mapping) else f"{prefix}{name}")
         return
     try:
         yield prefix, float(content)
@@ -158,9 +161,8 @@ def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
         return
 
 
-def _predictions(file: Path, model: str, data: str) -> int | None:
-    """Rows of the prediction file beside a score file, where it is a text file."""
-    path = file.with_name(f"{model}_{data}.tsv")
+def _count_predictions(path: Path) -> int | None:
+    """Count the rows of a prediction file; None where it is no text file."""
     if not path.is_file():
         return None
     with path.open(encoding="utf-8", newline="") as lines:

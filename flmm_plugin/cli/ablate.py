@@ -241,17 +241,17 @@ def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _published(table: str, variant: str) -> float | None:
-    from flmm_plugin.reports.published import published_of
+    from flmm_plugin.reports.paper_numbers import numbers_of
 
-    numbers = [one.number for one in published_of(table) if one.variant == variant and one.column == "PNG all"]
+    numbers = [one.number for one in numbers_of(table) if one.variant == variant and one.column == "PNG all"]
     return numbers[0] if numbers else None
 
 
 def _published_selectors() -> list[dict[str, str]]:
-    from flmm_plugin.reports.published import published_of
+    from flmm_plugin.reports.paper_numbers import numbers_of
 
     rows: dict[str, dict[str, str]] = {}
-    for one in published_of("6"):
+    for one in numbers_of("6"):
         row = rows.setdefault(one.row, {"method": one.row})
         row[f"{one.column.removeprefix('keywords ')}, %"] = one.value
     return [{**row, "of": "not said, PNG (paper)"} for row in rows.values()]

@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from flmm_plugin.reports.backbone_names import PRINTED, backbone_key
-from flmm_plugin.reports.published import PROTOCOLS, published_of, read_published
+from flmm_plugin.reports.paper_numbers import LMM_NAMES, PROTOCOLS, lmm_key, numbers_of, read_numbers
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
 #: Numbers that are no dash, counted in the paper's tables by hand, table by table (MME's cells hold two).
@@ -17,11 +16,11 @@ PRINTED_NUMBERS = {
 
 
 def test_every_number_of_every_table() -> None:
-    assert Counter(one.table for one in read_published()) == PRINTED_NUMBERS
+    assert Counter(one.table for one in read_numbers()) == PRINTED_NUMBERS
 
 
 def test_each_stands_once_in_a_known_column_by_a_known_protocol() -> None:
-    numbers = read_published()
+    numbers = read_numbers()
     assert len({(one.table, one.group, one.row, one.variant, one.column) for one in numbers}) == len(numbers)
     for one in numbers:
         assert one.protocol in PROTOCOLS
@@ -34,23 +33,23 @@ def test_each_stands_once_in_a_known_column_by_a_known_protocol() -> None:
 @pytest.mark.parametrize(("main", "detail"), [("1", "A1"), ("1", "A2"), ("1", "A3")])
 def test_main_table_agrees_with_the_appendix(main: str, detail: str) -> None:
     """The paper prints F-LMM's numbers twice; a slip of the pen in either copy would show."""
-    ours = {(one.backbone, one.column): one.value for one in published_of(main) if one.backbone}
-    again = {(one.backbone, one.column): one.value for one in published_of(detail) if one.backbone}
+    ours = {(one.backbone, one.column): one.value for one in numbers_of(main) if one.backbone}
+    again = {(one.backbone, one.column): one.value for one in numbers_of(detail) if one.backbone}
     shared = ours.keys() & again.keys()
     assert len(shared) >= 30
     assert {key: ours[key] for key in shared} == {key: again[key] for key in shared}
 
 
 def test_ablations_end_where_the_main_table_starts() -> None:
-    full = [{one.column: one.value for one in published_of(table) if one.variant == variant}
+    full = [{one.column: one.value for one in numbers_of(table) if one.variant == variant}
             for table, variant in (("5a", "mask + box + text"), ("5b", "SAM ViT-L"))]  # fmt: skip
-    main = {one.column: one.value for one in published_of("1") if one.backbone == "deepseekvl-1.3b"}
+    main = {one.column: one.value for one in numbers_of("1") if one.backbone == "deepseekvl-1.3b"}
     assert full[0] == full[1] == {column: main[column] for column in full[0]}
 
 
-@pytest.mark.parametrize("printed", PRINTED.values())
+@pytest.mark.parametrize("printed", LMM_NAMES.values())
 def test_a_printed_name_is_known_again(printed: str) -> None:
-    assert PRINTED[backbone_key(printed)] == printed
+    assert LMM_NAMES[lmm_key(printed)] == printed
 
 
 @pytest.mark.parametrize(
@@ -71,4 +70,4 @@ def test_a_printed_name_is_known_again(printed: str) -> None:
     ],
 )
 def test_checkpoints_by_their_hub_names(name: str, key: str) -> None:
-    assert backbone_key(name) == key
+    assert lmm_key(name) == key
