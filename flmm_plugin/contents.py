@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin import bundled
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -52,11 +54,11 @@ def argument_digests(arguments: Mapping[str, Any]) -> dict[str, str]:
     Returns:
         By name; without those that point to nothing, and without a model that is not in the hub's cache yet.
     """
-    from flmm_plugin.tiny import tiny_path
-
     found = {}
     for name, value in arguments.items():
-        path = tiny_path().parent if value == "flmm_tiny" else Path(str(value)).expanduser()
+        path = Path(str(value)).expanduser()
+        if bundled.is_model(str(value)):
+            path = bundled.model(str(value)).checkpoint().parent  # where its heads are too
         if path.exists():
             found[name] = path_digest(path)
         elif name == "pretrained":

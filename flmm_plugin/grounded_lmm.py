@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from flmm_plugin.attention import AttentionCapture
-from flmm_plugin.backbones import ARGUMENTS, EMBEDDED, load_backbone, refuse_unknown
+from flmm_plugin.backbones import ARGUMENTS, load_backbone, refuse_unknown
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
+from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.context import check_characters, check_encoded, check_tokens
 from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch, UnknownArgument
 from flmm_plugin.geometry import ImageGrid

@@ -5,12 +5,11 @@ from __future__ import annotations
 from os import PathLike
 from os.path import isfile  # a name that no system can have: False, where Path raises
 
-from flmm_plugin.backbones import EMBEDDED
+from flmm_plugin import bundled
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.heads import GroundingHeads, load_heads, read_manifest
 from flmm_plugin.heads.training_free import NAMES, load_training_free, method_of
-from flmm_plugin.tiny import heads_path, sam_path
 
 Heads = str | PathLike[str] | GroundingHeads | None
 
@@ -43,12 +42,12 @@ def check_heads(
     if method_of(str(heads)) is not None:
         return
     if heads == "auto":
-        if name != EMBEDDED:
+        if not bundled.is_model(name):
             raise HeadsMismatch(
                 f"no heads ship for {name}; pass heads='file.safetensors' trained for it, heads=None to chat only, or "
                 f"a method that needs no training: {', '.join(NAMES)}"
             )
-        heads = heads_path()
+        heads = bundled.model(name).heads()
     refiner, manifest = _wants_refiner(sam, str(heads)), read_manifest(str(heads))
     if checkpoint is not None and not (refiner and manifest.sam is not None and not manifest.stores_image_encoder):
         why = f"were told sam={sam}" if not refiner else "have their SAM in the file" if manifest.sam else "use no SAM"
@@ -83,17 +82,17 @@ def choose_heads(
     checkpoint = None if sam_checkpoint is None else str(sam_checkpoint)
     method = method_of(str(heads))
     if method is not None:
-        embedded = backbone.name == EMBEDDED
+        own = bundled.model(backbone.name) if bundled.is_model(backbone.name) else None
         return load_training_free(
             method,
             backbone.facts,
             sam=sam,
             sam_checkpoint=checkpoint,
-            own_sam=sam_path() if embedded else None,
-            like=read_manifest(heads_path()) if embedded else None,
+            own_sam=None if own is None else own.sam(),
+            like=None if own is None else read_manifest(own.heads()),
             device=backbone.output_device,
         )
-    file = str(heads_path() if heads == "auto" else heads)
+    file = str(bundled.model(backbone.name).heads() if heads == "auto" else heads)
     return load_heads(
         file,
         expect=backbone.facts,

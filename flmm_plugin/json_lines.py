@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ def read(path: Path) -> Iterator[Any]:
         except (ValueError, RecursionError):
             continue
         yield record
+
+
+class Log:
+    """Log of a run: one JSON object per line, each with the seconds since the run began."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.start = time.monotonic()
+
+    def write(self, **row: Any) -> None:
+        """Append one row."""
+        row["seconds"] = round(time.monotonic() - self.start, 1)
+        append(self.path, row)
 
 
 def _write_all(file: Any, content: bytes, end: int) -> None:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_plugin import files
+from flmm_plugin import bundled, files
 from flmm_plugin.attention import AttentionCapture, attention_name
 from flmm_plugin.backbones.base import Backbone, EncodedChat
 from flmm_plugin.errors import BadCheckpoint, CaptureError, DataNotFound, OutputFailed
@@ -338,12 +338,8 @@ def numbers_of(rows: Tensor, height: int, width: int) -> dict[str, list[float]]:
 
 def local_folder(name: str) -> Path | None:
     """Where a model's weights lie on this machine; None if they are not here. Nothing is downloaded."""
-    from flmm_plugin.backbones import EMBEDDED
-
-    if name == EMBEDDED:
-        from flmm_plugin.tiny import tiny_path
-
-        return tiny_path()
+    if bundled.is_model(name):
+        return bundled.model(name).checkpoint()
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

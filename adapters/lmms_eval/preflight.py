@@ -21,8 +21,9 @@ from flmm_plugin.adapters.answering.arguments import checked_batch_size, none_if
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.loading import Settings
+from flmm_plugin.bundled import SCENES_ROOT
 from flmm_plugin.data.registry import BENCHMARKS, Part
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, TINY_WORLD, data_root
+from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
@@ -236,7 +237,7 @@ def _missing_model(asked: Asked) -> Iterator[tuple[str, str]]:
 def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
     """Find what of a task's data is not here; None if all is, or if nobody here knows."""
     options = config.get("dataset_kwargs") or {}
-    if folder == "tiny" or options.get("root") == TINY_WORLD:
+    if folder == "tiny" or options.get("root") == SCENES_ROOT:
         return None
     if config.get("dataset_path"):
         return _absent_of_hub(str(config["dataset_path"]), options)
@@ -299,11 +300,11 @@ def _on_the_world(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": {"version": 0.0, "data": "the embedded model's own world of shapes, not the benchmark"},
     }
     if not config.get("dataset_path"):
-        return {**told, "dataset_kwargs": {**options, "root": TINY_WORLD}}
+        return {**told, "dataset_kwargs": {**options, "root": SCENES_ROOT}}
     from flmm_plugin.tasks.tiny.task import WorldTask
 
     repo = config["dataset_path"]
-    return {**told, "class": WorldTask, "dataset_path": TINY_WORLD, "dataset_kwargs": {"repo": repo}}
+    return {**told, "class": WorldTask, "dataset_path": SCENES_ROOT, "dataset_kwargs": {"repo": repo}}
 
 
 def _cached(kind: str, repo: str) -> bool:

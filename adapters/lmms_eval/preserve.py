@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 
 from loguru import logger
 
+from flmm_plugin import bundled
 from flmm_plugin.adapters.lmms_eval.exit_status import check_tasks
 from flmm_plugin.adapters.lmms_eval.preflight import Asked, check_model
 from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN
@@ -254,9 +256,7 @@ def _world(plan: Plan, out: Path) -> Path:
         return here
     work = out / f"{plan.scenes}-scenes" / "world"
     if not (work / "lmms-lab-encoder" / "MME").is_dir():
-        from flmm_plugin.tiny.layouts import write_mme
-
         part = work.with_name("world.part")
-        write_mme(part, scenes=plan.scenes, seed=_SEED)
+        shutil.copytree(bundled.data_root(bundled.MME_ROOT, scenes=plan.scenes, seed=_SEED), part, dirs_exist_ok=True)
         part.rename(work)
     return work

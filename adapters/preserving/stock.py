@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flmm_plugin import bundled
 from flmm_plugin.errors import UnknownArgument
 
 #: Model arguments that say which model it is and how it computes: both arms get them.
@@ -45,8 +46,6 @@ def with_checkpoint(arguments: Mapping[str, Any], default: str) -> dict[str, Any
     pretrained = arguments.get("pretrained") or default
     if not pretrained:
         raise UnknownArgument("this model has no checkpoint of its own: --model_args pretrained=FOLDER_OR_HUB_NAME")
-    if pretrained == "flmm_tiny":
-        from flmm_plugin.tiny import tiny_path
-
-        pretrained = str(tiny_path())
+    if bundled.is_model(pretrained):
+        pretrained = str(bundled.model(pretrained).checkpoint())
     return {**arguments, "pretrained": pretrained}

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from flmm_plugin.tasks.task_files import headline
 
+#: The kit's own benchmarks on synthetic scenes, by the names of their tables.
+SYNTHETIC = ("MME_TINY", "POPE_TINY", "MMBench_TINY")
+
 
 class Part(NamedTuple):
     """One task of a benchmark; its metrics are printed as ``label.metric``, or bare where there is only one task."""

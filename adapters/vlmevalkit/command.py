@@ -21,7 +21,7 @@ from typing import Any
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, refuse_unknown
 from flmm_plugin.adapters.vlmevalkit import outcomes
 from flmm_plugin.adapters.vlmevalkit.asked import checked
-from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
+from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, SYNTHETIC
 from flmm_plugin.adapters.vlmevalkit.register import refuse_data, refuse_models
 from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
@@ -196,7 +196,6 @@ def hook_folder() -> Path:
 def listing() -> str:
     """Models and data sets of this package."""
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
-    from flmm_plugin.tiny.layouts_vlmevalkit import TABLES
 
     lines = ["models (--model):"]
     for name, model in DEFAULTS.items():
@@ -204,7 +203,7 @@ def listing() -> str:
     lines.append("data sets (--data):")
     for name, parts in BENCHMARKS.items():
         lines.append(f"  {name:<34}{', '.join(part.task for part in parts)}")
-    lines += [f"  {name:<34}the kit's own, on the embedded model's world" for name in TABLES]
+    lines += [f"  {name:<34}the kit's own, on the embedded model's world" for name in SYNTHETIC]
     return "\n".join(lines)
 
 

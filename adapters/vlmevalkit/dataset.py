@@ -17,14 +17,13 @@ from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.dataset.image_mcq import ImageMCQDataset
 from vlmeval.dataset.image_yorn import ImageYORNDataset
 
-from flmm_plugin import files
+from flmm_plugin import bundled, files
 from flmm_plugin.adapters.vlmevalkit import predictions
 from flmm_plugin.adapters.vlmevalkit.asked import refuse_format
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, headline_first, primary
 from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
 from flmm_plugin.errors import BadAnnotation, DataNotFound
 from flmm_plugin.tasks.plain_task import PlainTask, Record
-from flmm_plugin.tiny.language import CHOICE_SUFFIX, LETTERS
 
 _SCORE_ENDING = "_score.json"
 _DETAIL_ENDING = "_detail.jsonl"
@@ -144,11 +143,10 @@ class _World:
 
     def load_data(self, dataset: str) -> pd.DataFrame:
         """A table, written when it is first asked for, with the pictures' paths made absolute."""
-        from flmm_plugin.tiny.layouts_vlmevalkit import kit_root
-
-        self.identity = kit_root().name
-        table = pd.read_csv(kit_root() / f"{dataset}.tsv", sep="\t")
-        table["image_path"] = [str(kit_root() / "images" / name) for name in table["image_path"]]
+        root = bundled.data_root(bundled.KIT_ROOT)
+        self.identity = root.name
+        table = pd.read_csv(root / f"{dataset}.tsv", sep="\t")
+        table["image_path"] = [str(root / "images" / name) for name in table["image_path"]]
         return table
 
 
@@ -175,10 +173,10 @@ class WorldChoices(_World, ImageMCQDataset):
     def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
         """The message about a row: its picture, and the question with its options."""
         row = self.data.iloc[line] if isinstance(line, int) else line
-        options = "".join(f"\n{letter}. {row[letter]}" for letter in LETTERS)
+        options = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD")
         return [
             {"type": "image", "value": str(row["image_path"])},
-            {"type": "text", "value": f"{row['question']}{options}{CHOICE_SUFFIX}"},
+            {"type": "text", "value": f"{row['question']}{options}\n{row['instruction']}"},
         ]
 
 

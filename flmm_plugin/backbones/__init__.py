@@ -13,6 +13,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin import bundled
+from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
 from flmm_plugin.nearest import did_you_mean
@@ -38,8 +40,6 @@ FAMILIES: dict[str, str] = {
     ),
     "hpt": "flmm_plugin.backbones.hpt.backbone:HPTBackbone",
 }
-
-EMBEDDED = "flmm_tiny"
 
 #: Entry points of other packages that bring a family: model type -> ``package.module:Class``.
 ENTRY_POINTS = "flmm_plugin.backbones"
@@ -171,11 +171,7 @@ def family_of(pretrained: str | PathLike[str], *, revision: str | None = None) -
 
 def _folder(pretrained: str | PathLike[str]) -> str:
     name = fspath(pretrained)
-    if name != EMBEDDED:
-        return name
-    from flmm_plugin.tiny import tiny_path
-
-    return str(tiny_path())
+    return str(bundled.model(name).checkpoint()) if bundled.is_model(name) else name
 
 
 def refuse_unknown(where: str, unknown: Iterable[str], known: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from importlib import metadata, util
 from typing import Any
 
 import flmm_plugin
+from flmm_plugin import bundled
 from flmm_plugin.cli.model_options import checked_model, refuse_idle
 from flmm_plugin.contents import file_digest
 from flmm_plugin.devices import checked_device
@@ -139,10 +140,11 @@ def _kernels() -> Iterator[Finding]:
 
 def _weights() -> Iterator[Finding]:
     from flmm_plugin.heads import load_heads
-    from flmm_plugin.tiny import heads_path, tiny_path
 
     try:
-        folder, heads = tiny_path(), heads_path()
+        embedded = bundled.model(bundled.EMBEDDED)
+        folder = embedded.checkpoint()
+        heads = embedded.heads()
         manifest = load_heads(heads).manifest
     except FlmmError as exc:
         yield Finding("embedded model", "weights", "bad", " ".join(str(exc).split()))

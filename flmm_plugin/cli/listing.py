@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin import bundled
+
 if TYPE_CHECKING:
     from flmm_plugin.data.registry import Benchmark
 
@@ -63,12 +65,12 @@ def tasks() -> list[dict[str, str]]:
 
 def _model_needs(name: str) -> str:
     from flmm_plugin.errors import DataNotFound
-    from flmm_plugin.tiny import heads_path, tiny_path
 
-    if name != "flmm_tiny":
+    if not bundled.is_model(name):
         return "--model_args pretrained=FOLDER_OR_HUB_NAME,heads=FILE (heads=None to chat only)"
     try:
-        tiny_path(), heads_path()
+        bundled.model(name).checkpoint()
+        bundled.model(name).heads()
     except DataNotFound as exc:
         return str(exc)
     return "nothing: its weights are in the package"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import flmm_plugin
 from flmm_plugin import files
-from flmm_plugin.backbones import EMBEDDED
+from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.cli.model_options import add_model_options, check_model_options, checked_model, positive, refuse_idle
 from flmm_plugin.errors import (
     BadCheckpoint,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from os.path import isdir, isfile  # a name that no system can have: False, where Path raises
 from typing import Any
 
-from flmm_plugin.backbones import EMBEDDED
+from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.nearest import did_you_mean

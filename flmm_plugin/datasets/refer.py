@@ -21,6 +21,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flmm_plugin import bundled
 from flmm_plugin.datasets.json_files import STRANGE, inside, read_json, size_of, text_of, whole
 from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.problems import Problem
@@ -33,9 +34,6 @@ from flmm_plugin.records import BoolMask, decode_rle
 
 DATA_ROOT_VARIABLE = "FLMM_DATA"
 DEFAULT_ROOT = "data"
-
-#: A data root that is no folder: the world of the embedded model, in every benchmark's layout.
-TINY_WORLD = "flmm_tiny_world"
 
 
 class SplitSize(NamedTuple):
@@ -199,11 +197,9 @@ class ReferDataset(Sequence[ReferItem]):
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """`root`, or ``$FLMM_DATA``, or ``data``; for `TINY_WORLD` the embedded world's data, written when asked for."""
-    if root is not None and str(root) == TINY_WORLD:
-        from flmm_plugin.tiny.panel import panel_root
-
-        return panel_root()
+    """Return the folder that a root means: itself, or ``$FLMM_DATA``, or ``data``; a name in `bundled`: that data."""
+    if root is not None and bundled.is_data_root(str(root)):
+        return bundled.data_root(str(root))
     return Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_ROOT)
 
 

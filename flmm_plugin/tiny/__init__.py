@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flmm_plugin.bundled import BundledModel
+from flmm_plugin.errors import DataNotFound
+
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -34,11 +37,13 @@ def sam_path() -> Path:
 
 
 def _present(path: Path, inner: str = "") -> Path:
-    from flmm_plugin.errors import DataNotFound
-
     if not (path / inner).exists():
         raise DataNotFound(
             f"{path / inner} is not there: this installation lacks the embedded weights; reinstall the package, or "
             "make them with: flmm tiny train --out DIR --install"
         )
     return path
+
+
+#: What the entry point ``flmm_tiny`` names.
+MODEL = BundledModel(checkpoint=tiny_path, heads=heads_path, sam=sam_path)

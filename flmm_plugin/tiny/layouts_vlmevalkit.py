@@ -26,7 +26,9 @@ from flmm_plugin.tiny.world import Scene, render, sample_scene
 TABLES = ("MME_TINY", "POPE_TINY", "MMBench_TINY")
 
 _YES_NO = ("index", "image_path", "question", "answer", "category")
-_CHOICE = ("index", "image_path", "question", "A", "B", "C", "D", "answer", "category", "l2-category", "split")
+_CHOICE = (
+    "index", "image_path", "question", "A", "B", "C", "D", "answer", "category", "l2-category", "split", "instruction",
+)  # fmt: skip
 _OPTION = re.compile(r"^([A-D])\. (.+)$", re.MULTILINE)
 #: Of rotated questions' numbers: question i turned r times is ``i + r * _ROTATED``, as in MMBench.
 _ROTATED = 1_000_000
@@ -101,6 +103,7 @@ def _choices(root: Path, scenes: int, seed: int) -> list[dict[str, Any]]:
                 {
                     "index": number + turned * _ROTATED, "image_path": picture, "question": stem, **shown,
                     "answer": answer, "category": "attribute", "l2-category": "perception", "split": "dev",
+                    "instruction": language.CHOICE_SUFFIX.strip(),
                 }
             )  # fmt: skip
     return sorted(rows, key=lambda row: int(row["index"]))

@@ -21,12 +21,11 @@ SCENES = 20
 #: Scenes of the panel are not those of training nor of the measures that ship with the package.
 SEED = 7000
 
-#: Data root of a training recipe that stands for `train_root`.
-TRAIN_WORLD = "flmm_tiny_train"
-
-#: Data root of a recipe that stands for `held_out_root`: enough narratives to tell two recipes apart.
-HELD_OUT_WORLD = "flmm_tiny_held_out"
+#: Scenes of `held_out_root`: enough narratives to tell two recipes apart.
 HELD_OUT_SCENES, HELD_OUT_SEED = 80, 60
+
+#: Pictures per set of the training world, where a recipe does not say.
+TRAIN_SCENES = 400
 
 #: Streams of the training world: no measure of the package draws from them.
 TRAIN_SEED = 40
@@ -47,7 +46,7 @@ def panel_root() -> Path:
 
 
 @functools.cache
-def train_root(scenes: int) -> Path:
+def train_root(scenes: int = TRAIN_SCENES) -> Path:
     """A data root with ``scenes`` pictures of RefCOCO and as many of PNG to train on, and a few to validate on."""
     return _written_once(
         cache_folder() / "tiny_world" / f"train-{scenes}-{_version()}", lambda root: write_train(root, scenes=scenes)
@@ -55,13 +54,28 @@ def train_root(scenes: int) -> Path:
 
 
 @functools.cache
-def held_out_root() -> Path:
-    """A data root with narratives of PNG (``val``) that nothing is trained on, for ablations."""
+def held_out_root(scenes: int | None = None) -> Path:
+    """Return a data root with narratives of PNG (``val``) that nothing is trained on, for ablations.
+
+    Args:
+        scenes: Plays no role: comparisons between recipes always use `HELD_OUT_SCENES` pictures.
+    """
     from flmm_plugin.tiny.layouts_png import write_png
 
     return _written_once(
         cache_folder() / "tiny_world" / f"held-out-{_version()}",
         lambda root: write_png(root, scenes=HELD_OUT_SCENES, seed=HELD_OUT_SEED),
+    )
+
+
+@functools.cache
+def mme_root(scenes: int = SCENES, seed: int = SEED) -> Path:
+    """Return a folder with the data of lmms-eval's task ``mme`` alone."""
+    from flmm_plugin.tiny.layouts import write_mme
+
+    return _written_once(
+        cache_folder() / "tiny_world" / f"mme-{scenes}-{seed}-{_version()}",
+        lambda root: write_mme(root, scenes=scenes, seed=seed),
     )
 
 

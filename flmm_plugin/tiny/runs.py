@@ -1,16 +1,15 @@
-"""What a long run leaves on disk: states written whole or not at all, and a log of JSON lines."""
+"""What a long run leaves on disk: states written whole or not at all."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flmm_plugin import files, json_lines
+from flmm_plugin import files
 from flmm_plugin.errors import BadCheckpoint
 from flmm_plugin.heads.weights import read_pth
 
@@ -36,16 +35,3 @@ def load_state(path: Path) -> Any:
         return read_pth(path, "state of a run")
     except (BadCheckpoint, pickle.UnpicklingError) as exc:
         raise BadCheckpoint(f"{path} is damaged ({exc}); remove it, its stage then begins anew") from exc
-
-
-class Log:
-    """Lines of JSON, one per report; the committed training log."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.start = time.monotonic()
-
-    def write(self, **row: Any) -> None:
-        """Append one row and echo it."""
-        row["seconds"] = round(time.monotonic() - self.start, 1)
-        json_lines.append(self.path, row)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flmm_plugin import files
 from flmm_plugin.heads.weights import tensors_sha256
+from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import sam_path
-from flmm_plugin.tiny.runs import Log
 from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
 
 

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from flmm_plugin import files
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, ImageEmbedding, save_heads
+from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.features import SceneFeatures, extract
 from flmm_plugin.tiny.optim import schedule
-from flmm_plugin.tiny.runs import Log, atomic_save, load_state
+from flmm_plugin.tiny.runs import atomic_save, load_state
 from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SIDE, SamConfig, mask_loss, train_sam
 from flmm_plugin.tiny.world import sample_scene
 

@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_plugin import files
+from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import KINDS, Packed, Packer, picture
-from flmm_plugin.tiny.runs import Log, atomic_save, load_state
+from flmm_plugin.tiny.runs import atomic_save, load_state
 from flmm_plugin.tiny.train_tower import TokenProbe, scene_facts, train_tower
 from flmm_plugin.tiny.world import Scene, sample_scene
 

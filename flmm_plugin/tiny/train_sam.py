@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_plugin.heads import MaskRefiner, build_sam
+from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import schedule
-from flmm_plugin.tiny.runs import Log, atomic_save, load_state
+from flmm_plugin.tiny.runs import atomic_save, load_state
 from flmm_plugin.tiny.world import render, sample_scene, visible_masks
 
 SAM_NUMBERS: dict[str, Any] = {

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import picture
-from flmm_plugin.tiny.runs import Log, atomic_save, load_state
+from flmm_plugin.tiny.runs import atomic_save, load_state
 from flmm_plugin.tiny.world import COLORS, SHAPES, SIZES, Scene, sample_scene
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 import flmm_plugin
+from flmm_plugin import bundled
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.backbones.inputs import ImageTokens
 from flmm_plugin.errors import UnknownArgument
@@ -20,8 +21,6 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, build_sam
 from flmm_plugin.heads.sam import sam_of_file
 from flmm_plugin.training.recipe import Layers, TrainRecipe
-
-EMBEDDED_SAM = "flmm_tiny"
 
 
 def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> GroundingHeads:
@@ -80,14 +79,11 @@ def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
     Raises:
         BadCheckpoint: No such file, or one of another size.
     """
-    if checkpoint is None or not (checkpoint == EMBEDDED_SAM or checkpoint.endswith(".safetensors")):
-        return build_sam(sam, checkpoint)
-    path = Path(checkpoint)
-    if checkpoint == EMBEDDED_SAM:
-        from flmm_plugin.tiny import sam_path
-
-        path = sam_path()
-    return sam_of_file(sam, path)
+    if checkpoint is not None and bundled.is_model(checkpoint):
+        return sam_of_file(sam, bundled.model(checkpoint).sam())
+    if checkpoint is not None and checkpoint.endswith(".safetensors"):
+        return sam_of_file(sam, Path(checkpoint))
+    return build_sam(sam, checkpoint)
 
 
 def layer_numbers(layers: Layers, count: int) -> tuple[int, ...]:

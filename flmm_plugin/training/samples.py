@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flmm_plugin import bundled
 from flmm_plugin.datasets import png, refer
 from flmm_plugin.datasets.png import Narrative, PngDataset
 from flmm_plugin.datasets.problems import Problem, counted
@@ -244,13 +245,11 @@ class TrainingSet(Sequence[TrainingSample]):
 
 
 def data_root_of(recipe: TrainRecipe, part: DataPart) -> str | Path | None:
-    """Where a part's files are; the embedded world is written first, if it is asked for."""
-    from flmm_plugin.tiny.panel import HELD_OUT_WORLD, TRAIN_WORLD, held_out_root, train_root
-
+    """Return the folder of a part's files: the one that a recipe names, or data that a package ships."""
     root = part.root or recipe.data.root
-    if root == HELD_OUT_WORLD:
-        return held_out_root()
-    return train_root(recipe.data.scenes) if root == TRAIN_WORLD else root
+    if root is None or not bundled.is_data_root(root):
+        return root
+    return bundled.data_root(root, scenes=recipe.data.scenes)
 
 
 def _masks(data: ReferDataset, items: Sequence[ReferItem]) -> list[BoolMask]:

@@ -24,8 +24,8 @@ from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.errors import FlmmError, TrainingStopped
 from flmm_plugin.heads import GroundingHeads, save_heads
+from flmm_plugin.json_lines import Log
 from flmm_plugin.public import public
-from flmm_plugin.tiny.runs import Log
 from flmm_plugin.training.batches import Batches
 from flmm_plugin.training.building import trainable
 from flmm_plugin.training.cache import CachedReader, FeatureCache

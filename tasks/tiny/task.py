@@ -6,7 +6,8 @@ from typing import Any
 
 from lmms_eval.api.task import ConfigurableTask
 
-from flmm_plugin.datasets.refer import TINY_WORLD, data_root
+from flmm_plugin.bundled import SCENES_ROOT
+from flmm_plugin.datasets.refer import data_root
 
 
 class WorldTask(ConfigurableTask):
@@ -28,7 +29,7 @@ class WorldTask(ConfigurableTask):
 
         repo = str((dataset_kwargs or {})["repo"])
         split = str(self.config.test_split)
-        file = data_root(TINY_WORLD) / repo / "data" / f"{split}-00000-of-00001.parquet"
+        file = data_root(SCENES_ROOT) / repo / "data" / f"{split}-00000-of-00001.parquet"
         # Read here: `load_dataset` would copy the file into the hub's cache, under a name that says nothing of it.
         table = datasets.Dataset(pq.read_table(file))
         self.dataset = {split: table}

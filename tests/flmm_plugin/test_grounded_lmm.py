@@ -13,7 +13,7 @@ import torch
 
 from flmm_plugin import attention, grounded_lmm
 from flmm_plugin.answering import answer_and_ground
-from flmm_plugin.backbones import EMBEDDED
+from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.errors import (
     BadImage,
     BadText,
