@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types wheel bench docs panel constraints clean
+.PHONY: help demo test lint types wheel site bench docs panel constraints clean
 
 help:
 	@echo "make demo         set up, then run lmms_eval --model flmm_tiny --tasks mme,refcoco_seg and write $(DEMO)/index.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint         ruff: rules and format"
 	@echo "make types        mypy --strict on the whole import package"
 	@echo "make wheel        build dist/*.whl and check what is in it"
+	@echo "make site         the documentation site in build/site, its links checked (an environment of its own)"
 	@echo "make bench        what capturing attention costs, beside the plain model and the paper's way"
 	@echo "make docs         remake the figures, tables and CSV that README shows (needs the tiny weights)"
 	@echo "make panel        every task on the embedded model: docs/panel.md and the paper's tables with its rows (minutes)"
@@ -48,6 +49,14 @@ types: $(STAMP)
 
 wheel: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel dist
+
+build/site-env/.installed: docs/requirements.txt
+	$(PYTHON) -m venv build/site-env
+	build/site-env/bin/python -m pip install --quiet -r docs/requirements.txt
+	@touch $@
+
+site: build/site-env/.installed
+	build/site-env/bin/zensical build --clean --strict
 
 bench: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/capture.py --out benchmarks/results
