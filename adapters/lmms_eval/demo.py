@@ -27,7 +27,7 @@ from typing import Any
 
 from flmm_plugin import files, tiny
 from flmm_plugin.adapters.lmms_eval.run_files import Agreement, Run, compare_answers, read_run
-from flmm_plugin.cli.parsing import Parser
+from flmm_plugin.command_line import Parser
 from flmm_plugin.errors import FlmmError
 
 SEED = 90_000

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import flmm_plugin
-from flmm_plugin.cli.parsing import Parser
+from flmm_plugin.command_line import Parser
 from flmm_plugin.ending import status_of
 from flmm_plugin.waiting_line import announce
 

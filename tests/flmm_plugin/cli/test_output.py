@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flmm_plugin.cli import output
-from flmm_plugin.cli.parsing import Parser
+from flmm_plugin.command_line import Parser
 
 
 def test_columns_are_aligned_without_trailing_spaces() -> None:
