@@ -80,7 +80,7 @@ def mme_root(scenes: int = SCENES, seed: int = SEED) -> Path:
 
 
 def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
-    """Write the splits ``train`` (``scenes`` pictures) and ``val`` (`VALIDATION_SCENES`) of refcoco and PNG.
+    """Write the splits ``train`` (``scenes`` pictures) and ``val`` (`VALIDATION_SCENES`) of refcoco, refcoco+ and PNG.
 
     Returns:
         ``root``.
@@ -89,7 +89,7 @@ def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
     from flmm_plugin.tiny.layouts_png import write_png
 
     sizes = {"train": scenes, "val": VALIDATION_SCENES}
-    write_refer(root, scenes=sizes, seed=seed, names=("refcoco",))
+    write_refer(root, scenes=sizes, seed=seed, names=("refcoco", "refcoco+"))
     write_png(root, scenes=sizes, seed=seed, splits=("val", "train"))
     return root
 

@@ -27,16 +27,17 @@ from torch import Tensor
 
 import flmm_plugin
 from flmm_plugin.attention import AttentionCapture
-from flmm_plugin.backbones.base import EncodedChat, Messages
+from flmm_plugin.backbones.base import Backbone, EncodedChat, Messages
 from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, ImageEmbedding
-from flmm_plugin.phrases import merged_rows, span_tokens, text_offsets
+from flmm_plugin.phrases import decoded_offsets, merged_rows, span_tokens, text_offsets
 from flmm_plugin.replay import read_sequence
 from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.halves import Halves
 from flmm_plugin.training.samples import TrainingSample
+from flmm_plugin.words import Span
 
 # Counts changes of what is captured: features of another version are read anew.
 CAPTURE_VERSION = 2
@@ -79,6 +80,16 @@ class FrozenFeatures:
             embedding,
             None if self.selector_hidden is None else self.selector_hidden.to(device),
             None if self.selector_labels is None else self.selector_labels.to(device),
+        )
+
+    def blanked(self) -> FrozenFeatures:
+        """Nothing of the LMM is left, the picture's embedding is: the control ``image_only``."""
+        states = self.selector_hidden
+        return replace(
+            self,
+            attention=torch.zeros_like(self.attention),
+            hidden=tuple(torch.zeros_like(one[:1]) for one in self.hidden),
+            selector_hidden=None if states is None else torch.zeros_like(states),
         )
 
     def rounded(self) -> FrozenFeatures:
@@ -141,6 +152,8 @@ class FrozenReader:
     def words(self, sample: TrainingSample, picture: Image.Image | None = None) -> FrozenFeatures:
         """What the LMM says: everything but the embedding. Errors as `read`."""
         picture = sample.image_loader() if picture is None else picture
+        if sample.in_question:
+            return self._question(sample, picture)
         backbone = self.lmm.backbone
         ids, groups = sample.tokens(backbone.tokenizer)
         if not groups:
@@ -173,6 +186,22 @@ class FrozenReader:
         )
         self._check_finite(sample, backbone.name, backbone.dtype, (maps, states, selector))
         return features
+
+    def _question(self, sample: TrainingSample, picture: Image.Image) -> FrozenFeatures:
+        """What the LMM says at phrases in the user's own words, as `GroundedLMM.ground_text` reads them."""
+        backbone = self.lmm.backbone
+        with torch.autocast(backbone.device.type, enabled=False):
+            chat: Messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
+            encoded = backbone.encode([chat], [[picture]])
+            tokens = encoded.image_tokens[0][0]
+            groups = question_slots(backbone, encoded, sample.prompt, sample.spans)
+            slots = torch.tensor([slot for group in groups for slot in group])
+            capture = read_sequence(backbone, encoded, [slots], [tokens.slots])
+            sizes = [len(group) for group in groups]
+            states = capture.hidden(0)
+            maps = backbone.attention_maps(merged_rows(capture.attention(0), sizes, self.lmm.merge), tokens)
+        self._check_finite(sample, backbone.name, backbone.dtype, (maps, states))
+        return FrozenFeatures(maps.float(), tuple(one.float() for one in states.split(sizes)), tokens.grid)
 
     @torch.no_grad()
     def picture(self, sample: TrainingSample, picture: Image.Image | None = None) -> ImageEmbedding | None:
@@ -247,6 +276,21 @@ class FrozenReader:
             raise CaptureError(
                 f"{sample.key}: what {model} gives in {dtype} is not finite; load it in bfloat16 or float32"
             )
+
+
+def question_slots(backbone: Backbone, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> list[list[int]]:
+    """Sequence slots of the tokens of each span of a question that follows the image.
+
+    Raises:
+        EmptyPhrase: A span has no token, or the chat does not contain the text.
+    """
+    first = int(encoded.image_tokens[0][-1].slots.max()) + 1
+    whole, offsets = decoded_offsets(backbone.tokenizer, encoded.inputs["input_ids"][0, first:].tolist())
+    place = whole.rfind(text)
+    if place < 0:
+        raise EmptyPhrase(f"the chat does not contain {text!r} after the image")
+    groups = [span_tokens(whole, offsets, (place + start, place + end)) for start, end in spans]
+    return [[first + index for index in group] for group in groups]
 
 
 def _rounded(tensor: Tensor, trailing: int) -> Tensor:

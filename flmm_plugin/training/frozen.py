@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 
 from flmm_plugin.backbones import load_backbone
@@ -41,7 +42,20 @@ def load_lmm(recipe: TrainRecipe, device: str, backbone: Backbone | None = None,
             load_in_8bit=asked.load_in_8bit,
             trust_remote_code=asked.trust_remote_code,
         )
+    if recipe.control == "random":
+        draw_weights(backbone)
     return GroundedLMM(backbone, build_heads(recipe, backbone, data).to(device).eval())
+
+
+@torch.no_grad()
+def draw_weights(backbone: Backbone, seed: int = 12345) -> Backbone:
+    """Give a model the weights that its architecture is born with: the control ``random``. Returns ``backbone``."""
+    model = backbone.model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(model)(model.config)
+    model.load_state_dict(fresh.state_dict())
+    return backbone
 
 
 class _Elsewhere(nn.Module):

@@ -56,10 +56,10 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
     return (1 - (2 * overlap + eps) / (probability.sum(dim=1) + truth.sum(dim=1) + eps)).mean()
 
 
-def run_heads(heads: GroundingHeads, features: FrozenFeatures) -> HeadOutput:
-    """Masks of all phrases of a sample."""
+def run_heads(heads: GroundingHeads, features: FrozenFeatures, refine: bool = True) -> HeadOutput:
+    """Masks of all phrases of a sample; ``refine=False``: those of the mask decoder alone."""
     embedding = features.embedding
-    if embedding is None or heads.mask_refiner is None:
+    if embedding is None or heads.mask_refiner is None or not refine:
         coarse = heads.decode(features.attention, features.grid)
         return HeadOutput(coarse, coarse)
     out: HeadOutput = heads(features.attention, features.hidden, embedding, features.grid)
@@ -77,7 +77,9 @@ class HeadsLoss(nn.Module):
         super().__init__()
         self.heads = heads
 
-    def forward(self, batch: Sequence[Prepared], anchored: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Sequence[Prepared], anchored: bool = True, decoder_alone: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Losses of some samples, maybe of none.
 
         Args:
@@ -85,6 +87,7 @@ class HeadsLoss(nn.Module):
             anchored: Give every parameter a part in the second result. Processes that wait for each other's gradients
                 need one of every parameter, even from a batch of nothing; and so that one process does what several
                 do, it has them too.
+            decoder_alone: The refiner's and the selector's terms are 0 and not computed.
 
         Returns:
             ``[b, 5]``, columns as in `TERMS`, 0 where a sample or the heads have no such part; and a 0 to be added to
@@ -98,17 +101,17 @@ class HeadsLoss(nn.Module):
         anchor = sum((one.sum() * 0.0 for one in learning), start=torch.zeros((), device=self.heads.device))
         if not batch:
             return torch.zeros(0, len(TERMS), device=self.heads.device), anchor
-        terms = [self.losses(one) for one in batch]
+        terms = [self.losses(one, decoder_alone) for one in batch]
         # Cut off here: nothing times what is not finite is not nothing, and would spoil everybody's gradients.
         return torch.stack([one if bool(torch.isfinite(one).all()) else one.detach() for one in terms]), anchor
 
-    def losses(self, sample: Prepared) -> Tensor:
+    def losses(self, sample: Prepared, decoder_alone: bool = False) -> Tensor:
         """The terms of one sample, ``[5]``."""
         features, target = sample.features, sample.masks
-        out = run_heads(self.heads, features)
+        out = run_heads(self.heads, features, refine=not decoder_alone)
         nothing = out.logits.new_zeros(())
-        refined = self.heads.mask_refiner is not None and features.embedding is not None
-        selector = self.heads.keyword_selector
+        refined = self.heads.mask_refiner is not None and features.embedding is not None and not decoder_alone
+        selector = None if decoder_alone else self.heads.keyword_selector
         terms = [
             bce_loss(out.decoder_logits, target),
             dice_loss(out.decoder_logits, target),

@@ -43,6 +43,7 @@ class Preparer:
         tokenizer: The backbone's.
         device: Where the heads learn.
         stop: Raise at the first problem instead of counting it.
+        blank: Leave nothing of the LMM in the features (the control ``image_only``).
         heard_of: Called with every new problem.
 
     Attributes:
@@ -56,9 +57,11 @@ class Preparer:
         device: torch.device | str,
         *,
         stop: bool = False,
+        blank: bool = False,
         heard_of: Callable[[Problem], None] | None = None,
     ) -> None:
         self.source, self.tokenizer, self.device, self.stop = source, tokenizer, device, stop
+        self.blank = blank
         self.problems: list[Problem] = []
         self._known: set[tuple[str, str]] = set()
         self._heard_of = heard_of
@@ -133,7 +136,7 @@ class Preparer:
         if not kept:
             self.note(NO_MASK, sample.key, len(targets))
             return None
-        features = features.to(self.device)
+        features = (features.blanked() if self.blank else features).to(self.device)
         if len(kept) < len(targets):
             hidden = tuple(features.hidden[place] for place in kept)
             features = replace(features, attention=features.attention[kept], hidden=hidden)

@@ -21,6 +21,7 @@ from flmm_plugin.strict import built, change, choice, nearest, plain
 from flmm_plugin.yaml_text import read_yaml
 
 _CONFIGS = "configs"
+CONTROLS = ("none", "random", "image_only")
 
 Layers = Literal["all", "early", "mid", "late"] | tuple[int, ...]
 
@@ -136,6 +137,8 @@ class DataPart:
         prompt: The user's words; None: the heads'.
         sentences: One of an object's sentences, drawn once by the seed (``random``, as in the paper), or its ``first``.
         keywords: Whether the keyword selector learns from it; None: from narratives, not from lists of expressions.
+        questions: Of a RefCOCO only: templates such as ``What color is the {}?``. Each object becomes a sample of its
+            own, whose phrase stands in the user's question (in a template drawn by the seed), not in the answer.
     """
 
     dataset: str
@@ -146,6 +149,7 @@ class DataPart:
     prompt: str | None = None
     sentences: str = "random"
     keywords: bool | None = None
+    questions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,9 @@ class OptimiserRecipe:
         warmup: Share of all steps over which the rate rises.
         schedule: After it: ``cosine`` or ``linear`` to nothing, or ``constant``.
         clip: Largest norm of the gradient.
+        decoder_first: Share of all steps, at the start, in which the mask decoder learns alone. Both phases go through
+            the whole schedule.
+        decoder_lr: Peak learning rate of that first phase; None: ``lr``.
     """
 
     lr: float = 1e-4
@@ -185,6 +192,8 @@ class OptimiserRecipe:
     warmup: float = 0.03
     schedule: str = "cosine"
     clip: float = 1.0
+    decoder_first: float = 0.0
+    decoder_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -256,6 +265,8 @@ class TrainRecipe:
         bad_samples: ``skip`` counts and names what cannot be used and goes on, ``stop`` ends the run at the first.
         max_bad_share: Even with ``skip``: stop when more than this share of an epoch cannot be used.
         trackers: Names that accelerate knows (``tensorboard``, ``wandb``, ...); ``auto``: TensorBoard where installed.
+        control: Train heads that must fail: ``random`` reads the LMM with newly drawn weights, ``image_only`` gets
+            zeros in place of attention and hidden states, so that only SAM's embedding is left; ``none``: real heads.
     """
 
     backbone: BackboneRecipe = field(default_factory=BackboneRecipe)
@@ -273,6 +284,7 @@ class TrainRecipe:
     bad_samples: str = "skip"
     max_bad_share: float = 0.1
     trackers: tuple[str, ...] = ("auto",)
+    control: str = "none"
 
     def __post_init__(self) -> None:
         choice("heads.merge", self.heads.merge, MERGES)
@@ -283,9 +295,14 @@ class TrainRecipe:
         choice("saving.storage", self.saving.storage, ("float32", "float16"))
         choice("precision", self.precision, ("fp32", "bf16", "fp16"))
         choice("bad_samples", self.bad_samples, ("skip", "stop"))
+        choice("control", self.control, CONTROLS)
         for part in (*self.data.parts, *self.validation.parts):
             choice("dataset", part.dataset, ("png", "refcoco", "refcoco+", "refcocog"))
             choice("sentences", part.sentences, ("random", "first"))
+            if part.questions and part.dataset == "png":
+                raise UnknownArgument("questions are written around expressions; PNG has whole narratives")
+            if wrong := [one for one in part.questions if one.count("{}") != 1]:
+                raise UnknownArgument(f"the question {wrong[0]!r} needs one {{}} where the expression goes")
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("steps", self.steps)):
             if value is not None and value < 1:
                 raise UnknownArgument(f"{name} is {value}; it must be at least 1")
@@ -296,8 +313,9 @@ class TrainRecipe:
             raise UnknownArgument(f"validation.every is {self.validation.every}; it counts epochs and must be above 0")
         if not self.data.parts:
             raise UnknownArgument("data.parts is empty; name at least one data set, e.g. {dataset: refcoco}")
-        if not 0 <= self.optimiser.warmup < 1:
-            raise UnknownArgument(f"optimiser.warmup is {self.optimiser.warmup}; it is a share of all steps, 0 to 1")
+        for name, share in (("warmup", self.optimiser.warmup), ("decoder_first", self.optimiser.decoder_first)):
+            if not 0 <= share < 1:
+                raise UnknownArgument(f"optimiser.{name} is {share}; it is a share of all steps, 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `from_dict` reads it and YAML or JSON writes it."""

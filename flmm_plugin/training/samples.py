@@ -46,6 +46,7 @@ class TrainingSample:
         mask_loader: Gives the masks, one per entry of ``grounded``.
         keywords: Whether the keyword selector learns from it (from the text tokenised as a whole, see `spans`).
         separator: Of a list of expressions; None for a text that is fed as it is.
+        in_question: The text is the prompt: the phrases stand in the user's question.
     """
 
     key: str
@@ -57,6 +58,7 @@ class TrainingSample:
     mask_loader: Callable[[], list[BoolMask]]
     keywords: bool
     separator: str | None = None
+    in_question: bool = False
 
     def masks(self) -> list[BoolMask]:
         """The target of each phrase, ``bool[H, W]`` in the image frame.
@@ -88,7 +90,9 @@ class TrainingSample:
     def content(self) -> str:
         """All that decides what the frozen model is shown, except the picture's pixels: one line of JSON."""
         facts = (self.prompt, self.pieces, self.grounded, self.separator, self.keywords)
-        return json.dumps(facts, ensure_ascii=False)
+        # Only where it is so: records of other samples keep the address that they always had.
+        question = ("question",) if self.in_question else ()
+        return json.dumps((*facts, *question), ensure_ascii=False)
 
     def tokens(self, tokenizer: Any) -> tuple[list[int], list[list[int]]]:
         """The text's token ids as it is fed, and the indices of each phrase's tokens in them.
@@ -191,7 +195,9 @@ class TrainingSet(Sequence[TrainingSample]):
             by_picture.setdefault(item.image_id, []).append(item)
         for image_id, items in by_picture.items():
             sample = self._expressions(part, refs, image_id, items)
-            if sample is not None:
+            if sample is not None and part.questions:
+                yield from self._questions(part, sample)
+            elif sample is not None:
                 yield sample
 
     def _heard_of(self, part: DataPart, data: PngDataset | ReferDataset) -> None:
@@ -243,6 +249,24 @@ class TrainingSet(Sequence[TrainingSample]):
             separator=separator,
         )
 
+    def _questions(self, part: DataPart, expressions: TrainingSample) -> Iterator[TrainingSample]:
+        """One sample per expression, written into a question that the seed draws."""
+        for place, phrase in enumerate(expressions.phrases):
+            image_id = int(expressions.key.rsplit("/", 1)[-1])
+            drawn = np.random.default_rng([self.recipe.seed, image_id, place]).integers(len(part.questions))
+            before, after = part.questions[int(drawn)].split("{}")
+            yield replace(
+                expressions,
+                key=f"{part.dataset}/{part.split}/question/{image_id}/{place}",
+                prompt=f"{before}{phrase}{after}",
+                pieces=(before, phrase, after),
+                grounded=(1,),
+                mask_loader=partial(_one_mask, expressions, place),
+                keywords=False,
+                separator=None,
+                in_question=True,
+            )
+
 
 def data_root_of(recipe: TrainRecipe, part: DataPart) -> str | Path | None:
     """Return the folder of a part's files: the one that a recipe names, or data that a package ships."""
@@ -250,6 +274,10 @@ def data_root_of(recipe: TrainRecipe, part: DataPart) -> str | Path | None:
     if root is None or not bundled.is_data_root(root):
         return root
     return bundled.data_root(root, scenes=recipe.data.scenes)
+
+
+def _one_mask(sample: TrainingSample, place: int) -> list[BoolMask]:
+    return [sample.masks()[place]]
 
 
 def _masks(data: ReferDataset, items: Sequence[ReferItem]) -> list[BoolMask]:

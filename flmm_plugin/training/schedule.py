@@ -13,6 +13,20 @@ from flmm_plugin.training.recipe import OptimiserRecipe
 _ORDER_STREAM = 11
 
 
+def decoder_steps(optimiser: OptimiserRecipe, steps: int) -> int:
+    """Steps at the start in which the mask decoder learns alone."""
+    return round(optimiser.decoder_first * steps)
+
+
+def learning_rate(optimiser: OptimiserRecipe, step: int, steps: int) -> float:
+    """The learning rate of a step (counted from 0); each of the two phases has the whole schedule."""
+    alone = decoder_steps(optimiser, steps)
+    if step < alone:
+        peak = optimiser.lr if optimiser.decoder_lr is None else optimiser.decoder_lr
+        return peak * rate(optimiser, step, alone)
+    return optimiser.lr * rate(optimiser, step - alone, steps - alone)
+
+
 def rate(optimiser: OptimiserRecipe, step: int, steps: int) -> float:
     """Share of the peak learning rate at a step (counted from 0): linear rise, then the schedule.
 

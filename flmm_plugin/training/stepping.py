@@ -17,7 +17,7 @@ from flmm_plugin.training.processes import Processes
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.training.results import Progress
 from flmm_plugin.training.run_folder import RunFolder
-from flmm_plugin.training.schedule import rate
+from flmm_plugin.training.schedule import decoder_steps, learning_rate
 
 _BAD_IN_A_ROW = 25  # steps without a usable gradient after which a run has no future
 
@@ -57,21 +57,26 @@ class Stepper:
             raise batch.trouble or TrainingStopped("another process met a sample that cannot be used; it says which")
         state.unusable += unusable
         self._check_share()
-        share = rate(recipe.optimiser, state.step, self.batches.steps)
+        lr = learning_rate(recipe.optimiser, state.step, self.batches.steps)
+        alone = state.step < decoder_steps(recipe.optimiser, self.batches.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.optimiser.lr * share
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         terms = torch.zeros(len(TERMS), dtype=torch.float64)
         pieces = self._pieces(batch.samples)
         for place, piece in enumerate(pieces):
             # DDP averages over processes what is to be summed.
-            terms += self._backward(piece, processes.count / max(usable, 1), last=place == len(pieces) - 1)
+            terms += self._backward(piece, processes.count / max(usable, 1), last=place == len(pieces) - 1, alone=alone)
+        if alone:  # a gradient of zero would still let AdamW decay the parameters and count its steps
+            for name, parameter in self.model.named_parameters():
+                if "mask_decoder." not in name or "mask_refiner." in name:
+                    parameter.grad = None
         norm = self._update(usable)
         processes.together(self._check_losses)
         state.step += 1
         means = (processes.reduced(terms) / max(usable, 1)).tolist()
         lines = {"loss": sum(means), **dict(zip(TERMS, means, strict=True))}
-        return {**lines, "lr": recipe.optimiser.lr * share, "gradient": norm, "samples": float(usable)}
+        return {**lines, "lr": lr, "gradient": norm, "samples": float(usable)}
 
     def _pieces(self, batch: list[Prepared]) -> list[list[Prepared]]:
         """What is sent back at once; every process has as many pieces, some of nothing."""
@@ -80,10 +85,10 @@ class Stepper:
         count = -(-self.recipe.batch_size // self.processes.count)
         return [batch[place : place + 1] for place in range(count)]
 
-    def _backward(self, piece: list[Prepared], share: float, *, last: bool) -> Tensor:
+    def _backward(self, piece: list[Prepared], share: float, *, last: bool, alone: bool) -> Tensor:
         """Add the gradients of a piece; losses that are not finite do not count. Returns its summed terms, ``[5]``."""
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-            losses, anchor = self.model(piece, anchored=last)
+            losses, anchor = self.model(piece, anchored=last, decoder_alone=alone)
             finite = torch.isfinite(losses).all(dim=1)
             self.accelerator.backward(losses[finite].sum() * share + anchor)
         self._lost += [sample for sample, good in zip(piece, finite.tolist(), strict=True) if not good]

@@ -135,6 +135,7 @@ class Trainer:
         assert self.lmm.heads is not None
         self.seals = seals_of(self.lmm) if self.main else []
         trained = HeadsLoss(without_encoder(self.lmm.heads)).to(self.processes.device).train()
+        trained.heads.mask_decoder.to(memory_format=torch.channels_last)  # a third faster on CPUs
         numbers = recipe.optimiser
         optimizer = torch.optim.AdamW(
             list(trainable(trained.heads).values()),
@@ -146,7 +147,8 @@ class Trainer:
         self.source = self._source()
         stop = recipe.bad_samples == "stop"
         tokenizer, device = self.lmm.backbone.tokenizer, self.processes.device
-        self.preparer = Preparer(self.source, tokenizer, device, stop=stop, heard_of=self._heard_of)
+        blank = recipe.control == "image_only"
+        self.preparer = Preparer(self.source, tokenizer, device, stop=stop, blank=blank, heard_of=self._heard_of)
         self.scores: Scores | None = None
         self.state = Progress()
         self.batches = Batches(self.samples, self.preparer, self.processes, recipe)
