@@ -194,7 +194,7 @@ class FrozenReader:
             chat: Messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
             encoded = backbone.encode([chat], [[picture]])
             tokens = encoded.image_tokens[0][0]
-            groups = question_slots(backbone, encoded, sample.prompt, sample.spans)
+            groups = question_slots(backbone, encoded, sample.text, sample.spans)
             slots = torch.tensor([slot for group in groups for slot in group])
             capture = read_sequence(backbone, encoded, [slots], [tokens.slots])
             sizes = [len(group) for group in groups]

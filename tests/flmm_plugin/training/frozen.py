@@ -60,6 +60,13 @@ class Samples:
         }  # fmt: skip
         return self._sample(f"refcoco/train/{number}", number, **{**facts, **changes})
 
+    def question(self, number: int = 0, **changes: Any) -> TrainingSample:
+        facts: dict[str, Any] = {
+            "pieces": ("What color is ", "the big table", "?"), "grounded": (1,), "keywords": False,
+            "prompt": "What color is the big table?", "in_question": True,
+        }  # fmt: skip
+        return self._sample(f"refcoco/train/question/{number}/0", number, **{**facts, **changes})
+
     def _sample(self, key: str, number: int, **facts: Any) -> TrainingSample:
         path = self.picture(number)
         count = len(facts["grounded"])

@@ -59,6 +59,17 @@ def test_narratives_are_read_as_given_texts_are(lmm: GroundedLMM, samples: Sampl
     assert torch.equal(found, stacked(asked))
 
 
+def test_phrases_in_questions_are_read_as_ground_text_reads_them(lmm: GroundedLMM, samples: Samples) -> None:
+    sample = samples.question()
+    found = logits(lmm, FrozenReader(lmm).read(sample))
+    asked = lmm.ground_text(sample.image_path, sample.prompt, sample.prompt, sample.spans, where="question")
+    assert torch.equal(found, stacked(asked))
+    answer = samples.expressions(pieces=("the big table", ";"), grounded=(0,), prompt=sample.prompt)
+    assert not torch.equal(found, logits(lmm, FrozenReader(lmm).read(answer)))
+    with pytest.raises(EmptyPhrase):
+        FrozenReader(lmm).read(samples.question(pieces=("What is in ", "another text", "?")))
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -88,6 +88,10 @@ def test_every_model_of_the_package_has_a_recipe() -> None:
         ("cache.cap_gb=[", "not YAML"),
         ("validation.every=0", "counts epochs"),
         ("optimiser.warmup=1", "share of all steps"),
+        ("optimiser.decoder_first=1", "share of all steps"),
+        ("control=randum", "did you mean 'random'"),
+        ("data.parts.0.questions=['Where is it?']", "needs one {}"),
+        ("data.parts.1.questions=['Where is the {}?']", "PNG"),
     ],
 )
 def test_what_is_wrong_is_said(change: str, said: str) -> None:

@@ -27,7 +27,8 @@ def recipe(refer_folder: Callable[..., Any], png_folder: Callable[..., Any], tmp
     refer_folder()
     png_folder()
     validation = {"parts": [{"dataset": "refcoco", "split": "testA"}], "every": 1}
-    return small_recipe(tmp_path, validation=validation)
+    optimiser = {"lr": 1e-3, "decoder_first": 0.5}  # of four steps two: the moments lie in both phases
+    return small_recipe(tmp_path, validation=validation, optimiser=optimiser)
 
 
 def die() -> None:

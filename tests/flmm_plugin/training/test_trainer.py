@@ -19,8 +19,9 @@ from flmm_plugin.errors import FrozenWeightsChanged, TrainingStopped
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.training.losses import HeadsLoss, Prepared, bce_loss, dice_loss
 from flmm_plugin.training.preparing import BAD_LOSS, EMPTY_MASK, EMPTY_PHRASE, NO_MASK, Preparer
-from flmm_plugin.training.recipe import TrainRecipe
-from flmm_plugin.training.samples import without_empty
+from flmm_plugin.training.recipe import DataPart, OptimiserRecipe, TrainRecipe
+from flmm_plugin.training.samples import TrainingSet, without_empty
+from flmm_plugin.training.schedule import decoder_steps, learning_rate
 from flmm_plugin.training.trainer import Trainer
 from flmm_plugin.training.validation import ValidationReport
 
@@ -140,8 +141,8 @@ def test_a_loss_that_is_not_finite_is_named_and_costs_its_sample_alone(
 ) -> None:
     real = HeadsLoss.losses
 
-    def losses(self: HeadsLoss, sample: Prepared) -> Tensor:
-        found = real(self, sample)
+    def losses(self: HeadsLoss, sample: Prepared, decoder_alone: bool) -> Tensor:
+        found = real(self, sample, decoder_alone)
         return found * float("nan") if sample.key == "refcoco/val/11" else found
 
     monkeypatch.setattr(HeadsLoss, "losses", losses)
@@ -157,7 +158,9 @@ def test_steps_without_a_gradient_end_a_run(
 ) -> None:
     monkeypatch.setattr("flmm_plugin.training.stepping._BAD_IN_A_ROW", 2)
     monkeypatch.setattr(
-        HeadsLoss, "losses", lambda self, sample: torch.full((5,), float("nan")) * self.heads.text_layer_weights.sum()
+        HeadsLoss,
+        "losses",
+        lambda self, sample, decoder_alone: torch.full((5,), float("nan")) * self.heads.text_layer_weights.sum(),
     )
     trainer = Trainer(recipe, tmp_path / "run", backbone=load_llava("mha"), progress=False)
     monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda parameters, clip: torch.tensor(float("inf")))
@@ -262,6 +265,81 @@ def test_a_frozen_weight_that_moves_is_caught(
     finally:
         with torch.no_grad():
             weight.copy_(kept)  # the backbone is shared by all tests
+
+
+# --- the mask decoder first, questions, controls -------------------------------------------------------------------
+
+
+def test_in_the_first_phase_only_the_mask_decoder_learns(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    decoder_first = replace(recipe, optimiser=replace(recipe.optimiser, decoder_first=0.5, decoder_lr=2e-3))
+    trainer = Trainer(decoder_first, tmp_path / "run", backbone=load_llava("mha"), progress=False)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    moved: list[set[str]] = []
+    for batch in trainer.batches.after(0):
+        before = {name: one.detach().clone() for name, one in model.named_parameters()}
+        lines = trainer.stepper.step(batch)
+        moved.append({name for name, one in model.named_parameters() if not torch.equal(one, before[name])})
+        assert (lines["refiner_bce"] == 0) == (len(moved) <= 2)
+    trainer.close()
+    assert len(moved) == 4
+    assert all(name.startswith("heads.mask_decoder.") for name in moved[0] | moved[1])
+    for part in ("heads.mask_decoder.", "heads.mask_refiner.", "heads.keyword_selector."):
+        assert any(name.startswith(part) for name in moved[2] | moved[3])
+
+
+def test_both_phases_have_the_whole_schedule() -> None:
+    optimiser = OptimiserRecipe(lr=1.0, warmup=0.1, decoder_first=0.5, decoder_lr=2.0)
+    rates = [learning_rate(optimiser, step, 40) for step in range(40)]
+    assert decoder_steps(optimiser, 40) == 20
+    assert [round(rates[step], 6) for step in (0, 1, 20, 21)] == [1.0, 2.0, 0.5, 1.0]
+    assert rates[19] < 0.02 > rates[39]
+    assert learning_rate(replace(optimiser, decoder_lr=None), 1, 40) == 1.0
+
+
+def test_questions_hold_one_expression_each(recipe: TrainRecipe) -> None:
+    part = DataPart("refcoco", "val", questions=("Where is the {}?", "Is the {} red?"))
+    lists = TrainingSet(recipe, [DataPart("refcoco", "val")])
+    asked = TrainingSet(recipe, [part])
+    assert len(asked) == lists.phrases
+    assert [one.phrases[0] for one in asked] == [phrase for one in lists for phrase in one.phrases]
+    masks = [mask for one in lists for mask in one.masks()]
+    for sample, mask in zip(asked, masks, strict=True):
+        assert sample.text == sample.prompt
+        assert sample.text in {one.replace("{}", sample.phrases[0]) for one in part.questions}
+        assert np.array_equal(sample.masks()[0], mask)
+    assert len({one.content for one in asked}) == len(asked)
+
+
+def test_the_random_control_reads_other_weights(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    shared = load_llava("mha")
+    kept = {name: tensor.clone() for name, tensor in shared.model.state_dict().items()}
+    try:
+        run(replace(recipe, steps=1, control="random"), tmp_path / "random", shared)
+        assert not torch.equal(kept["lm_head.weight"], shared.model.state_dict()["lm_head.weight"])
+    finally:
+        shared.model.load_state_dict(kept)
+    run(replace(recipe, steps=1), tmp_path / "real", shared)
+    frozen = [json.loads((tmp_path / name / "run.json").read_text())["frozen"] for name in ("random", "real")]
+    assert frozen[0][0] != frozen[1][0]
+    assert frozen[0][1] == frozen[1][1], "SAM is the same"
+
+
+def test_the_image_only_control_sees_nothing_of_the_model(
+    recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    blind = replace(recipe, control="image_only")
+    trainer = Trainer(blind, tmp_path / "run", backbone=load_llava("mha"), progress=False)
+    for batch in trainer.batches.after(0):
+        for sample in batch.samples:
+            assert not sample.features.attention.any()
+            assert not any(one.any() for one in sample.features.hidden)
+            assert sample.features.embedding is not None
+            assert sample.features.embedding.features.any()
+    assert trainer.run().steps == 4
 
 
 # --- losses --------------------------------------------------------------------------------------------------------
