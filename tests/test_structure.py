@@ -94,7 +94,7 @@ BROUGHT = {
     "flmm_plugin.adapters.lmms_eval.pytest_plugin": {"pytest"},
     **{
         f"flmm_plugin.adapters.vlmevalkit.{name}": {"vlmeval"}
-        for name in ("dataset", "model", "preserve_arm", "preserve_plain", "register", "safeguards")
+        for name in ("dataset", "model", "preserve_arm", "preserve_plain", "register", "inference")
     },
 }
 
@@ -304,7 +304,7 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "from flmm_plugin.adapters.lmms_eval.models import manifests; assert list(manifests())",
         "import flmm_plugin.reports.gallery, flmm_plugin.reports.figures",
         "import flmm_plugin.cli",
-        "import flmm_plugin.adapters.vlmevalkit.waiting, flmm_plugin.adapters.vlmevalkit.benchmarks",
+        "import flmm_plugin.adapters.vlmevalkit.command, flmm_plugin.adapters.vlmevalkit.benchmarks",
     ],
 )
 def test_registries_cost_no_torch(statement: str, tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ GROUNDED_CHAT_FLAG = "flmm_grounded_chat"
 GIVEN_TEXT_FLAG = "flmm_given_text"
 
 #: Fields of a document of this package's tasks that a model may see; masks and answers are not among them.
-SHOWN = ("image_path", "height", "width", "expressions", "expression", "question", "instruction", "pieces", "grounded")
+SHOWN = (
+    "image_path", "orientation", "height", "width", "expressions", "expression", "question", "instruction", "pieces",
+    "grounded",
+)  # fmt: skip
 
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 

@@ -20,15 +20,14 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, refuse_unknown
 from flmm_plugin.adapters.vlmevalkit import outcomes
-from flmm_plugin.adapters.vlmevalkit.asked import checked
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, SYNTHETIC
-from flmm_plugin.adapters.vlmevalkit.register import refuse_data, refuse_models
-from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
+from flmm_plugin.adapters.vlmevalkit.command_line import checked, judge_default
+from flmm_plugin.adapters.vlmevalkit.register import refuse_data, refuse_models, register_when_imported
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 
 RUN_VARIABLE = "VLMEVALKIT_RUN"
-#: Any of these set: a judge can be asked.
-_JUDGE_KEYS = ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY")
+#: A folder for ``PYTHONPATH``, with which any program of the kit has this package's models and data sets.
+HOOK_FOLDER = Path(__file__).resolve().parent / "hook"
 
 INTERRUPTED = (
     "flmm-vlmeval: interrupted; every answer that was given is on disk, and the same line goes on with the next one"
@@ -65,7 +64,11 @@ exit status: 0 every combination of model and data set has a result, 1 one has n
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the process's arguments by default. Returns the exit status."""
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Words of the command line; None: those of the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] in ("-h", "--help", "help"):
@@ -75,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(listing())
             return 0
         if words == ["hook"]:
-            print(hook_folder())
+            print(HOOK_FOLDER)
             return 0
         if words[0] == "exec":
             return execute(words[1:])
         return run(words)
     except FlmmError as exc:
-        print(refusal(exc), file=sys.stderr)
+        print(_refusal(exc), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{INTERRUPTED}", file=sys.stderr)
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(words: Sequence[str]) -> int:
-    """The kit's run.py with these arguments, in this process.
+    """Run the kit's run.py with these arguments in this process, and return the exit status.
 
     Raises:
         ToolNotFound: There is no kit.
@@ -99,7 +102,7 @@ def run(words: Sequence[str]) -> int:
     words = _take_model_arguments(list(words))
     asked = checked(words)
     script = find_run()
-    wait_for_the_kit()
+    register_when_imported()
     sys.argv = [str(script), *words]
     kit = _executed(script)
     if hasattr(kit, "load_env"):
@@ -111,8 +114,17 @@ def run(words: Sequence[str]) -> int:
     return outcomes.report()
 
 
-def begin_unmodified() -> None:
-    """Do what `run` does before the kit's run.py begins, where that was started by itself, with the hook.
+def hook() -> None:
+    """Wait for the kit in a program that somebody else started: the hook folder's ``sitecustomize`` calls this.
+
+    What `run` checks and adds is checked and added then, and the exit status is seen to.
+    """
+    outcomes.report_at_the_end()
+    register_when_imported(_begin_hooked)
+
+
+def _begin_hooked() -> None:
+    """Do what `run` does before the kit's run.py begins, where that was started by itself.
 
     Raises:
         SystemExit: It cannot do what it is asked for; why is on stderr.
@@ -125,12 +137,12 @@ def begin_unmodified() -> None:
     try:
         refuse_models(checked(sys.argv[1:]))
     except FlmmError as exc:
-        print(refusal(exc), file=sys.stderr)
+        print(_refusal(exc), file=sys.stderr)
         raise SystemExit(2) from exc
     sys.argv += judge_default(sys.argv[1:])
 
 
-def refusal(error: FlmmError) -> str:
+def _refusal(error: FlmmError) -> str:
     """Write an error as one line."""
     return f"flmm-vlmeval: {type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -143,14 +155,14 @@ def _one_line_for_an_interrupt(kind: type[BaseException], error: BaseException, 
 
 
 def execute(command: Sequence[str]) -> int:
-    """Any command with the hook on its path; the status is 1 where the command's was 0 but a combination failed.
+    """Run any command with the hook on its path; the status is 1 where its own was 0 but a combination failed.
 
     Raises:
-        UnknownArgument: There is no command.
+        UnknownArgument: There is no command, or it cannot be started.
     """
     if not command:
         raise UnknownArgument("say what to run: flmm-vlmeval exec python run.py --data MME --model flmm_tiny")
-    path = os.pathsep.join([str(hook_folder()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HOOK_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "outcomes.json"
         env = {**os.environ, "PYTHONPATH": path, outcomes.OUTCOMES_VARIABLE: str(written)}
@@ -165,7 +177,7 @@ def execute(command: Sequence[str]) -> int:
 
 
 def find_run() -> Path:
-    """The kit's run.py: of ``$VLMEVALKIT_RUN``, inside the package (ms-vlmeval), or beside it (a clone).
+    """Find the kit's run.py: of ``$VLMEVALKIT_RUN``, inside the package (ms-vlmeval), or beside it (a clone).
 
     Raises:
         ToolNotFound: There is none.
@@ -188,36 +200,20 @@ def find_run() -> Path:
     )
 
 
-def hook_folder() -> Path:
-    """What to put on ``PYTHONPATH``."""
-    return Path(__file__).resolve().parent / "hook"
-
-
 def listing() -> str:
-    """Models and data sets of this package."""
+    """List models and data sets of this package, a line each."""
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
 
     lines = ["models (--model):"]
-    for name, model in DEFAULTS.items():
-        lines.append(f"  {name:<24}{model.pretrained or 'pretrained= must be given'}")
+    lines += [f"  {name:<24}{model.pretrained or 'pretrained= must be given'}" for name, model in DEFAULTS.items()]
     lines.append("data sets (--data):")
-    for name, parts in BENCHMARKS.items():
-        lines.append(f"  {name:<34}{', '.join(part.task for part in parts)}")
-    lines += [f"  {name:<34}the kit's own, on the embedded model's world" for name in SYNTHETIC]
+    lines += [f"  {name:<34}{', '.join(part.task for part in parts)}" for name, parts in BENCHMARKS.items()]
+    lines += [f"  {name:<34}the kit's own, on synthetic scenes" for name in SYNTHETIC]
     return "\n".join(lines)
 
 
-def judge_default(words: Sequence[str]) -> list[str]:
-    """Arguments to add: no judge, where none is named and none could be asked."""
-    flags = {word.partition("=")[0] for word in words}
-    if {"--judge", "--judge-base-url", "--judge-key"} & flags or any(map(os.environ.get, _JUDGE_KEYS)):
-        return []
-    print("flmm: no judge and no key: answers are matched exactly (--judge NAME asks one)", file=sys.stderr)
-    return ["--judge", "exact_matching"]
-
-
 def _take_model_arguments(words: list[str]) -> list[str]:
-    """The words without ``--model-args``, whose value goes where every process finds it."""
+    """Return the words without ``--model-args``, whose value goes where every process finds it."""
     rest: list[str] = []
     waiting = iter(words)
     for word in waiting:

@@ -1,4 +1,4 @@
-"""This package's benchmarks, and the embedded world's tables, as VLMEvalKit data sets.
+"""Define this package's benchmarks, and tables of synthetic scenes, as VLMEvalKit data sets.
 
 Importing this imports the kit: only `register` does.
 """
@@ -19,8 +19,8 @@ from vlmeval.dataset.image_yorn import ImageYORNDataset
 
 from flmm_plugin import bundled, files
 from flmm_plugin.adapters.vlmevalkit import predictions
-from flmm_plugin.adapters.vlmevalkit.asked import refuse_format
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, headline_first, primary
+from flmm_plugin.adapters.vlmevalkit.command_line import refuse_format
 from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
 from flmm_plugin.errors import BadAnnotation, DataNotFound
 from flmm_plugin.tasks.plain_task import PlainTask, Record
@@ -32,7 +32,7 @@ _TASKS_ENDING = "_flmm_tasks.json"
 
 
 class FlmmBenchmark(ImageBaseDataset):
-    """A benchmark of `BENCHMARKS`: read from its official files, answered with masks, scored as in lmms-eval.
+    """Benchmark of `BENCHMARKS`: read from its official files, answered with masks, scored as in lmms-eval.
 
     In a ``--config`` file: ``{"class": "FlmmBenchmark", "dataset": "RefCOCO_SEG_val"}``.
 
@@ -49,7 +49,7 @@ class FlmmBenchmark(ImageBaseDataset):
     force_use_dataset_prompt = True
 
     def load_data(self, dataset: str) -> pd.DataFrame:
-        """The documents of all its tasks, one after another; a task whose data has none is named and left out.
+        """List the documents of all its tasks, one after another; a task whose data has none is named and left out.
 
         Raises:
             DataNotFound: None of them has any.
@@ -77,14 +77,14 @@ class FlmmBenchmark(ImageBaseDataset):
         return pd.DataFrame(rows)
 
     def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
-        """The message about a row: its picture, the prompt, and what is wanted of a model of this package."""
+        """Write the message about a row: its picture, the prompt, and what is wanted of a model of this package."""
         index = int(line if isinstance(line, int) else line["index"])
         _, task, number = self._asked[index]
         doc = task.docs[number]
         return message_of(doc, task.prompt(doc), task.generation_kwargs, index)
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> dict[str, float | int]:
-        """The printed numbers of a result file, each also in ``..._score.json``; per document in ``..._detail.jsonl``.
+        """Score a result file; numbers also go into ``..._score.json``, records of documents into ``..._detail.jsonl``.
 
         Args:
             eval_file: Written by the kit, as ``.tsv`` or ``.json``.
@@ -131,18 +131,18 @@ class FlmmBenchmark(ImageBaseDataset):
 
     @classmethod
     def report_primary_metric(cls, metrics: Mapping[str, Any] | None) -> dict[str, float | int]:
-        """What the kit's summary shows."""
+        """Choose what the kit's summary shows."""
         return primary(metrics or {})
 
 
-class _World:
-    """The tables of the embedded world, in place of a download."""
+class _SyntheticTable:
+    """Tables of synthetic scenes, in place of a download."""
 
     dataset_name: str
     identity: str
 
     def load_data(self, dataset: str) -> pd.DataFrame:
-        """A table, written when it is first asked for, with the pictures' paths made absolute."""
+        """Read a table, written when it is first asked for, with the pictures' paths made absolute."""
         root = bundled.data_root(bundled.KIT_ROOT)
         self.identity = root.name
         table = pd.read_csv(root / f"{dataset}.tsv", sep="\t")
@@ -150,8 +150,8 @@ class _World:
         return table
 
 
-class WorldYesNo(_World, ImageYORNDataset):
-    """The kit's own MME and POPE, prompt and scoring, on the embedded model's world."""
+class SyntheticYesNo(_SyntheticTable, ImageYORNDataset):
+    """The kit's own MME and POPE, prompt and scoring, on synthetic scenes."""
 
     DATASET_URL = {"MME_TINY": "", "POPE_TINY": ""}  # noqa: RUF012 - the kit reads it as it is
     DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
@@ -164,14 +164,14 @@ class WorldYesNo(_World, ImageYORNDataset):
         return found
 
 
-class WorldChoices(_World, ImageMCQDataset):
-    """The kit's own MMBench and its circular scoring on the embedded model's world, in words that this model learnt."""
+class SyntheticChoices(_SyntheticTable, ImageMCQDataset):
+    """The kit's own MMBench and its circular scoring on synthetic scenes, in words that the embedded model learnt."""
 
     DATASET_URL = {"MMBench_TINY": ""}  # noqa: RUF012
     DATASET_MD5: dict[str, str] = {}  # noqa: RUF012
 
     def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
-        """The message about a row: its picture, and the question with its options."""
+        """Write the message about a row: its picture, and the question with its options."""
         row = self.data.iloc[line] if isinstance(line, int) else line
         options = "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD")
         return [
@@ -181,7 +181,7 @@ class WorldChoices(_World, ImageMCQDataset):
 
 
 #: In the order in which the kit looks for a name.
-DATASETS = (FlmmBenchmark, WorldYesNo, WorldChoices)
+DATASETS = (FlmmBenchmark, SyntheticYesNo, SyntheticChoices)
 
 
 def _in_words(doc: Mapping[str, Any]) -> str:
@@ -192,5 +192,5 @@ def _in_words(doc: Mapping[str, Any]) -> str:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    """A document's record without its reference, which is the data set's."""
+    """Return a document's record without its reference, which is the data set's."""
     return {name: value for name, value in record.items() if name != "reference"}

@@ -1,4 +1,4 @@
-"""VLMEvalKit's messages as requests that `flmm_plugin.adapters.answering` answers. Knows the kit's form, not the kit.
+"""Turn VLMEvalKit's messages into requests of `flmm_plugin.adapters.answering`. Knows the kit's form, not the kit.
 
 A message is a list of ``{"type": "text" | "image", "value": text or path}``. Data sets of this package write what else
 is wanted into the text's part under `MARK`; the kit hands unknown keys through unchanged.
@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from flmm_plugin.adapters.answering import identity
-from flmm_plugin.adapters.answering.requests import Request, opened
+from flmm_plugin.adapters.answering.requests import SHOWN, Request, opened
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.records import error_json
 
@@ -26,17 +26,11 @@ FAILED = "Failed to obtain answer via API."
 #: or a part of an answer in them, which some read in `FAILED` ("A" of "API") or in an empty text.
 NOTHING = "\ue000" * 3
 
-#: Fields of a document that a model may see; masks and answers are not among them.
-SHOWN = (
-    "image_path", "orientation", "height", "width", "expressions", "expression", "question", "instruction", "pieces",
-    "grounded",
-)  # fmt: skip
-
 Part = Mapping[str, Any]
 
 
 def message_of(doc: Mapping[str, Any], prompt: str, generation_kwargs: Mapping[str, Any], index: Any) -> list[Part]:
-    """The message about a document of this package's tasks: one picture, the prompt, and what is wanted."""
+    """Write the message about a document of this package's tasks: one picture, the prompt, and what is wanted."""
     asked = {
         "generation_kwargs": dict(generation_kwargs),
         "doc": {name: doc[name] for name in SHOWN if name in doc},
@@ -49,7 +43,7 @@ def message_of(doc: Mapping[str, Any], prompt: str, generation_kwargs: Mapping[s
 
 
 def request_of(message: Sequence[Part], dataset: str | None) -> Request:
-    """The request that a message makes; `document_of` and `chat_of` read it back."""
+    """Make the request of a message; `document_of` and `chat_of` read it back."""
     mark: Mapping[str, Any] = next((part[MARK] for part in message if MARK in part), {})
     text = "\n".join(str(part["value"]) for part in message if part["type"] == "text")
     options = dict(mark.get("generation_kwargs", {}))
@@ -60,7 +54,7 @@ def request_of(message: Sequence[Part], dataset: str | None) -> Request:
 
 
 def document_of(request: Request) -> Mapping[str, Any]:
-    """The document of a request of `request_of`."""
+    """Return the document of a request of `request_of`."""
     assert request.source is not None, "made by request_of"
     document: Mapping[str, Any] = request.source()
     return document
@@ -69,7 +63,7 @@ def document_of(request: Request) -> Mapping[str, Any]:
 def chat_of(
     _request: Request, doc: Mapping[str, Any], _image_token: str
 ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-    """Messages in transformers' form and their pictures, in the order in which the kit has them.
+    """Return messages in transformers' form and their pictures, in the kit's order.
 
     Raises:
         BackboneUnsupported: There is a video.
@@ -118,7 +112,7 @@ def digest_of(message: Sequence[Part], dataset: str | None) -> str:
 
 
 def failure(error: str) -> str:
-    """The reply that stands for a failed sample."""
+    """Write the reply that stands for a failed sample."""
     return f"{FAILED} {error}"
 
 
@@ -128,7 +122,7 @@ def is_failure(reply: str) -> bool:
 
 
 def as_scored(reply: str) -> str:
-    """A reply as this package's metrics read it: a failed sample is an error record, as in lmms-eval."""
+    """Return a reply as this package's metrics read it: a failed sample is an error record, as in lmms-eval."""
     return error_json(RuntimeError(reply)) if is_failure(reply) else reply
 
 

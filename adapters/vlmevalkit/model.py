@@ -1,4 +1,4 @@
-"""The one VLMEvalKit model class of this package: a grounded LMM under each of its names.
+"""Define the one VLMEvalKit model class of this package: a grounded LMM under each of its names.
 
 Importing this imports the kit, and with it torch and every model of the kit: only `register` does.
 """
@@ -20,7 +20,7 @@ from flmm_plugin.adapters.answering.failures import FailureLog
 from flmm_plugin.adapters.answering.loading import Settings, load_lmm
 from flmm_plugin.adapters.answering.provenance import record_of
 from flmm_plugin.adapters.vlmevalkit import messages
-from flmm_plugin.adapters.vlmevalkit.journal import Journal
+from flmm_plugin.adapters.vlmevalkit.run_files import Journal
 from flmm_plugin.errors import UnknownArgument
 
 
@@ -30,7 +30,7 @@ class FLMM(BaseModel):
     In a ``--config`` file: ``{"class": "FLMM", "name": "flmm_llava", "heads": "heads.safetensors"}``.
 
     Args:
-        name: One of `flmm_plugin.adapters.answering.defaults.DEFAULTS`.
+        name: Key of `flmm_plugin.adapters.answering.defaults.DEFAULTS`.
         pretrained: Folder or hub id of the LMM, if it is not the name's own.
         heads: Grounding heads: a file, ``auto`` (those that belong to the LMM), ``none`` for chat alone.
         device: Where to run; the default is the first GPU that the kit left visible to this process.
@@ -84,7 +84,7 @@ class FLMM(BaseModel):
         self.provenance = record_of(self, {**self.arguments, "pretrained": pretrained})
 
     def generate(self, message: Any, dataset: str | None = None) -> str:
-        """The reply to a message: text, masks JSON where the data set asked for masks, or a mark of failure.
+        """Answer a message: text, masks JSON where the data set asked for masks, or a mark of failure.
 
         The kit's own takes a text that happens to be a path for a file, and raises where a picture is missing.
         """
@@ -94,7 +94,7 @@ class FLMM(BaseModel):
         return self.generate_inner(parts, dataset)
 
     def generate_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
-        """The reply to a message in parts; a failed sample costs this sample alone.
+        """Answer a message in parts; a failed sample costs this sample alone.
 
         Raises:
             UnknownArgument: The data set asks for what these heads do not have: every sample would.

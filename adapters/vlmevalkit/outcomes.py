@@ -1,4 +1,4 @@
-"""How each combination of a model and a data set ended; the kit's own exit status is 0 whatever happened."""
+"""Collect how each combination of a model and a data set ended; the kit's own exit status is always 0."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _outcomes: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def watched(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The kit's own note of a combination's state, also taken here."""
+    """Wrap the kit's own note of a combination's state: it is taken down here too."""
 
     def upsert(*args: Any, **kwargs: Any) -> Any:
         note(kwargs)
@@ -56,7 +56,7 @@ def note(state: Mapping[str, Any]) -> None:
 
 
 def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]:
-    """The outcomes of this process, or those that another one wrote."""
+    """Return the outcomes of this process, or those that another one wrote to `path`."""
     if path is None:
         return dict(_outcomes)
     content = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -65,34 +65,40 @@ def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]
 
 def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[str], int]:
     """Write the lines for a reader, and the exit status: 1 if a combination has no result."""
-    lines, failed, samples, lost = [], 0, 0, 0
+    lines = []
+    failed = all_samples = all_bad = 0
     for (model, data), one in found.items():
-        file = one.get("prediction_file")
-        answers, bad = failed_samples(file)
-        samples, lost = samples + answers, lost + bad
-        problem = str(one["problem"])
-        if problem == "invalid_dataset":
-            problem += did_you_mean(data, BENCHMARKS, 0.6)
-        if not problem and file and not Path(file).is_file():
-            problem = f"there is no result file {file}"
-        if not problem and bad and bad == answers:
-            problem = "no sample could be answered"
-        said = f"flmm: {model} x {data}: "
-        if problem:
-            failed += 1
-            said += f"FAILED: {' '.join(problem.split())}"
-        else:
-            said += one.get("note") or "done"
+        samples, bad = failed_samples(one.get("prediction_file"))
+        all_samples += samples
+        all_bad += bad
+        problem = _problem(data, one, everything_failed=0 < bad == samples)
+        failed += bool(problem)
+        line = f"flmm: {model} x {data}: " + (f"FAILED: {problem}" if problem else one.get("note") or "done")
         if bad:
-            said += f"; {bad} of {answers} samples FAILED, start the same line again to retry them"
-        lines.append(said)
-    last = [f"{failed} of {len(found)} combinations have no result"] * (failed > 0)
-    last += [f"{lost} of {samples} samples FAILED"] * (lost > 0)
-    return [*lines, *(["flmm: " + "; ".join(last)] if last else [])], int(failed > 0)
+            line += f"; {bad} of {samples} samples FAILED, start the same line again to retry them"
+        lines.append(line)
+    counts = []
+    if failed:
+        counts.append(f"{failed} of {len(found)} combinations have no result")
+    if all_bad:
+        counts.append(f"{all_bad} of {all_samples} samples FAILED")
+    if counts:
+        lines.append(f"flmm: {'; '.join(counts)}")
+    return lines, int(failed > 0)
+
+
+def _problem(data: str, one: Mapping[str, Any], everything_failed: bool) -> str:
+    """Return why a combination has no result, in one line; "" if it has one."""
+    file, problem = one.get("prediction_file"), " ".join(str(one["problem"]).split())
+    if problem == "invalid_dataset":
+        return problem + did_you_mean(data, BENCHMARKS, 0.6)
+    if not problem and file and not Path(file).is_file():
+        return f"there is no result file {file}"
+    return problem or ("no sample could be answered" if everything_failed else "")
 
 
 def failed_samples(prediction_file: Any) -> tuple[int, int]:
-    """Rows of a result file, and how many of them are marked as failed; 0, 0 without a readable file of the kit's."""
+    """Count the rows of a result file, and those that are marked as failed; 0, 0 without a readable file."""
     path = Path(str(prediction_file or ""))
     if not path.is_file():
         return 0, 0
@@ -106,10 +112,9 @@ def failed_samples(prediction_file: Any) -> tuple[int, int]:
 
 
 def report() -> int:
-    """Say how every combination of this process ended, in the first of several processes.
+    """Print how every combination of this process ended, and return the exit status, 0 or 1.
 
-    Returns:
-        Exit status, 0 or 1.
+    Of several processes, the first one prints.
     """
     lines, status = summary(collected())
     if _is_first() and not os.environ.get(OUTCOMES_VARIABLE):
@@ -121,7 +126,7 @@ def report() -> int:
 def report_at_the_end() -> None:
     """See that this process ends with the status of its combinations, which the kit's own run.py does not.
 
-    To be called before other modules ask to be called at the end: what they ask for is done first.
+    Call this before other modules register what is done at the end: theirs is done first then.
     """
     atexit.register(_end)
 

@@ -1,4 +1,4 @@
-"""The kit's result files, written whole and read as they were written.
+"""Write the kit's result files whole, and read them as they were written.
 
 The kit reads its tables with pandas' defaults, which take an answer such as ``NA``, ``None`` or an empty one for a
 missing number and ``007`` for 7. Here an answer is the text that it is, in every file that has a column of answers, and
@@ -28,7 +28,7 @@ Table = Any
 
 
 class Readers:
-    """Stand for pandas in the kit's ``load``: tables are read with answers as they were written."""
+    """Stand-in for pandas in the kit's ``load``: tables are read with answers as they were written."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(pd, name)

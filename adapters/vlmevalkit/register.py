@@ -1,7 +1,7 @@
-"""Models and data sets into the kit's own registries, and around its files and inference what a run must not lose.
+"""Put models and data sets into the kit's own registries, and guards around its files and its inference.
 
 The kit has no place for plugins, but every registry of it is a dict or a list that all its modules share: they are
-changed in place. Idempotent.
+changed in place. `register` is idempotent; `register_when_imported` costs no import of the kit.
 """
 
 from __future__ import annotations
@@ -14,16 +14,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flmm_plugin.adapters.after_import import AfterImport
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.vlmevalkit.asked import Asked, unknown
+from flmm_plugin.adapters.vlmevalkit.command_line import Requested, unknown
 from flmm_plugin.adapters.vlmevalkit.messages import FAILED, is_failure
 from flmm_plugin.errors import UnknownArgument
 
 _MARK = "_flmm_registered"
+#: The module that is executed last of those that hold registries, and first by everything that runs the kit.
+_REGISTRY = "vlmeval.config"
+
+#: The other categories of MME are of perception.
+_REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
+
+
+def register_when_imported(then: Callable[[], None] = lambda: None) -> None:
+    """Register as soon as the kit is imported, or now if it is already.
+
+    Args:
+        then: Called after that.
+    """
+
+    def registered(_module: Any) -> None:
+        register()
+        then()
+
+    if _REGISTRY in sys.modules:
+        registered(sys.modules[_REGISTRY])
+    else:
+        AfterImport.place(_REGISTRY, registered)
 
 
 def register() -> None:
-    """Make the models, data sets and safeguards known to the kit that is (being) imported."""
+    """Make the models, data sets and guards known to the kit that is (being) imported."""
     import vlmeval.config as config
     import vlmeval.dataset as datasets
     import vlmeval.dataset.utils.multiple_choice as choices
@@ -32,8 +55,9 @@ def register() -> None:
     import vlmeval.smp as smp
     import vlmeval.vlm as models
 
-    from flmm_plugin.adapters.vlmevalkit import outcomes, predictions, safeguards
+    from flmm_plugin.adapters.vlmevalkit import outcomes, predictions
     from flmm_plugin.adapters.vlmevalkit.dataset import DATASETS
+    from flmm_plugin.adapters.vlmevalkit.inference import delivered, journalled
     from flmm_plugin.adapters.vlmevalkit.model import FLMM
 
     if not os.environ.get("PRED_FORMAT"):
@@ -49,22 +73,22 @@ def register() -> None:
             datasets.SUPPORTED_DATASETS.extend(name for name in cls.supported_datasets() if name not in known)
         setattr(datasets, cls.__name__, cls)
     smp.file.pd = predictions.Readers()
-    _everywhere(smp.file._prediction_table, predictions.marked)
-    inference.load = _once(inference.load, predictions.marked)
-    inference.dump = _once(inference.dump, lambda dump: predictions.keeping(predictions.whole(dump)))
-    _everywhere(smp.file.dump, predictions.whole)
-    inference.infer_data = _once(inference.infer_data, safeguards.answering)
-    inference.infer_data_job = _once(inference.infer_data_job, safeguards.delivering)
-    _everywhere(yorn.MME_rating, _of_some_categories)
-    _everywhere(yorn.YOrN_auxeval, lambda judge: _unless_failed(judge, "Unknown"))
-    _everywhere(choices.extract_answer_from_item, lambda judge: _unless_failed(judge, {"opt": "Z", "log": FAILED}))
+    _wrap_everywhere(smp.file._prediction_table, predictions.marked)
+    inference.load = _wrapped(inference.load, predictions.marked)
+    inference.dump = _wrapped(inference.dump, lambda dump: predictions.keeping(predictions.whole(dump)))
+    _wrap_everywhere(smp.file.dump, predictions.whole)
+    inference.infer_data = _wrapped(inference.infer_data, journalled)
+    inference.infer_data_job = _wrapped(inference.infer_data_job, delivered)
+    _wrap_everywhere(yorn.MME_rating, _of_some_categories)
+    _wrap_everywhere(yorn.YOrN_auxeval, lambda judge: _unless_failed(judge, "Unknown"))
+    _wrap_everywhere(choices.extract_answer_from_item, lambda judge: _unless_failed(judge, {"opt": "Z", "log": FAILED}))
     if hasattr(smp, "upsert_dataset_status"):
-        smp.upsert_dataset_status = _once(smp.upsert_dataset_status, outcomes.watched)
-    _let_processors_talk()
-    _mend_llavabench()
+        smp.upsert_dataset_status = _wrapped(smp.upsert_dataset_status, outcomes.watched)
+    _use_gloo_on_the_cpu()
+    _repair_llavabench()
 
 
-def refuse_models(asked: Asked) -> None:
+def refuse_models(asked: Requested) -> None:
     """Refuse a model that the kit does not know.
 
     Raises:
@@ -77,7 +101,7 @@ def refuse_models(asked: Asked) -> None:
             raise UnknownArgument(unknown("model", model, supported_VLM))
 
 
-def refuse_data(asked: Asked) -> None:
+def refuse_data(asked: Requested) -> None:
     """Refuse a data set that the kit does not know.
 
     Raises:
@@ -95,7 +119,8 @@ def refuse_data(asked: Asked) -> None:
             )
 
 
-def _once(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+def _wrapped(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+    """Wrap a function, unless it is wrapped already."""
     if getattr(original, _MARK, False):
         return original
     wrapped = functools.wraps(original)(wrap(original))
@@ -103,9 +128,9 @@ def _once(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Cal
     return wrapped
 
 
-def _everywhere(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap_everywhere(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Wrap a function in every module of the kit that has it by name."""
-    wrapped = _once(original, wrap)
+    wrapped = _wrapped(original, wrap)
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "vlmeval":
             for attribute in [key for key, value in vars(module).items() if value is original]:
@@ -119,10 +144,6 @@ def _unless_failed(judge: Callable[..., Any], instead: Any) -> Callable[..., Any
         return instead if is_failure(str(item["prediction"])) else judge(model, item, *args, **options)
 
     return judged
-
-
-#: The other categories of MME are of perception.
-_REASONING = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
 
 
 def _of_some_categories(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,8 +166,8 @@ def _of_some_categories(original: Callable[..., Any]) -> Callable[..., Any]:
     return rating
 
 
-def _let_processors_talk() -> None:
-    """Several processes without a GPU: the kit asks for NCCL, which needs one; gloo does the same on the CPU."""
+def _use_gloo_on_the_cpu() -> None:
+    """Let several processes without a GPU talk over gloo; the kit asks for NCCL, which needs one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
     import torch
@@ -158,11 +179,11 @@ def _let_processors_talk() -> None:
     def on_the_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: original(*args[1:], **{**kwargs, "backend": "gloo"})
 
-    dist.init_process_group = _once(dist.init_process_group, on_the_cpu)
+    dist.init_process_group = _wrapped(dist.init_process_group, on_the_cpu)
 
 
-def _mend_llavabench() -> None:
-    """LLaVABench's scoring imports a module from where it is not; with a name for it there, it works."""
+def _repair_llavabench() -> None:
+    """Give LLaVABench's scoring the module that it imports from where it is not."""
     wrong = "vlmeval.dataset.smp"
     if wrong not in sys.modules:
         try:

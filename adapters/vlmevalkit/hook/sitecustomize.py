@@ -1,4 +1,4 @@
-"""Read by Python at its start where this folder is on the path: waits for VLMEvalKit, and does nothing else.
+"""Wait for VLMEvalKit; Python reads this at its start where this folder is on the path.
 
 A ``sitecustomize`` that is further down the path is read as well, as if this one were not there.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 
 
-def _the_next_one() -> None:
+def _run_the_next_one() -> None:
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
     if spec is not None and spec.loader is not None:
@@ -19,10 +19,10 @@ def _the_next_one() -> None:
 
 
 try:
-    from flmm_plugin.adapters.vlmevalkit.waiting import wait_for_the_kit
+    from flmm_plugin.adapters.vlmevalkit.command import hook
 
-    wait_for_the_kit(hooked=True)
+    hook()
 except Exception as exc:  # whatever this interpreter was started for must go on
     print(f"flmm: VLMEvalKit would not get this package's models: {type(exc).__name__}: {exc}", file=sys.stderr)
 
-_the_next_one()
+_run_the_next_one()

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import flmm_plugin
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.vlmevalkit import asked, benchmarks, command, messages, outcomes, safeguards
-from flmm_plugin.adapters.vlmevalkit.safeguards import KEY, DataSetRun
+from flmm_plugin.adapters.vlmevalkit import benchmarks, command, command_line, inference, messages, outcomes
+from flmm_plugin.adapters.vlmevalkit.run_files import KEY, DataSetRun
 from flmm_plugin.errors import OutputFailed, ToolNotFound, UnknownArgument
 from flmm_plugin.tasks.task_files import task_files
 
@@ -45,11 +46,11 @@ def test_help_and_listing_name_what_there_is(capsys: pytest.CaptureFixture[str])
 def test_no_judge_is_asked_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert command.judge_default(["--data", "MME"]) == ["--judge", "exact_matching"]
-    assert command.judge_default(["--judge=gpt-4o-mini"]) == []
-    assert command.judge_default(["--judge-base-url", "x"]) == []
+    assert command_line.judge_default(["--data", "MME"]) == ["--judge", "exact_matching"]
+    assert command_line.judge_default(["--judge=gpt-4o-mini"]) == []
+    assert command_line.judge_default(["--judge-base-url", "x"]) == []
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert command.judge_default(["--data", "MME"]) == []
+    assert command_line.judge_default(["--data", "MME"]) == []
 
 
 def test_model_arguments_are_taken_out_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +86,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
         content = {"model": {model: models[model]}, "data": {data: entries[data]}}
         (tmp_path / "c.json").write_text(json.dumps(content))
         with pytest.raises(UnknownArgument, match=said):
-            asked.checked(["--config", "c.json"])
+            command_line.checked(["--config", "c.json"])
     (tmp_path / "c.json").write_text(json.dumps({"models": {}}))
     whole = ["--model", "flmm_tiny", "--data", "PNG"]
     for words, said in [
@@ -101,9 +102,9 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
         assert said in printed
         assert printed.count("\n") == 1
     with pytest.raises(OutputFailed, match="file"):
-        asked.checked([*whole, "--work-dir", "file"])
-    assert asked.checked(["--model", "Qwen2-VL-7B-Instruct", "mine", "--data", "MME"]).models[1] == "mine"
-    assert doctest.testmod(asked).failed == 0
+        command_line.checked([*whole, "--work-dir", "file"])
+    assert command_line.checked(["--model", "Qwen2-VL-7B-Instruct", "mine", "--data", "MME"]).models[1] == "mine"
+    assert doctest.testmod(command_line).failed == 0
 
 
 def test_masks_go_into_tsv_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +113,12 @@ def test_masks_go_into_tsv_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("PRED_FORMAT", chosen)
         words = ["--model", "flmm_tiny", "--data", "MME", "PNG"]
         if fits:
-            asked.checked(words)
+            command_line.checked(words)
             continue
         with pytest.raises(UnknownArgument, match=f"PRED_FORMAT is '?{chosen}"):
-            asked.checked(words)
+            command_line.checked(words)
         if chosen != "csv":
-            asked.checked(words[:-1])
+            command_line.checked(words[:-1])
 
 
 def kit(folder: Path, *, inside: bool) -> Path:
@@ -164,7 +165,7 @@ def test_the_hook_waits_for_the_kit_and_lets_another_sitecustomize_run(tmp_path:
         "waiting = [one.name for one in sys.meta_path if type(one).__name__ == 'AfterImport']\n"
         "print(waiting, 'torch' in sys.modules, 'lmms_eval' in sys.modules)\n"
     )
-    path = f"{command.hook_folder()}:{tmp_path}"
+    path = f"{command.HOOK_FOLDER}:{tmp_path}:{Path(flmm_plugin.__file__).parents[1]}"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": path, "PATH": ""}, capture_output=True, text=True,
         timeout=60, cwd=tmp_path, check=False,
@@ -358,12 +359,12 @@ def test_all_processes_go_on_or_none_does(monkeypatch: pytest.MonkeyPatch) -> No
         said.append(thing)
         return ["", "RuntimeError: out of memory", ""] if others_fail else [thing]
 
-    monkeypatch.setattr(safeguards, "_gathered", gathered)
+    monkeypatch.setattr(inference, "_gathered", gathered)
     others_fail = False
-    assert safeguards._together(lambda: 7) == 7
+    assert inference._together(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
-        safeguards._together(lambda: 1 // 0)
+        inference._together(lambda: 1 // 0)
     assert said == ["", "ZeroDivisionError: integer division or modulo by zero"], "the others hear of it"
     others_fail = True
-    with pytest.raises(safeguards.ProcessFailed, match="process 1: RuntimeError: out of memory"):
-        safeguards._together(lambda: 7)
+    with pytest.raises(inference.ProcessFailed, match="process 1: RuntimeError: out of memory"):
+        inference._together(lambda: 7)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flmm_plugin.adapters.vlmevalkit import messages, predictions, safeguards
+from flmm_plugin.adapters.vlmevalkit import inference, messages, predictions
 from flmm_plugin.errors import BadAnnotation, FrozenWeightsChanged, UnknownArgument
 
 #: The first test of a session imports the kit, which takes minutes on a machine that does other things too.
@@ -204,6 +204,6 @@ def test_a_row_that_cannot_be_asked_about_costs_itself_alone(flmm: Any) -> None:
     def build_prompt(row: Any) -> Any:
         raise ValueError("not a picture")
 
-    said = flmm.generate(safeguards._forgiving(build_prompt)({"index": 0}), dataset="MME")
+    said = flmm.generate(inference._forgiving(build_prompt)({"index": 0}), dataset="MME")
     assert messages.is_failure(said)
     assert "not a picture" in said

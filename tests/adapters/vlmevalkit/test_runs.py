@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flmm_plugin.adapters.vlmevalkit.command import hook_folder
+from flmm_plugin.adapters.vlmevalkit.command import HOOK_FOLDER
 
 #: Each starts the kit anew up to three times, which is slow on a machine that does other things too.
 pytestmark = pytest.mark.timeout(600)
@@ -82,7 +82,7 @@ def test_an_unmodified_run_of_a_clone_finds_everything_with_the_hook(kit: Path) 
     command = [sys.executable, str(clone / "run.py"), "--model", "flmm_tiny", "--data", "POPE_TINY", "NO_SUCH_DATA"]
     done = subprocess.run(
         [*command, "--limit", "2", "--work-dir", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(hook_folder())}, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOOK_FOLDER)}, capture_output=True, text=True,
         timeout=280, check=False,
     )  # fmt: skip
     assert (out / "flmm_tiny" / "flmm_tiny_POPE_TINY_score.csv").is_file(), done.stderr[-3000:]

@@ -1,14 +1,14 @@
-"""Check a command line of the kit's run.py before anything is loaded."""
+"""Check and complete a command line of the kit's run.py before anything is loaded."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flmm_plugin import files
 from flmm_plugin.adapters.answering.arguments import refuse_unknown
@@ -20,15 +20,17 @@ from flmm_plugin.nearest import did_you_mean
 FORMATS = ("tsv", "xlsx", "json")
 #: Classes of a ``--config`` file that are this package's.
 _MODEL, _BENCHMARK = "FLMM", "FlmmBenchmark"
+#: Any of these set: a judge can be asked.
+_JUDGE_KEYS = ("OPENAI_API_KEY", "LOCAL_LLM", "AZURE_OPENAI_API_KEY")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Hold the names on a command line.
+class Requested(NamedTuple):
+    """Names on a command line, in their order.
 
     Attributes:
-        models, data: Names, in their order.
-        free: Whether they may be any, being explained in a file or somewhere on the network.
+        models: Values of ``--model``, or keys of a ``--config`` file.
+        data: Values of ``--data``, or keys of a ``--config`` file.
+        free: Whether the names may be any, being explained in a file or somewhere on the network.
     """
 
     models: Sequence[str]
@@ -36,7 +38,7 @@ class Asked:
     free: bool
 
 
-def checked(words: Sequence[str]) -> Asked:
+def checked(words: Sequence[str]) -> Requested:
     """Read and check a command line, as far as this can be done without the kit.
 
     Args:
@@ -61,12 +63,12 @@ def checked(words: Sequence[str]) -> Asked:
         if given.data or given.model:
             raise UnknownArgument("--config names the models and the data; leave --model and --data out")
         content = _configuration(Path(given.config))
-        found = Asked(list(content["model"]), list(content["data"]), True)
+        found = Requested(list(content["model"]), list(content["data"]), True)
     else:
         for name, listed in (("--data", given.data), ("--model", given.model)):
             if not listed:
                 raise UnknownArgument(f"{name} is missing; flmm-vlmeval list shows what this package has")
-        found = Asked(given.model, given.data, bool(given.base_url or given.api_mode or given.data_config))
+        found = Requested(given.model, given.data, bool(given.base_url or given.api_mode or given.data_config))
     for model in found.models:
         if not found.free and model.startswith("flmm_") and model not in DEFAULTS:
             raise UnknownArgument(unknown("model", model, DEFAULTS))
@@ -107,11 +109,20 @@ def unknown(kind: str, name: str, known: Collection[str]) -> str:
     return f"there is no {kind} {name!r}" + (did_you_mean(name, known, 0.6) or listed)
 
 
+def judge_default(words: Sequence[str]) -> list[str]:
+    """Return the arguments to add: no judge, where none is named and none could be asked."""
+    flags = {word.partition("=")[0] for word in words}
+    if {"--judge", "--judge-base-url", "--judge-key"} & flags or any(map(os.environ.get, _JUDGE_KEYS)):
+        return []
+    print("flmm: no judge and no key: answers are matched exactly (--judge NAME asks one)", file=sys.stderr)
+    return ["--judge", "exact_matching"]
+
+
 def _configuration(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Read a ``--config`` file, and check the entries that are of this package's classes."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        parts = {kind: dict(content[kind]) for kind in ("model", "data")}
-        parts = {kind: {name: dict(entry) for name, entry in part.items()} for kind, part in parts.items()}
+        parts = {kind: {name: dict(entry) for name, entry in dict(content[kind]).items()} for kind in ("model", "data")}
     except (OSError, ValueError, TypeError, KeyError) as exc:
         raise UnknownArgument(
             f"{path} is no configuration of the kit's: an object with model and data, each an object of objects by "
@@ -119,15 +130,15 @@ def _configuration(path: Path) -> Mapping[str, Mapping[str, Any]]:
         ) from exc
     for name, entry in parts["model"].items():
         if entry.get("class") == _MODEL:
-            asked = str(entry.get("name", "flmm_auto"))
-            if asked not in DEFAULTS:
-                raise UnknownArgument(unknown("model", asked, DEFAULTS))
+            model = str(entry.get("name", "flmm_auto"))
+            if model not in DEFAULTS:
+                raise UnknownArgument(unknown("model", model, DEFAULTS))
             refuse_unknown(set(entry) - {"class", "name"}, f"{path}: {name}")
     for name, entry in parts["data"].items():
         if entry.get("class") == _BENCHMARK:
-            asked = str(entry.get("dataset", ""))
-            if asked not in BENCHMARKS:
-                raise UnknownArgument(unknown("data set", asked, BENCHMARKS))
-            if asked != name:
-                raise UnknownArgument(f"{path}: the key {name!r} must be {asked!r}, under which results are looked for")
+            data = str(entry.get("dataset", ""))
+            if data not in BENCHMARKS:
+                raise UnknownArgument(unknown("data set", data, BENCHMARKS))
+            if data != name:
+                raise UnknownArgument(f"{path}: the key {name!r} must be {data!r}, under which results are looked for")
     return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flmm_plugin.adapters.vlmevalkit.journal import Journal
+from flmm_plugin.adapters.vlmevalkit.run_files import Journal
 
 
 def test_answers_are_found_again_by_the_same_model_only(tmp_path: Path) -> None:
