@@ -16,19 +16,6 @@ from flmm_plugin.nearest import did_you_mean
 TASKS_FOLDER = Path(__file__).resolve().parent
 
 
-#: The numbers that stand for a benchmark, by the package that scores it: the first one that a run printed.
-HEADLINES: Mapping[str, tuple[str, ...]] = {
-    "refcoco": ("cIoU",),
-    "png": ("AR",),
-    "keywords": ("F1",),
-    "gcg": ("mIoU",),
-    "reasonseg": ("gIoU",),
-    "viscot": ("judged", "anls"),
-    "pope_viscot": ("pope_accuracy",),
-    "tiny": ("mme_perception_score", "acc"),
-}
-
-
 class _Loader(yaml.SafeLoader):
     """YAML with lmms-eval's ``!function``, whose dotted name is kept as text and imported by nobody."""
 
@@ -40,15 +27,20 @@ def _dotted_name(loader: Any, node: Any) -> str:
 _Loader.add_constructor("!function", _dotted_name)
 
 
-@functools.cache
 def task_files() -> Mapping[str, Path]:
-    """Task name -> its YAML file, for every single task of this package."""
-    found: dict[str, Path] = {}
-    for path in sorted(TASKS_FOLDER.rglob("*.yaml")):
-        content = _load(path)
-        if isinstance(content.get("task"), str):
-            found[content["task"]] = path
-    return found
+    """Return the YAML file of every single task of this package, by the task's name."""
+    return _files("task")
+
+
+def group_files() -> Mapping[str, Path]:
+    """Return the YAML file of every group of tasks, by the group's name."""
+    return _files("group")
+
+
+@functools.cache
+def _files(kind: str) -> Mapping[str, Path]:
+    contents = {path: _load(path) for path in sorted(TASKS_FOLDER.rglob("*.yaml"))}
+    return {content[kind]: path for path, content in contents.items() if isinstance(content.get(kind), str)}
 
 
 def task_config(name: str) -> dict[str, Any]:
@@ -67,18 +59,6 @@ def task_config(name: str) -> dict[str, Any]:
 def aggregations(name: str) -> dict[str, Callable[[Any], Any]]:
     """Metric -> the function that turns the documents' records into the printed number, in the task's order."""
     return {entry["metric"]: dotted(entry["aggregation"]) for entry in task_config(name).get("metric_list", ())}
-
-
-def headline(name: str) -> tuple[str, ...]:
-    """The metrics that stand for a task, the benchmark's own number first; the first one that was printed counts.
-
-    >>> headline("flmm_png"), headline("flmm_tiny_reasonseg"), headline("flmm_tiny_choice")
-    (('AR',), ('gIoU',), ('acc',))
-    """
-    config = task_config(name)
-    package = str(config["process_results"]).removeprefix("flmm_plugin.tasks.").partition(".")[0]
-    listed = {entry["metric"] for entry in config["metric_list"]}
-    return tuple(metric for metric in HEADLINES[package] if metric in listed)
 
 
 def _merged(path: Path) -> dict[str, Any]:

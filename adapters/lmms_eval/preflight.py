@@ -22,19 +22,18 @@ from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.loading import Settings
 from flmm_plugin.bundled import SCENES_ROOT
-from flmm_plugin.data.registry import BENCHMARKS, Part
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.data.registry import Part
+from flmm_plugin.data.root import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
 from flmm_plugin.files import check_file_place, make_folder
 from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
 EMBEDDED = "flmm_tiny"
 
-#: Folder of tasks -> benchmark, where the two have different names.
-_BENCHMARKS = {"keywords": "png", "pope_viscot": "pope"}
 #: Splits and sets that the embedded world has in the benchmarks' layouts (`flmm_plugin.tiny.panel.write_panel`).
 _IN_THE_WORLD = {
     "refcoco": {"refcoco"}, "png": {"val"}, "gcg": {"val"}, "reasonseg": {"test"}, "viscot": {"sroie"},
@@ -241,12 +240,14 @@ def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
         return None
     if config.get("dataset_path"):
         return _absent_of_hub(str(config["dataset_path"]), options)
-    name = str(options.get("name")) if folder == "refcoco" else _BENCHMARKS.get(str(folder), str(folder))
-    if name not in BENCHMARKS:
+    benchmarks = benchmarks_of_folder(str(folder), [str(options.get("name"))])
+    if not benchmarks:
         return None
+    benchmark = benchmarks[0]
+    name = benchmark.name
     root = data_root(options.get("root"))
     wanted = {str(config.get("test_split")), str(options.get("name"))}
-    parts = [part for part in BENCHMARKS[name].parts if not part.optional and _belongs(part, name, wanted)]
+    parts = [part for part in benchmark.parts if not part.optional and _belongs(part, name, wanted)]
     gone = [part for part in parts if part.found(root) is None]
     if not gone:
         return None

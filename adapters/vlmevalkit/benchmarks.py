@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from flmm_plugin.tasks.task_files import headline
+from flmm_plugin.tasks.benchmarks import benchmarks, headline
 
 #: The kit's own benchmarks on synthetic scenes, by the names of their tables.
 SYNTHETIC = ("MME_TINY", "POPE_TINY", "MMBench_TINY")
@@ -23,44 +23,13 @@ class Part(NamedTuple):
     task: str
 
 
-_REFER = {
-    "RefCOCO_SEG": ("refcoco", ("val", "testA", "testB")),
-    "RefCOCO+_SEG": ("refcoco+", ("val", "testA", "testB")),
-    "RefCOCOg_SEG": ("refcocog", ("val", "test")),
-}
-_VISCOT = ("docvqa", "textcap", "textvqa", "dude", "sroie", "infographicsvqa")
-#: How a question is answered: after a second look, after the second version of one, at once.
-_COT = ("", "_v2", "_direct")
-_TINY = {
-    "RefCOCO_SEG": "flmm_tiny_refcoco",
-    "PNG": "flmm_tiny_png",
-    "GCG": "flmm_tiny_gcg",
-    "ReasonSeg": "flmm_tiny_reasonseg",
-    "VisCoT": "flmm_tiny_viscot_v1",
-    "VisCoT_v2": "flmm_tiny_viscot_v2",
-    "VisCoT_direct": "flmm_tiny_viscot_direct",
-}
-
-
 def _listed() -> dict[str, tuple[Part, ...]]:
     found: dict[str, tuple[Part, ...]] = {}
-
-    def add(name: str, tasks: Mapping[str, str]) -> None:
-        found[name] = tuple(Part(label, task) for label, task in tasks.items())
-        if len(tasks) > 1:
-            found.update({f"{name}_{label}": (Part("", task),) for label, task in tasks.items()})
-
-    for name, (dataset, splits) in _REFER.items():
-        add(name, {split: f"flmm_{dataset}_{split}" for split in splits})
-        add(f"{name}_PER_SENTENCE", {split: f"flmm_{dataset}_{split}_per_sentence" for split in splits})
-    add("PNG", {"": "flmm_png"})
-    add("PNG_BCV", {"": "flmm_png_bcv"})
-    add("GCG", {split: f"flmm_gcg_{split}" for split in ("val", "test")})
-    add("ReasonSeg", {split: f"flmm_reasonseg_{split}" for split in ("val", "test")})
-    for ending in _COT:
-        add(f"VisCoT{ending}", {name: f"flmm_viscot_{name}{ending}" for name in _VISCOT})
-    for name, task in _TINY.items():
-        add(f"{name}_TINY", {"": task})
+    for benchmark in benchmarks().values():
+        for name, tasks in benchmark.kit.items():
+            found[name] = tuple(Part(label, task) for label, task in tasks.items())
+            if len(tasks) > 1:
+                found.update({f"{name}_{label}": (Part("", task),) for label, task in tasks.items()})
     return found
 
 

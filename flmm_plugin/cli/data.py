@@ -71,11 +71,11 @@ def _action(
     parser.add_argument("--root", type=Path, metavar="DIR", help="data root (default: $FLMM_DATA, else data)")
 
     def run_with_data(args: argparse.Namespace) -> int:
-        from flmm_plugin.data.registry import BENCHMARKS, benchmark_of
-        from flmm_plugin.datasets.refer import data_root
+        from flmm_plugin.data.root import data_root
+        from flmm_plugin.tasks.benchmarks import benchmark_of, benchmarks
 
         every = not args.names or "all" in args.names
-        chosen = list(BENCHMARKS.values()) if every else [benchmark_of(one) for one in args.names]
+        chosen = list(benchmarks().values()) if every else [benchmark_of(one) for one in args.names]
         return run(args, data_root(args.root), chosen)
 
     parser.set_defaults(run=run_with_data)
@@ -85,7 +85,10 @@ def _action(
 def _list(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
     if args.json:
         print_json(
-            [{**asdict(one), "here": {part.what: part.found(root) is not None for part in one.parts}} for one in chosen]
+            [
+                {**one.as_json(), "here": {part.what: part.found(root) is not None for part in one.parts}}
+                for one in chosen
+            ]
         )
     elif args.markdown:
         headings = ("benchmark", "part", "from", "bytes", "hash known", "licence")
@@ -167,7 +170,6 @@ def _check(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int
 
 
 def _prepare(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
-    from flmm_plugin.data.probing import splits_of
     from flmm_plugin.data.registry import Hub
     from flmm_plugin.datasets.prepared import writing
 
@@ -176,9 +178,9 @@ def _prepare(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> i
         make_folder(root / WORKPLACE / "prepared")
     for benchmark in chosen:
         with writing() as written:
-            for name, read in splits_of(benchmark.name, root):
+            for name in benchmark.splits:
                 try:
-                    split = read()
+                    split = benchmark.read(root, name)
                 except DataNotFound as exc:
                     failures += 1
                     print(f"  skip  {benchmark.name} {name}: {exc}")

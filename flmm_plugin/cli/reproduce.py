@@ -108,8 +108,9 @@ def run(args: argparse.Namespace) -> int:
         UnknownArgument, DataNotFound, OutputFailed: Found before anything is run.
     """
     from flmm_plugin.data.checking import data_digests
-    from flmm_plugin.datasets.refer import data_root
+    from flmm_plugin.data.root import data_root
     from flmm_plugin.reports.table_layouts import layouts_of
+    from flmm_plugin.tasks.benchmarks import benchmarks
 
     layouts = layouts_of([args.table])
     label, out = label_of(args), out_of(args)
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     script()
     began = time.monotonic()
     lacking = []
-    data = data_digests(data_root(args.data))
+    data = data_digests(data_root(args.data), benchmarks().values())
     for number, job in enumerate(jobs, start=1):
         print(f"\n[{number}/{len(jobs)}] {job.model} {job.arguments}".rstrip(), file=sys.stderr)
         set_aside(job.folder, {**made_of(job.model, job.arguments), **data})

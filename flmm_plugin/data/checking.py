@@ -7,7 +7,7 @@ both ends (``deep``: decoded).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from flmm_plugin.contents import path_digest
 from flmm_plugin.data.downloading import problem_of
-from flmm_plugin.data.probing import Split, splits_of
-from flmm_plugin.data.registry import BENCHMARKS, Archive, Benchmark, Part
+from flmm_plugin.data.registry import Archive, Benchmark, Part, Split
 from flmm_plugin.errors import FlmmError
 from flmm_plugin.file_kinds import is_web_page, kind_of
 from flmm_plugin.images import open_image
@@ -54,9 +53,9 @@ def check(benchmark: Benchmark, root: Path, *, deep: bool = False) -> Iterator[F
     for part in benchmark.parts:
         yield _part(part, root, benchmark.name)
     damages: dict[Path, str | None] = {}
-    for name, read in splits_of(benchmark.name, root):
+    for name in benchmark.splits:
         try:
-            split = read()
+            split = benchmark.read(root, name)
         except FlmmError as exc:
             yield Finding("bad", f"split {name}", f"{type(exc).__name__}: {exc}")
             continue
@@ -138,7 +137,7 @@ def _damage(path: Path, deep: bool) -> str | None:
     return f"{kind_of(path)}, neither JPEG nor PNG; unpack its archive again"
 
 
-def data_digests(root: Path) -> dict[str, str]:
+def data_digests(root: Path, benchmarks: Iterable[Benchmark]) -> dict[str, str]:
     """Hash every part of the benchmarks that is under a data root; the keys name its path."""
-    places = {place for benchmark in BENCHMARKS.values() for part in benchmark.parts for place in part.places}
+    places = {place for benchmark in benchmarks for part in benchmark.parts for place in part.places}
     return {f"data {place}": path_digest(root / place) for place in sorted(places) if (root / place).exists()}

@@ -1,4 +1,4 @@
-"""GranD-f's evaluation splits for grounded conversation generation: a caption, its phrases, a mask for each.
+"""Read GranD-f's evaluation splits for grounded conversation generation: a caption, its phrases, a mask for each.
 
 Two COCO-like files describe a split: ``{split}_gcg_coco_caption_gt.json`` (pictures; per picture a caption and the
 labels, i.e. phrases of it) and ``{split}_gcg_coco_mask_gt.json`` (masks as run-length codes). Label i of a picture
@@ -14,18 +14,19 @@ Layouts found under a root (``FLMM_DATA``, default ``data/``)::
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.datasets.json_files import STRANGE, inside, name_of, read_json, size_of, text_of
-from flmm_plugin.datasets.prepared import items_of
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.data.registry import Hub, Part
+from flmm_plugin.data.root import data_root
+from flmm_plugin.datasets.json_files import fields_of, inside, name_of, read_json, size_of, text_of
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.reader import SplitReader
 from flmm_plugin.datasets.segmentations import has_pixels, segmentation_rle
-from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.images import Orientation
 
 SPLITS = ("val", "test")
@@ -33,13 +34,26 @@ SPLITS = ("val", "test")
 #: How pictures are opened: upright, as GLaMM's own evaluation does with OpenCV.
 ORIENTATION: Orientation = "upright"
 
-_ANNOTATION_FOLDERS = ("GranDf/annotations/val_test", "annotations/val_test", "GranDf/annotations")
-_PICTURE_FOLDERS = (
+PICTURES = Part(
+    "pictures (SA-1B's) of val and test",
+    ("GranDf_HA_images/val_test", "GranDf/GranDf_HA_images/val_test", "images/GranDf_HA_images/val_test"),
+    "SA-1B research licence",
+    how="the archive of human-annotated pictures that GLaMM's data page "
+    "(https://github.com/mbzuai-oryx/groundingLMM/blob/main/docs/datasets.md) links; unpack it as "
     "GranDf_HA_images/val_test",
-    "GranDf/GranDf_HA_images/val_test",
-    "images/GranDf_HA_images/val_test",
 )
-_SOURCE = "https://huggingface.co/datasets/MBZUAI/GranD-f"
+
+
+def annotation_part(split: str, kind: str) -> Part:
+    """Return an annotation file of a split; its kind is ``caption`` or ``mask``."""
+    name = f"{split}_gcg_coco_{kind}_gt.json"
+    folders = ("GranDf/annotations/val_test", "annotations/val_test", "GranDf/annotations")
+    return Part(
+        f"{kind} of {split}",
+        tuple(f"{folder}/{name}" for folder in folders),
+        "Apache-2.0",
+        Hub("MBZUAI/GranD-f", "GranDf/annotations/val_test", (f"*{name}",)),
+    )
 
 
 @dataclass(frozen=True)
@@ -65,15 +79,12 @@ class GranDfItem:
     masks: tuple[dict[str, Any], ...]
 
 
-class GranDfDataset(Sequence[GranDfItem]):
+class GranDfDataset(SplitReader[GranDfItem]):
     """One split, pictures in the order of the caption file.
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
         split: ``val`` or ``test``.
-
-    Attributes:
-        notes: What is odd about the data and was kept as it is, one sentence each.
 
     Raises:
         UnknownArgument: Another split.
@@ -84,111 +95,97 @@ class GranDfDataset(Sequence[GranDfItem]):
     def __init__(self, root: str | os.PathLike[str] | None, split: str) -> None:
         if split not in SPLITS:
             raise UnknownArgument(f"GranD-f has the evaluation splits {' and '.join(SPLITS)}, not {split!r}")
-        self.root, self.split = data_root(root), split
-        folder = _folder(self.root, _ANNOTATION_FOLDERS, "annotations of GranD-f")
-        self.caption_path = _required(folder / f"{split}_gcg_coco_caption_gt.json")
-        self.mask_path = _required(folder / f"{split}_gcg_coco_mask_gt.json")
-        self.picture_folder = _folder(self.root, _PICTURE_FOLDERS, "pictures of GranD-f's val and test splits")
-        sources = (self.caption_path, self.mask_path, self.picture_folder)
-        self._items: tuple[GranDfItem, ...] = items_of(
-            self.root,
-            f"gcg-{split}",
-            sources,
-            GranDfItem,
-            lambda: (_join(_read(self.caption_path), _read(self.mask_path), self), None),
-        ).items
-        self.notes = tuple(note for item in self._items for note in _odd(item))
+        self.split = split
+        folder = data_root(root)
+        self.caption_path = annotation_part(split, "caption").path(folder, "gcg")
+        self.mask_path = annotation_part(split, "mask").path(folder, "gcg")
+        self.picture_folder = PICTURES.path(folder, "gcg")
+        annotations = (self.caption_path, self.mask_path)
+        super().__init__(folder, f"gcg-{split}", GranDfItem, annotations, (self.picture_folder,))
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def _read(self, problems: list[Problem]) -> tuple[list[GranDfItem], dict[str, Any]]:
+        items = list(self._joined(_content(self.caption_path), _content(self.mask_path)))
+        problems += [problem for item in items for problem in _unusual(item)]
+        return items, {}
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
+    def _joined(self, captions: Mapping[str, Any], masks: Mapping[str, Any]) -> Iterator[GranDfItem]:
+        """Pictures with what both files say of each."""
+        images = _by_image(captions["images"], "id", self.caption_path)
+        captioned = _by_image(captions["annotations"], "image_id", self.caption_path)
+        masked = self._masks_of(images, masks["annotations"])
+        for image_id, image in images.items():
+            where = f"picture {image_id} of {self.caption_path}"
+            if image_id not in captioned:
+                raise BadAnnotation(f"{where} has no caption; fetch the file again")
+            with fields_of(where, "fetch both files again"):
+                caption, (height, width) = captioned[image_id], size_of(image)
+                labels = caption["labels"]
+                if not isinstance(labels, list) or not all(isinstance(x, str) for x in (caption["caption"], *labels)):
+                    raise ValueError("`caption` is a text and `labels` a list of texts")
+                codes = [
+                    segmentation_rle(one["segmentation"], height, width, self._mask_named(one))
+                    for one in masked.get(image_id, ())
+                ]
+                yield GranDfItem(
+                    image_id=image_id,
+                    image_path=inside(self.picture_folder, image.get("file_name", f"{image_id}.jpg")),
+                    height=height,
+                    width=width,
+                    caption=text_of(caption["caption"]),
+                    labels=tuple(map(text_of, labels)),
+                    masks=tuple(codes),
+                )
 
-    def __iter__(self) -> Iterator[GranDfItem]:
-        return iter(self._items)
+    def _masks_of(
+        self, images: Mapping[str, Any], annotations: list[dict[str, Any]]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The mask annotations of each picture."""
+        masked: dict[str, list[dict[str, Any]]] = {}
+        known: set[str] = set()
+        for annotation in annotations:
+            where = self._mask_named(annotation)
+            if str(annotation.get("id")) in known:
+                raise BadAnnotation(f"{where} is there twice; fetch the file again")
+            known.add(str(annotation.get("id")))
+            with fields_of(where):
+                image_id = name_of(annotation["image_id"])
+            if image_id not in images:
+                raise BadAnnotation(
+                    f"{where} is of picture {image_id}, which {self.caption_path} does not have; take both files of "
+                    "one split"
+                )
+            if annotation.get("iscrowd"):
+                raise BadAnnotation(
+                    f"{where} is a crowd region, which this benchmark does not have; fetch the file again"
+                )
+            masked.setdefault(image_id, []).append(annotation)
+        return masked
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of both annotation files."""
-        both = hashlib.sha256()
-        for path in (self.caption_path, self.mask_path):
-            both.update(hashlib.sha256(path.read_bytes()).digest())
-        return both.hexdigest()
-
-
-def _join(captions: Mapping[str, Any], masks: Mapping[str, Any], data: GranDfDataset) -> Iterator[GranDfItem]:
-    """Pictures with what both files say of each."""
-    images = _by_image(captions["images"], "id", data.caption_path)
-    captioned = _by_image(captions["annotations"], "image_id", data.caption_path)
-    masked: dict[str, list[dict[str, Any]]] = {}
-    known: set[str] = set()
-    for annotation in masks["annotations"]:
-        where = f"annotation {annotation.get('id')} of {data.mask_path}"
-        if str(annotation.get("id")) in known:
-            raise BadAnnotation(f"{where} is there twice; fetch the file again")
-        known.add(str(annotation.get("id")))
-        image_id = _id(annotation, "image_id", where)
-        if image_id not in images:
-            raise BadAnnotation(
-                f"{where} is of picture {image_id}, which {data.caption_path} does not have; take both files of one "
-                "split"
-            )
-        if annotation.get("iscrowd"):
-            raise BadAnnotation(f"{where} is a crowd region, which this benchmark does not have; fetch the file again")
-        masked.setdefault(image_id, []).append(annotation)
-    for image_id, image in images.items():
-        if image_id not in captioned:
-            raise BadAnnotation(f"picture {image_id} of {data.caption_path} has no caption; fetch the file again")
-        try:
-            caption, (height, width) = captioned[image_id], size_of(image)
-            labels = caption["labels"]
-            if not isinstance(labels, list) or not all(isinstance(one, str) for one in (caption["caption"], *labels)):
-                raise ValueError("`caption` is a text and `labels` a list of texts")
-            codes = [
-                segmentation_rle(one["segmentation"], height, width, f"annotation {one.get('id')} of {data.mask_path}")
-                for one in masked.get(image_id, ())
-            ]
-            yield GranDfItem(
-                image_id=image_id,
-                image_path=inside(data.picture_folder, image.get("file_name", f"{image_id}.jpg")),
-                height=height,
-                width=width,
-                caption=text_of(caption["caption"]),
-                labels=tuple(map(text_of, labels)),
-                masks=tuple(codes),
-            )
-        except STRANGE as exc:
-            raise BadAnnotation(
-                f"picture {image_id} of {data.caption_path} lacks a field or has one of another kind ({exc!r}); "
-                "fetch both files again"
-            ) from exc
+    def _mask_named(self, annotation: Mapping[str, Any]) -> str:
+        return f"annotation {annotation.get('id')} of {self.mask_path}"
 
 
-def _odd(item: GranDfItem) -> Iterator[str]:
+def _unusual(item: GranDfItem) -> Iterator[Problem]:
+    """What is odd about a picture and is kept as it is."""
+    picture = f"picture {item.image_id}"
     if len(item.labels) != len(item.masks):
-        yield f"picture {item.image_id} has {len(item.labels)} labels and {len(item.masks)} masks"
+        counts = f"{len(item.labels)} labels and {len(item.masks)} masks"
+        yield Problem("as many labels as masks are expected", f"{picture} has {counts}")
     for place, code in enumerate(item.masks):
         if not has_pixels(code):
-            yield f"mask {place} of picture {item.image_id} has no pixel"
+            yield Problem("mask without a pixel", f"mask {place} of {picture}")
     for place, label in enumerate(item.labels):
         if not label.strip():
-            yield f"label {place} of picture {item.image_id} has no words"
+            yield Problem("label without words", f"label {place} of {picture}")
     if not item.caption.strip():
-        yield f"the caption of picture {item.image_id} has no words"
-
-
-def _id(row: Mapping[str, Any], key: str, where: str) -> str:
-    try:
-        return name_of(row[key])
-    except STRANGE as exc:
-        raise BadAnnotation(f"{where} has no {key} ({exc!r}); fetch the file again") from exc
+        yield Problem("caption without words", f"caption of {picture}")
 
 
 def _by_image(rows: list[dict[str, Any]], key: str, path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        image_id = _id(row, key, f"an entry of {path}")
+        with fields_of(f"an entry of {path}"):
+            image_id = name_of(row[key])
         if image_id in found:
             raise BadAnnotation(
                 f"{path}: two entries have {key} {image_id}, every picture has one; fetch the file again"
@@ -197,7 +194,7 @@ def _by_image(rows: list[dict[str, Any]], key: str, path: Path) -> dict[str, dic
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and all(isinstance(row, dict) for row in content[key])
@@ -205,23 +202,3 @@ def _read(path: Path) -> dict[str, Any]:
     ):
         raise BadAnnotation(f"{path} has no lists `images` and `annotations`; it is not a file of GranD-f's val_test")
     return content
-
-
-def _folder(root: Path, candidates: Sequence[str], what: str) -> Path:
-    for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
-    looked = " and ".join(str(root / candidate) for candidate in candidates)
-    raise DataNotFound(f"no {what}: looked for {looked}. {_HOW_TO_GET}")
-
-
-def _required(path: Path) -> Path:
-    if not path.is_file():
-        raise DataNotFound(f"no file {path}. {_HOW_TO_GET}")
-    return path
-
-
-_HOW_TO_GET = (
-    f"GranD-f's annotations and pictures (GranDf_HA_images) are released with GLaMM at {_SOURCE}: unpack both, or set "
-    f"{DATA_ROOT_VARIABLE} to the folder that already holds them"
-)

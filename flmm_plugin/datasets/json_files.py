@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,23 @@ def _text(raw: bytes, where: str, fallback: str | None) -> str:
         raise BadAnnotation(
             f"{where} is {said} {known} ({first}); it was converted on its way, fetch the file again"
         ) from first
+
+
+@contextmanager
+def fields_of(where: str, fix: str = "fetch the file again") -> Iterator[None]:
+    """Turn what a record of another form raises inside this block into a named error.
+
+    Args:
+        where: Which record of which file.
+        fix: What to do about it.
+
+    Raises:
+        BadAnnotation: The record lacks a field, or has one of another kind.
+    """
+    try:
+        yield
+    except STRANGE as exc:
+        raise BadAnnotation(f"{where} lacks a field or has one of another kind ({exc!r}); {fix}") from exc
 
 
 # Fields of a record. What is of another kind raises one of `STRANGE`: ``int`` and ``str`` would make something of it.

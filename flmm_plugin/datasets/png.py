@@ -1,4 +1,4 @@
-"""Panoptic narrative grounding (PNG): narratives of COCO pictures whose phrases name regions of a panoptic map.
+"""Read panoptic narrative grounding (PNG): narratives of COCO pictures whose phrases name regions of a panoptic map.
 
 ``png_coco_<split>2017.json`` is a list of ``{image_id, annotator_id, caption, segments: [{utterance, segment_ids,
 noun, plural}]}``, ids as text; the utterances joined are the narrative. ``panoptic_<split>2017.json`` with one PNG per
@@ -18,21 +18,22 @@ Nothing is left out silently: what cannot be used, or looks odd, is a `Problem` 
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flmm_plugin.datasets.json_files import STRANGE, name_of, read_json, size_of, text_of, whole
-from flmm_plugin.datasets.prepared import items_of
-from flmm_plugin.datasets.problems import Problem, counted
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
-from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
+from flmm_plugin.data.registry import Archive, Part
+from flmm_plugin.data.root import data_root
+from flmm_plugin.datasets.json_files import STRANGE, fields_of, name_of, read_json, size_of, text_of, whole
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.reader import SplitReader
+from flmm_plugin.datasets.refer import COCO_ADDRESS, COCO_LICENCE
+from flmm_plugin.errors import BadAnnotation, BadImage, UnknownArgument
 from flmm_plugin.images import Orientation, open_image
 from flmm_plugin.records import BoolMask
 
@@ -43,14 +44,55 @@ SPLITS = ("train", "val")
 #: How pictures and maps are opened: COCO annotates the pixels as they are stored, whatever the orientation tag says.
 ORIENTATION: Orientation = "stored"
 
-_HOMES = ("panoptic_narrative_grounding", "coco", "png", ".")
-_FILES = ("{home}/annotations/{name}", "{home}/{name}")
-_MAPS = (
-    "{home}/annotations/panoptic_segmentation/{year}",
-    "{home}/annotations/panoptic_{year}",
-    "{home}/panoptic_{year}",
-)
-_PICTURES = ("{home}/images/{year}", "{home}/{year}")
+_FOLDERS = ("panoptic_narrative_grounding/", "coco/", "png/", "")
+
+#: Size and hash of COCO's pictures of a split.
+_PICTURE_FILES = {
+    "val": (815585330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
+    "train": (None, None),
+}
+
+
+def parts(split: str) -> tuple[Part, Part, Part, Part]:
+    """Return what a split needs: narratives, segments, panoptic maps, pictures."""
+    year = f"{split}2017"
+
+    def places(*patterns: str) -> tuple[str, ...]:
+        return tuple(folder + pattern for folder in _FOLDERS for pattern in patterns)
+
+    narratives = Part(
+        "narratives" if split == "val" else f"narratives ({split})",
+        places(f"annotations/png_coco_{year}.json", f"png_coco_{year}.json"),
+        "as its page says (research use)",
+        how=f"download png_coco_{year}.json from https://bcv-uniandes.github.io/panoptic-narrative-grounding/ into "
+        "coco/annotations",
+    )
+    segments = Part(
+        f"panoptic segments of COCO {year}",
+        places(f"annotations/panoptic_{year}.json", f"panoptic_{year}.json"),
+        "CC BY 4.0",
+        Archive(
+            (f"{COCO_ADDRESS}/annotations/panoptic_annotations_trainval2017.zip",),
+            860725834,
+            "c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
+            into="coco",
+            inner={f"annotations/panoptic_{year}.zip": "coco/annotations"},
+        ),
+    )
+    maps = Part(
+        f"panoptic maps of COCO {year}",
+        places(f"annotations/panoptic_segmentation/{year}", f"annotations/panoptic_{year}", f"panoptic_{year}"),
+        "CC BY 4.0",
+        how="inside the same archive as the panoptic segments; downloading those unpacks it",
+        comes_along=True,
+    )
+    pictures = Part(
+        f"pictures of COCO {year}",
+        places(f"images/{year}", year),
+        COCO_LICENCE,
+        Archive((f"{COCO_ADDRESS}/zips/{year}.zip",), *_PICTURE_FILES[split], into="coco"),
+    )
+    return narratives, segments, maps, pictures
 
 
 @dataclass(frozen=True)
@@ -76,12 +118,12 @@ class PngPhrase:
 
 @dataclass(frozen=True)
 class Narrative:
-    """One picture as one annotator told it.
+    """One picture as one annotator described it.
 
     Attributes:
         index: Place in the annotation file.
         image_id: COCO's id of the picture.
-        annotator_id: Who told it.
+        annotator_id: Who described it.
         image_path: The picture; not opened, so it may be missing or damaged.
         map_path: The panoptic map; exists.
         height, width: In pixels, as the panoptic annotation states them.
@@ -115,96 +157,100 @@ class _Panoptic:
     things: Mapping[int, bool]  # segment id -> whether its category is a thing
 
 
-@dataclass
-class _Reading:
-    """The narratives that can be used so far, and the problems met on the way."""
-
-    narratives: list[Narrative] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    seen: set[tuple[int, str, tuple[str, ...]]] = field(default_factory=set)
-
-    def note(self, kind: str, where: str, dropped: int = 0) -> None:
-        self.problems.append(Problem(kind, where, dropped))
-
-
-class PngDataset(Sequence[Narrative]):
-    """The narratives of a split with at least one phrase that names a segment, in file order.
+class PngDataset(SplitReader[Narrative]):
+    """The narratives of a split with at least one phrase that names a segment.
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
         split: ``train`` or ``val``.
 
+    Attributes:
+        in_file: Narratives in the file, usable or not.
+
     Raises:
         UnknownArgument: No such split.
         DataNotFound: A file or folder is missing; the message says which and how to get it.
-        BadAnnotation: A file is truncated, of another encoding, or of another form.
+        BadAnnotation: A file is truncated, of another encoding, or of another form; or no narrative can be used.
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, split: str = "val") -> None:
         if split not in SPLITS:
             raise UnknownArgument(f"no split {split!r} of PNG; known: {', '.join(SPLITS)}")
-        self.root, self.split = data_root(root), split
-        year = f"{split}2017"
-        self.narratives_path = _find(self.root, _FILES, Path.is_file, name=f"png_coco_{year}.json")
-        self.panoptic_path = _find(self.root, _FILES, Path.is_file, name=f"panoptic_{year}.json")
-        self.map_folder = _find(self.root, _MAPS, Path.is_dir, year=year)
-        self.picture_folder = _find(self.root, _PICTURES, Path.is_dir, year=year)
-        sources = (self.narratives_path, self.panoptic_path, self.map_folder, self.picture_folder)
-        prepared = items_of(self.root, f"png-{split}", sources, Narrative, self._read)
-        self._narratives: tuple[Narrative, ...] = prepared.items
-        #: Narratives in the file, usable or not.
-        self.told: int = prepared.extra["told"]
-        #: Everything that was left out or looks odd.
-        self.problems: tuple[Problem, ...] = tuple(Problem(*facts) for facts in prepared.extra["problems"])
+        self.split = split
+        folder = data_root(root)
+        found = [part.path(folder, "png") for part in parts(split)]
+        self.narratives_path, self.panoptic_path = found[:2]
+        self.map_folder, self.picture_folder = map(_unnested, found[2:])
+        folders = (self.map_folder, self.picture_folder)
+        super().__init__(folder, f"png-{split}", Narrative, (self.narratives_path, self.panoptic_path), folders)
+        self.in_file: int = self.facts["in_file"]
         self._map: tuple[Path, npt.NDArray[np.int64]] | None = None
 
-    def _read(self) -> tuple[list[Narrative], dict[str, Any]]:
-        """The official files: narratives that can be used, how many were told, and what was odd."""
-        reading = _Reading()
-        pictures = _read_panoptic(self.panoptic_path, reading)
-        told = read_json(self.narratives_path)
-        if not isinstance(told, list):
-            raise BadAnnotation(f"{self.narratives_path} holds a {type(told).__name__}, not a list of narratives")
-        maps = _names(self.map_folder)
-        for index, one in enumerate(told):
-            self._add(index, one, pictures, maps, reading)
-        if not reading.narratives:
-            first = reading.problems[0] if reading.problems else "the list is empty"
+    def _read(self, problems: list[Problem]) -> tuple[list[Narrative], dict[str, Any]]:
+        pictures = _read_panoptic(self.panoptic_path, problems)
+        listed = read_json(self.narratives_path)
+        if not isinstance(listed, list):
+            raise BadAnnotation(f"{self.narratives_path} holds a {type(listed).__name__}, not a list of narratives")
+        narratives = list(self._narratives(listed, pictures, problems))
+        if listed and not narratives:
             raise BadAnnotation(
                 f"no narrative of {self.narratives_path} can be used with {self.panoptic_path} and {self.map_folder} "
-                f"(first: {first}); the files must be of the same split and release"
+                f"(first: {problems[0]}); the files must be of the same split and release"
             )
-        return reading.narratives, {"told": len(told), "problems": [astuple(one) for one in reading.problems]}
+        return narratives, {"in_file": len(listed)}
 
-    def __len__(self) -> int:
-        return len(self._narratives)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._narratives[index]
-
-    def __iter__(self) -> Iterator[Narrative]:
-        return iter(self._narratives)
+    def _narratives(
+        self, listed: Sequence[Any], pictures: Mapping[int, _Panoptic], problems: list[Problem]
+    ) -> Iterator[Narrative]:
+        """The narratives that can be used; why the others cannot be is added to `problems`."""
+        with os.scandir(self.map_folder) as entries:  # one listing is far quicker than thousands of questions
+            maps = frozenset(entry.name for entry in entries)
+        seen: set[tuple[int, str, tuple[str, ...]]] = set()
+        for index, one in enumerate(listed):
+            try:
+                image_id, annotator = whole(one["image_id"]), name_of(one.get("annotator_id", ""))
+                utterances = tuple(text_of(segment["utterance"]) for segment in one["segments"])
+                ids = [[whole(number) for number in segment["segment_ids"]] for segment in one["segments"]]
+                plural = [_flag(segment.get("plural", False)) for segment in one["segments"]]
+            except STRANGE as exc:
+                problems.append(Problem("a field is missing or strange", f"narrative {index} ({exc!r})"))
+                continue
+            where = f"narrative {index} (image {image_id})"
+            if (image_id, annotator, utterances) in seen:
+                problems.append(Problem("listed twice, word by word; both count", where))
+            seen.add((image_id, annotator, utterances))
+            asked = sum(map(bool, ids))
+            picture = pictures.get(image_id)
+            if not asked:
+                problems.append(Problem("no phrase names a segment", where))
+            elif picture is None:
+                problems.append(Problem("picture is not in the panoptic annotation", where, asked))
+            elif picture.map_name not in maps:
+                problems.append(Problem(f"no panoptic map in {self.map_folder.name}", where, asked))
+            else:
+                phrases = tuple(_phrases(where, utterances, ids, plural, picture, problems))
+                if not phrases:
+                    problems.append(Problem("no phrase is left", where))
+                    continue
+                yield Narrative(
+                    index=index,
+                    image_id=image_id,
+                    annotator_id=annotator,
+                    image_path=self.picture_folder / f"{image_id:012d}.jpg",
+                    map_path=self.map_folder / picture.map_name,
+                    height=picture.height,
+                    width=picture.width,
+                    utterances=utterances,
+                    phrases=phrases,
+                )
 
     @property
     def phrases(self) -> int:
         """Phrases of all usable narratives."""
         return sum(len(narrative.phrases) for narrative in self)
 
-    @property
-    def problem_counts(self) -> dict[str, int]:
-        """How many problems there are of each kind."""
-        return counted(self.problems)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of both annotation files: tells two data roots apart that hold the same split."""
-        both = hashlib.sha256()
-        for path in (self.narratives_path, self.panoptic_path):
-            both.update(hashlib.sha256(path.read_bytes()).digest())
-        return both.hexdigest()
-
     def masks(self, narrative: Narrative) -> list[BoolMask]:
-        """The target of each phrase, ``bool[H, W]`` in the image frame.
+        """Return the target of each phrase, ``bool[H, W]`` in the image frame.
 
         Raises:
             BadAnnotation: The panoptic map is damaged, of another size than its annotation says, or lacks a segment.
@@ -215,55 +261,9 @@ class PngDataset(Sequence[Narrative]):
             self._map = (narrative.map_path, read_panoptic_map(narrative.map_path, size))
         return phrase_masks(self._map[1], [phrase.segment_ids for phrase in narrative.phrases], narrative.map_path)
 
-    def _add(
-        self, index: int, one: Any, pictures: Mapping[int, _Panoptic], maps: frozenset[str], reading: _Reading
-    ) -> None:
-        try:
-            image_id, annotator = whole(one["image_id"]), name_of(one.get("annotator_id", ""))
-            utterances = tuple(text_of(segment["utterance"]) for segment in one["segments"])
-            ids = [[whole(number) for number in segment["segment_ids"]] for segment in one["segments"]]
-            plural = [_flag(segment.get("plural", False)) for segment in one["segments"]]
-        except STRANGE as exc:
-            return reading.note("a field is missing or strange", f"narrative {index} ({exc!r})")
-        where, asked = f"narrative {index} (image {image_id})", sum(map(bool, ids))
-        picture = pictures.get(image_id)
-        told = (image_id, annotator, utterances)
-        if told in reading.seen:
-            reading.note("told twice, word by word; both count", where)
-        reading.seen.add(told)
-        if not asked:
-            return reading.note("no phrase names a segment", where)
-        if picture is None:
-            return reading.note("picture is not in the panoptic annotation", where, asked)
-        if picture.map_name not in maps:
-            return reading.note(f"no panoptic map in {self.map_folder.name}", where, asked)
-        phrases: list[PngPhrase] = []
-        end = 0
-        for piece, (text, segments) in enumerate(zip(utterances, ids, strict=True)):
-            start, end = end, end + len(text)
-            if segments:
-                asked_here = f"{where}, phrase {text!r}"
-                phrases += _phrase(asked_here, piece, text, (start, end), segments, plural[piece], picture, reading)
-        if not phrases:
-            return reading.note("no phrase is left", where)
-        image_path = self.picture_folder / f"{image_id:012d}.jpg"
-        reading.narratives.append(
-            Narrative(
-                index,
-                image_id,
-                annotator,
-                image_path,
-                self.map_folder / picture.map_name,
-                picture.height,
-                picture.width,
-                utterances,
-                tuple(phrases),
-            )
-        )
-
 
 def read_panoptic_map(path: str | os.PathLike[str], size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """The segment of every pixel, ``[H, W]`` in the image frame.
+    """Read the segment of every pixel, ``[H, W]`` in the image frame.
 
     Args:
         path: A COCO panoptic PNG.
@@ -286,7 +286,7 @@ def read_panoptic_map(path: str | os.PathLike[str], size: tuple[int, int]) -> np
 
 
 def phrase_mask(segments: npt.NDArray[np.int64], segment_ids: Sequence[int]) -> BoolMask:
-    """The union of some segments of a panoptic map, ``bool[H, W]``.
+    """Return the union of some segments of a panoptic map, ``bool[H, W]``.
 
     >>> phrase_mask(np.array([[1, 2], [3, 2]]), [1, 3])
     array([[ True, False],
@@ -298,7 +298,7 @@ def phrase_mask(segments: npt.NDArray[np.int64], segment_ids: Sequence[int]) -> 
 def phrase_masks(
     segments: npt.NDArray[np.int64], phrases: Sequence[Sequence[int]], path: str | os.PathLike[str]
 ) -> list[BoolMask]:
-    """`phrase_mask` of several phrases of one map.
+    """Return the `phrase_mask` of several phrases of one map.
 
     Args:
         segments: The map, ``[H, W]``.
@@ -314,54 +314,59 @@ def phrase_masks(
     return [phrase_mask(segments, phrase) for phrase in phrases]
 
 
-def _phrase(
+def _phrases(
     where: str,
-    piece: int,
-    text: str,
-    span: Span,
-    segments: list[int],
-    plural: bool,
+    utterances: Sequence[str],
+    segment_ids: Sequence[Sequence[int]],
+    plural: Sequence[bool],
     picture: _Panoptic,
-    reading: _Reading,
-) -> list[PngPhrase]:
-    """The phrase as a list of one, or of none if it cannot be used."""
-    if not text.strip():
-        reading.note("names a segment and has no words", where, 1)
-        return []
-    known = [number for number in dict.fromkeys(segments) if number in picture.things]
-    for number in segments:
-        if number not in picture.things:
-            reading.note("segment is not in the panoptic annotation", f"{where}, segment {number}", int(not known))
-    if not known:
-        return []
-    if len(known) > 1 and not plural:
-        reading.note("singular phrase with several segments", where)
-    things = tuple(picture.things[number] for number in known)
-    return [PngPhrase(piece, text, span, tuple(known), things, plural)]
+    problems: list[Problem],
+) -> Iterator[PngPhrase]:
+    """The phrases of one narrative that can be used."""
+    end = 0
+    for piece, (text, segments) in enumerate(zip(utterances, segment_ids, strict=True)):
+        start = end
+        end += len(text)
+        place = f"{where}, phrase {text!r}"
+        if not segments:
+            continue
+        if not text.strip():
+            problems.append(Problem("names a segment and has no words", place, 1))
+            continue
+        known = [number for number in dict.fromkeys(segments) if number in picture.things]
+        for number in segments:
+            if number not in picture.things:
+                problems.append(
+                    Problem("segment is not in the panoptic annotation", f"{place}, segment {number}", int(not known))
+                )
+        if len(known) > 1 and not plural[piece]:
+            problems.append(Problem("singular phrase with several segments", place))
+        if known:
+            things = tuple(picture.things[number] for number in known)
+            yield PngPhrase(piece, text, (start, end), tuple(known), things, plural[piece])
 
 
-def _read_panoptic(path: Path, reading: _Reading) -> dict[int, _Panoptic]:
+def _read_panoptic(path: Path, problems: list[Problem]) -> dict[int, _Panoptic]:
     """Every picture that the panoptic annotation has, by id."""
     content = read_json(path)
-    try:
+    pictures: dict[int, _Panoptic] = {}
+    with fields_of(f"{path} is not a COCO panoptic annotation: it", "fetch it again"):
         is_thing = {whole(one["id"]): _flag(one["isthing"]) for one in content["categories"]}
         sizes = {whole(one["id"]): size_of(one) for one in content["images"]}
-        pictures: dict[int, _Panoptic] = {}
         for one in content["annotations"]:
             image_id = whole(one["image_id"])
             if image_id in pictures:
-                reading.note("picture is annotated twice, the first time counts", f"image {image_id}")
+                problems.append(Problem("picture is annotated twice, the first time counts", f"image {image_id}"))
                 continue
             things: dict[int, bool] = {}
             for segment in one["segments_info"]:
                 number = whole(segment["id"])
                 if number in things:
-                    reading.note("segment is listed twice, the first time counts", f"image {image_id}, {number}")
+                    place = f"image {image_id}, {number}"
+                    problems.append(Problem("segment is listed twice, the first time counts", place))
                     continue
                 things[number] = is_thing[whole(segment["category_id"])]
             pictures[image_id] = _Panoptic(text_of(one["file_name"]), *sizes[image_id], things)
-    except STRANGE as exc:
-        raise BadAnnotation(f"{path} is not a COCO panoptic annotation ({exc!r}); fetch it again") from exc
     return pictures
 
 
@@ -371,28 +376,7 @@ def _flag(value: Any) -> bool:
     return bool(value)
 
 
-def _names(folder: Path) -> frozenset[str]:
-    """File names in a folder: one listing is far quicker than thousands of questions."""
-    with os.scandir(folder) as entries:
-        return frozenset(entry.name for entry in entries)
-
-
-def _find(root: Path, patterns: Sequence[str], exists: Callable[[Path], bool], name: str = "", year: str = "") -> Path:
-    candidates = [root / pattern.format(home=home, name=name, year=year) for home in _HOMES for pattern in patterns]
-    for path in candidates:
-        # COCO's own archive has a folder of maps beside, and one inside, one of the same name.
-        inner = path / path.name
-        if exists(path):
-            return inner if path.is_dir() and inner.is_dir() else path
-    looked = ", ".join(str(path) for path in candidates)
-    raise DataNotFound(f"no {name or year} of panoptic narrative grounding: looked for {looked}. {_how_to_get(root)}")
-
-
-def _how_to_get(root: Path) -> str:
-    return (
-        "Narratives are on the PNG project's page (https://bcv-uniandes.github.io/panoptic-narrative-grounding), the "
-        "panoptic annotation is http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip "
-        "(821 MB), the pictures are http://images.cocodataset.org/zips/val2017.zip (1 GB) and train2017.zip (18 GB); "
-        f"put them under '{root / 'coco'}' as listed in flmm_plugin/datasets/png.py, or set {DATA_ROOT_VARIABLE} to "
-        "the folder that already holds them"
-    )
+def _unnested(folder: Path) -> Path:
+    """The folder of the same name inside, where there is one: so COCO's own archive of archives unpacks."""
+    inner = folder / folder.name
+    return inner if inner.is_dir() else folder

@@ -1,4 +1,4 @@
-"""What a reader could not use as it stands: counted by kind, listed one by one, never left out in silence."""
+"""Name what a reader could not use as it stands; nothing is left out in silence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Problem:
 
 
 def counted(problems: Iterable[Problem]) -> dict[str, int]:
-    """How many there are of each kind.
+    """Count the problems of each kind.
 
     >>> counted([Problem("empty", "a"), Problem("odd", "b"), Problem("empty", "c")])
     {'empty': 2, 'odd': 1}
@@ -37,10 +37,20 @@ def counted(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def summed_up(problems: Sequence[Problem]) -> str:
-    """One line for a log: the counts, and the first few.
+    """Return one line for a log: the counts, and the first few.
 
     >>> summed_up([Problem("empty", "ref 1"), Problem("empty", "ref 2")])
     'empty 2. First: ref 1: empty; ref 2: empty'
     """
     counts = ", ".join(f"{kind} {count}" for kind, count in counted(problems).items())
     return f"{counts}. First: {'; '.join(map(str, problems[:_SHOWN]))}"
+
+
+def notes(problems: Sequence[Problem]) -> tuple[str, ...]:
+    """Return one line per kind: how often, and where at first.
+
+    >>> notes([Problem("empty", "ref 1"), Problem("empty", "ref 2")])
+    ('2 times: empty (ref 1; ref 2)',)
+    """
+    places = {kind: [one.where for one in problems if one.kind == kind][:_SHOWN] for kind in counted(problems)}
+    return tuple(f"{count} times: {kind} ({'; '.join(places[kind])})" for kind, count in counted(problems).items())

@@ -1,4 +1,4 @@
-"""ReasonSeg: a picture, an implicit query, the region that answers it, and regions that do not count.
+"""Read ReasonSeg: a picture, an implicit query, the region that answers it, and regions that do not count.
 
 A split is a folder of pairs ``<name>.jpg`` and ``<name>.json``; the JSON is labelme's with ``text`` (queries, of which
 the first is used to evaluate) and ``is_sentence`` (long query or short phrase). Most files are UTF-8, some are cp1252.
@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from flmm_plugin.datasets.json_files import STRANGE, coordinate, read_json, text_of
-from flmm_plugin.datasets.prepared import items_of
+from flmm_plugin.data.registry import Part
+from flmm_plugin.data.root import data_root
+from flmm_plugin.datasets.json_files import STRANGE, coordinate, fields_of, read_json, text_of
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.datasets.reader import SplitReader
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
 from flmm_plugin.images import Orientation, image_size
 from flmm_plugin.records import BoolMask
@@ -41,10 +42,19 @@ OFFICIAL_SIZES: Mapping[str, int] = {"train": 239, "val": 200, "test": 779}
 #: How pictures are opened: upright, as labelme, which the shapes were drawn with, and the benchmark's own reader do.
 ORIENTATION: Orientation = "upright"
 
-_FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg", "reasonseg")
 _TARGET, _IGNORE = 1, 255
 _NO_TARGET = "no shape of the target has a pixel in the picture, so that an empty mask is right"
-_SOURCE = "LISA's data release (ReasonSeg, linked from https://github.com/dvlab-research/LISA)"
+
+
+def split_part(split: str) -> Part:
+    """Return the folder of a split."""
+    return Part(
+        f"{split}: pairs of <name>.jpg and <name>.json",
+        tuple(f"{folder}/{split}" for folder in ("reason_seg/ReasonSeg", "ReasonSeg", "reasonseg")),
+        "Apache-2.0 (annotations); pictures: OpenImages and ScanNet terms",
+        how=f"{split}.zip of the Google Drive folder that https://github.com/dvlab-research/LISA links; unpack it "
+        "into ReasonSeg",
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class ReasonSegItem:
         return drawn == _TARGET, drawn == _IGNORE
 
 
-class ReasonSegDataset(Sequence[ReasonSegItem]):
+class ReasonSegDataset(SplitReader[ReasonSegItem]):
     """One split, pictures in the order of their names.
 
     Args:
@@ -91,36 +101,24 @@ class ReasonSegDataset(Sequence[ReasonSegItem]):
     def __init__(self, root: str | os.PathLike[str] | None, split: str) -> None:
         if split not in OFFICIAL_SIZES:
             raise UnknownArgument(f"ReasonSeg has the splits {', '.join(OFFICIAL_SIZES)}, not {split!r}")
-        self.root, self.split = data_root(root), split
-        self.folder = _folder(self.root, split)
+        self.split = split
+        data = data_root(root)
+        inside_archive = data.name.lower() == "reasonseg" and (data / split).is_dir()
+        self.folder = data / split if inside_archive else split_part(split).path(data, "reasonseg")
         # A folder lists its files in no order; this one makes runs and --limit repeatable.
-        self.annotation_paths = tuple(sorted(self.folder.glob("*.json"), key=lambda path: path.stem))
-        lonely = sorted({p.stem for p in self.folder.glob("*.jpg")} - {p.stem for p in self.annotation_paths})
-        if lonely:
+        annotations = sorted(self.folder.glob("*.json"), key=lambda path: path.stem)
+        alone = sorted({p.stem for p in self.folder.glob("*.jpg")} - {p.stem for p in annotations})
+        if alone:
             raise BadAnnotation(
-                f"{len(lonely)} pictures in {self.folder} have no JSON beside them, the first is {lonely[0]}.jpg; "
+                f"{len(alone)} pictures in {self.folder} have no JSON beside them, the first is {alone[0]}.jpg; "
                 "unpack the archive again"
             )
-        prepared = items_of(
-            self.root, f"reasonseg-{split}", (self.folder, *self.annotation_paths), ReasonSegItem, self._read
-        )
-        self._items: tuple[ReasonSegItem, ...] = prepared.items
-        #: Targets without a pixel, which an empty mask would match.
-        self.problems: tuple[Problem, ...] = tuple(Problem(*facts) for facts in prepared.extra)
+        super().__init__(data, f"reasonseg-{split}", ReasonSegItem, annotations, (self.folder,))
 
-    def _read(self) -> tuple[list[ReasonSegItem], list[Any]]:
-        """The pairs of files, and what is odd about them."""
-        items = [_item(path) for path in self.annotation_paths]
-        return items, [astuple(Problem(_NO_TARGET, item.name)) for item in items if not item.masks()[0].any()]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
-
-    def __iter__(self) -> Iterator[ReasonSegItem]:
-        return iter(self._items)
+    def _read(self, problems: list[Problem]) -> tuple[list[ReasonSegItem], dict[str, Any]]:
+        items = [_item(path) for path in self.annotations]
+        problems += [Problem(_NO_TARGET, item.name) for item in items if not item.masks()[0].any()]
+        return items, {}
 
     @property
     def official_size(self) -> int:
@@ -130,10 +128,10 @@ class ReasonSegDataset(Sequence[ReasonSegItem]):
     @property
     def digest(self) -> str:
         """SHA-256 of all annotation files with their names."""
-        whole = hashlib.sha256()
-        for path in self.annotation_paths:
-            whole.update(path.stem.encode() + hashlib.sha256(path.read_bytes()).digest())
-        return whole.hexdigest()
+        joined = hashlib.sha256()
+        for path in self.annotations:
+            joined.update(path.stem.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return joined.hexdigest()
 
 
 def draw_shapes(
@@ -169,28 +167,18 @@ def draw_shapes(
     return canvas
 
 
-def read_annotation(path: Path) -> dict[str, Any]:
-    """The JSON of one picture, UTF-8 or, as some released files are, cp1252.
-
-    Raises:
-        BadAnnotation: Neither, or truncated.
-    """
-    content = read_json(path, fallback="cp1252")
+def _item(path: Path) -> ReasonSegItem:
+    content = read_json(path, fallback="cp1252")  # as some released files are
     if not isinstance(content, dict):
         raise BadAnnotation(f"{path} holds a JSON {type(content).__name__}, not an object; it is no ReasonSeg file")
-    return content
-
-
-def _item(path: Path) -> ReasonSegItem:
-    content = read_annotation(path)
     picture = path.with_suffix(".jpg")
     if not picture.is_file():
-        raise DataNotFound(f"no picture {picture} beside its JSON; unpack the archive again ({_SOURCE})")
+        raise DataNotFound(f"no picture {picture} beside its JSON; unpack the archive again")
     try:
         height, width = image_size(picture, ORIENTATION)
     except BadImage as exc:
         raise BadAnnotation(f"{picture} has no readable size ({exc}); unpack the archive again") from exc
-    try:
+    with fields_of(str(path)):
         queries, is_sentence = content["text"], content["is_sentence"]
         if not isinstance(queries, list) or not isinstance(is_sentence, bool):
             raise ValueError("`text` is a list of queries and `is_sentence` is true or false")
@@ -205,30 +193,16 @@ def _item(path: Path) -> ReasonSegItem:
             is_sentence=is_sentence,
             shapes=tuple(_shape(shape) for shape in content["shapes"]),
         )
-    except STRANGE as exc:
-        raise BadAnnotation(f"{path} lacks a field or has one of another kind ({exc!r}); fetch the file again") from exc
 
 
 def _shape(shape: Mapping[str, Any]) -> tuple[str, tuple[tuple[float, float], ...]]:
+    label = shape["label"]
+    if not isinstance(label, str):
+        raise ValueError(f"the label of a shape is a text, not {label!r}")
     try:
         points = tuple((coordinate(x), coordinate(y)) for x, y in shape["points"])
     except STRANGE as exc:
-        raise ValueError(f"a shape with label {shape['label']!r} has no finite points near a picture: {exc}") from exc
+        raise ValueError(f"a shape with label {label!r} has no finite points near a picture: {exc}") from exc
     if not points:
-        raise ValueError(f"a shape with label {shape['label']!r} has no finite points")
-    if not isinstance(shape["label"], str):
-        raise ValueError(f"the label of a shape is a text, not {shape['label']!r}")
-    return text_of(shape["label"]), points
-
-
-def _folder(root: Path, split: str) -> Path:
-    candidates = [root / folder / split for folder in _FOLDERS]
-    if root.name.lower() == "reasonseg":
-        candidates.append(root / split)
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise DataNotFound(
-        f"no split {split} of ReasonSeg: looked for {' and '.join(map(str, candidates))}. It comes from {_SOURCE}: "
-        f"unpack {split}.zip into {root / 'ReasonSeg'}, or set {DATA_ROOT_VARIABLE} to the folder that already holds it"
-    )
+        raise ValueError(f"a shape with label {label!r} has no finite points")
+    return text_of(label), points

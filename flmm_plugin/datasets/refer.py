@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg in the layout of the refer API: expressions, and the object each one means.
+"""Read RefCOCO, RefCOCO+ and RefCOCOg in the layout of the refer API: expressions, and the object each one means.
 
 A *ref* is one object of one picture with several sentences. ``refs(<by>).p`` lists the refs of all splits;
 ``instances.json`` has the pictures' sizes and the objects' polygons, as in COCO. Masks are ``bool[H, W]`` in the
@@ -13,27 +13,23 @@ Three layouts are found under a root (``FLMM_DATA``, default ``data/``)::
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flmm_plugin import bundled
-from flmm_plugin.datasets.json_files import STRANGE, inside, read_json, size_of, text_of, whole
-from flmm_plugin.datasets.prepared import items_of
+from flmm_plugin.data.registry import Archive, Part
+from flmm_plugin.data.root import data_root
+from flmm_plugin.datasets.json_files import STRANGE, fields_of, inside, read_json, size_of, text_of, whole
 from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.reader import SplitReader, known_name
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
 from flmm_plugin.datasets.segmentations import SMALLEST_POLYGON, has_pixels, segmentation_rle
-from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.errors import BadAnnotation
 from flmm_plugin.images import Orientation
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.records import BoolMask, decode_rle
-
-DATA_ROOT_VARIABLE = "FLMM_DATA"
-DEFAULT_ROOT = "data"
 
 
 class SplitSize(NamedTuple):
@@ -83,8 +79,43 @@ SPLITTERS: Mapping[str, tuple[str, ...]] = {
 
 SPLITS = ("train", "val", "test", "testA", "testB", "testC")
 
-_ANNOTATION_FOLDERS = ("coco/{name}", "{name}")
-_PICTURE_FOLDERS = ("coco/train2014", "train2014", "images/mscoco/images/train2014")
+TITLES: Mapping[str, str] = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}
+
+COCO_LICENCE = "pictures: Flickr terms of use; COCO annotations: CC BY 4.0"
+COCO_ADDRESS = "http://images.cocodataset.org"
+
+_ADDRESS = "https://bvisionweb1.cs.unc.edu/licheng/referit/data"
+_KEPT_AT = {"refcoco": "20220413011718", "refcoco+": "20220413011656", "refcocog": "20220413012904"}
+_PICTURES = Part(
+    "pictures of COCO train2014",
+    ("coco/train2014", "train2014", "images/mscoco/images/train2014"),
+    COCO_LICENCE,
+    Archive(
+        (f"{COCO_ADDRESS}/zips/train2014.zip",),
+        13510573713,
+        "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+        into="coco",
+    ),
+)
+
+
+def parts(name: str, by: str) -> tuple[Part, Part, Part]:
+    """Return what a data set needs: refs, objects, pictures."""
+    copy = f"https://web.archive.org/web/{_KEPT_AT[name]}id_/{_ADDRESS}/{name}.zip"
+    refs = Part(
+        f"annotations of {TITLES[name]}",
+        (f"coco/{name}/refs({by}).p", f"{name}/refs({by}).p"),
+        "as its page says (research use)",
+        Archive((f"{_ADDRESS}/{name}.zip", copy), into="coco"),
+    )
+    objects = Part(
+        f"objects of {TITLES[name]}",
+        (f"coco/{name}/instances.json", f"{name}/instances.json"),
+        COCO_LICENCE,
+        how="part of the same archive as the annotations",
+        comes_along=True,
+    )
+    return refs, objects, _PICTURES
 
 
 @dataclass(frozen=True)
@@ -112,18 +143,21 @@ class ReferItem:
     cleaned: tuple[str, ...]
     segmentation: Any
 
+    def __str__(self) -> str:
+        return _named(self.ref_id, self.image_id, self.ann_id)
 
-class ReferDataset(Sequence[ReferItem]):
-    """The refs of one split, in file order.
+
+class ReferDataset(SplitReader[ReferItem]):
+    """The refs of one split.
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
         name: ``refcoco``, ``refcoco+`` or ``refcocog``.
-        split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``. A lettered split takes every ref whose
-        split
-            holds the letter (``testAB`` counts for both), ``test`` every one that holds "test", the others match
-            exactly.
+        split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``; see `split_matches`.
         by: Who split the data; None means the split that papers use (``unc``, ``unc``, ``umd``).
+
+    Attributes:
+        split_counts: How many refs the file has for each split name that it uses.
 
     Raises:
         UnknownArgument: A name that does not exist; the nearest one is offered.
@@ -133,24 +167,21 @@ class ReferDataset(Sequence[ReferItem]):
     """
 
     def __init__(self, root: str | os.PathLike[str] | None, name: str, split: str, by: str | None = None) -> None:
-        self.root = data_root(root)
-        self.name = _known("data set", name, SPLITTERS)
-        self.split = _known("split", split, SPLITS)
-        self.by = _known(f"splitter of {name}", by or SPLITTERS[name][0], SPLITTERS[name])
-        folder = _annotation_folder(self.root, self.name)
-        self.refs_path = _required(folder / f"refs({self.by}).p", self.name)
-        self.instances_path = _required(folder / "instances.json", self.name)
-        self.picture_folder = _picture_folder(self.root)
-        key, sources = f"{self.name}-{self.by}-{self.split}", (self.refs_path, self.instances_path)
-        prepared = items_of(self.root, key, (*sources, self.picture_folder), ReferItem, self._read)
-        self._items: tuple[ReferItem, ...] = prepared.items
-        #: How many refs the file has for each split name that it uses.
-        self.split_counts: Mapping[str, int] = prepared.extra["splits"]
-        #: Everything of the split that is ignored or looks odd.
-        self.problems: tuple[Problem, ...] = tuple(Problem(*facts) for facts in prepared.extra["problems"])
+        self.name = known_name("data set", name, SPLITTERS)
+        self.split = known_name("split", split, SPLITS)
+        self.by = known_name(f"splitter of {name}", by or SPLITTERS[name][0], SPLITTERS[name])
+        folder = data_root(root)
+        refs, objects, pictures = parts(self.name, self.by)
+        self.refs_path = refs.path(folder, name)
+        # Both files must be of the same archive: no other place than beside the refs will do.
+        beside = self.refs_path.relative_to(folder).with_name("instances.json")
+        self.instances_path = replace(objects, places=(str(beside),)).path(folder, name)
+        self.picture_folder = pictures.path(folder, name)
+        key = f"{self.name}-{self.by}-{self.split}"
+        super().__init__(folder, key, ReferItem, (self.refs_path, self.instances_path), (self.picture_folder,))
+        self.split_counts: Mapping[str, int] = self.facts["splits"]
 
-    def _read(self) -> tuple[list[ReferItem], dict[str, Any]]:
-        """The official files: items of the split, refs per split name, and what was odd."""
+    def _read(self, problems: list[Problem]) -> tuple[Iterable[ReferItem], dict[str, Any]]:
         refs = load_data_pickle(self.refs_path)
         if not isinstance(refs, list) or not all(
             isinstance(ref, dict) and isinstance(ref.get("split"), str) for ref in refs
@@ -159,52 +190,62 @@ class ReferDataset(Sequence[ReferItem]):
                 f"{self.refs_path} is not a list of refs; get `refs({self.by}).p` from its official source"
             )
         chosen = [ref for ref in refs if split_matches(ref["split"], self.split)]
-        counts = Counter(ref["split"] for ref in refs)
-        problems: list[Problem] = []
-        items = list(_join(chosen, self.instances_path, self.refs_path, self.picture_folder, problems))
-        problems += _odd_refs(items)
-        return items, {"splits": dict(counts), "problems": [astuple(one) for one in problems]}
+        items = list(self._joined(chosen, problems))
+        problems += _unusual_refs(items)
+        return items, {"splits": dict(Counter(ref["split"] for ref in refs))}
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
-
-    def __iter__(self) -> Iterator[ReferItem]:
-        return iter(self._items)
+    def _joined(self, refs: list[dict[str, Any]], problems: list[Problem]) -> Iterator[ReferItem]:
+        """Refs with the picture and the object that each one names."""
+        if not refs:
+            return
+        instances = read_json(self.instances_path)
+        with fields_of(f"{self.instances_path} is not a COCO file: it", "fetch it again"):
+            images = _by_id(instances["images"], self.instances_path)
+            objects = _by_id(instances["annotations"], self.instances_path)
+        for ref in refs:
+            named = _named(ref.get("ref_id"), ref.get("image_id"), ref.get("ann_id"))
+            with fields_of(
+                f"{named} of {self.refs_path} has no match in {self.instances_path} or",
+                "both files must be of the same archive",
+            ):
+                image_id, ann_id, ref_id = whole(ref["image_id"]), whole(ref["ann_id"]), whole(ref["ref_id"])
+                image, annotation = images[image_id], objects[ann_id]
+                if whole(annotation["image_id"]) != image_id:
+                    raise ValueError(f"the annotation is of image {annotation['image_id']}")
+                height, width = size_of(image)
+                sentences = list(_sentences(ref["sentences"], named, problems))
+                yield ReferItem(
+                    image_id=image_id,
+                    # The refs' own file_name has the object's number in it and names no file.
+                    image_path=inside(self.picture_folder, image["file_name"]),
+                    height=height,
+                    width=width,
+                    ref_id=ref_id,
+                    ann_id=ann_id,
+                    sentences=tuple(typed for typed, _ in sentences),
+                    cleaned=tuple(cleaned for _, cleaned in sentences),
+                    segmentation=annotation["segmentation"],
+                )
 
     @property
     def official_size(self) -> SplitSize | None:
         """The split's published size, None for a split that nobody published one for."""
         return OFFICIAL_SIZES.get((self.name, self.by), {}).get(self.split)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of both annotation files: tells two data roots apart that hold the same split."""
-        both = hashlib.sha256()
-        for path in (self.refs_path, self.instances_path):
-            both.update(hashlib.sha256(path.read_bytes()).digest())
-        return both.hexdigest()
-
     def rle(self, item: ReferItem) -> dict[str, Any]:
-        """The object of `item` as a COCO run-length code, ``{"size": [H, W], "counts": str}``."""
+        """Return the object of `item` as a COCO run-length code, ``{"size": [H, W], "counts": str}``."""
         return segmentation_rle(item.segmentation, item.height, item.width, where=f"annotation {item.ann_id}")
 
     def mask(self, item: ReferItem) -> BoolMask:
-        """The object of `item`, ``bool[H, W]`` in the image frame: the union of its parts."""
+        """Return the object of `item`, ``bool[H, W]`` in the image frame: the union of its parts."""
         return decode_rle(self.rle(item))
 
 
-def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder that a root means: itself, or ``$FLMM_DATA``, or ``data``; a name in `bundled`: that data."""
-    if root is not None and bundled.is_data_root(str(root)):
-        return bundled.data_root(str(root))
-    return Path(root if root is not None else os.environ.get(DATA_ROOT_VARIABLE) or DEFAULT_ROOT)
-
-
 def split_matches(ref_split: str, asked: str) -> bool:
-    """Whether a ref marked `ref_split` belongs to the split `asked`, by the refer API's rules.
+    """Return whether a ref marked `ref_split` belongs to the split `asked`, by the refer API's rules.
+
+    A lettered split takes every ref whose split holds the letter (``testAB`` counts for both), ``test`` every one that
+    holds "test"; the others match exactly.
 
     >>> [split_matches("testAB", asked) for asked in ("testA", "testB", "testC", "test", "val")]
     [True, True, False, True, False]
@@ -216,51 +257,15 @@ def split_matches(ref_split: str, asked: str) -> bool:
     return ref_split == asked
 
 
-def _join(
-    refs: list[dict[str, Any]], instances_path: Path, refs_path: Path, pictures: Path, problems: list[Problem]
-) -> Iterator[ReferItem]:
-    """Refs with the picture and the object that each one names."""
-    if not refs:
-        return
-    instances = read_json(instances_path)
-    try:
-        images = {whole(image["id"]): image for image in instances["images"]}
-        objects = {whole(annotation["id"]): annotation for annotation in instances["annotations"]}
-    except STRANGE as exc:
-        raise BadAnnotation(f"{instances_path} is not a COCO file ({exc!r}); fetch it again") from exc
-    for listed, kept in ((instances["images"], images), (instances["annotations"], objects)):
-        for one in listed:
-            if kept[whole(one["id"])] is not one and kept[whole(one["id"])] != one:
-                raise BadAnnotation(
-                    f"{instances_path} lists id {one['id']} twice with different content, so that nobody can tell "
-                    "which one a ref means; fetch it again"
-                )
-    for ref in refs:
-        try:
-            image_id, ann_id, ref_id = whole(ref["image_id"]), whole(ref["ann_id"]), whole(ref["ref_id"])
-            image, annotation = images[image_id], objects[ann_id]
-            if whole(annotation["image_id"]) != image_id:
-                raise ValueError(f"the annotation is of image {annotation['image_id']}")
-            height, width = size_of(image)
-            where = _named(ref_id, image_id, ann_id)
-            sentences = list(_sentences(ref["sentences"], where, problems))
-            yield ReferItem(
-                image_id=image_id,
-                # The refs' own file_name has the object's number in it and names no file.
-                image_path=inside(pictures, image["file_name"]),
-                height=height,
-                width=width,
-                ref_id=ref_id,
-                ann_id=ann_id,
-                sentences=tuple(typed for typed, _ in sentences),
-                cleaned=tuple(cleaned for _, cleaned in sentences),
-                segmentation=annotation["segmentation"],
-            )
-        except STRANGE as exc:
+def _by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for one in listed:
+        if found.setdefault(whole(one["id"]), one) != one:
             raise BadAnnotation(
-                f"ref {ref.get('ref_id')} of {refs_path} (image {ref.get('image_id')}, annotation {ref.get('ann_id')}) "
-                f"has no match in {instances_path} or lacks a field ({exc!r}); both files must be of the same archive"
-            ) from exc
+                f"{path} lists id {one['id']} twice with different content, so that nobody can tell which one a ref "
+                "means; fetch it again"
+            )
+    return found
 
 
 def _sentences(listed: Sequence[Mapping[str, Any]], where: str, problems: list[Problem]) -> Iterator[tuple[str, str]]:
@@ -277,88 +282,38 @@ def _sentences(listed: Sequence[Mapping[str, Any]], where: str, problems: list[P
         if not texts:
             problems.append(Problem("sentence without a text, left out", f"{where}, sentence {place}", 1))
             continue
-        typed, cleaned = texts.get("raw", texts.get("sent", "")), texts.get("sent", texts.get("raw", ""))
+        typed = texts.get("raw", texts.get("sent", ""))
+        cleaned = texts.get("sent", texts.get("raw", ""))
         if not (typed.strip() and cleaned.strip()) and len(listed) > 1:
             problems.append(Problem("sentence without words; counts as an error", f"{where}, sentence {place}"))
         yield typed, cleaned
 
 
-def _named(ref_id: int, image_id: int, ann_id: int) -> str:
+def _named(ref_id: Any, image_id: Any, ann_id: Any) -> str:
     return f"ref {ref_id} (image {image_id}, annotation {ann_id})"
 
 
-def _odd_refs(items: Iterable[ReferItem]) -> Iterator[Problem]:
+def _unusual_refs(items: Iterable[ReferItem]) -> Iterator[Problem]:
     """Refs that nobody described or that are listed twice, and objects that have no pixel."""
     seen: set[int] = set()
     for item in items:
-        where = _named(item.ref_id, item.image_id, item.ann_id)
         if item.ref_id in seen:
-            yield Problem("ref is listed twice; both count", where)
+            yield Problem("ref is listed twice; both count", str(item))
         seen.add(item.ref_id)
         if not any(sentence.strip() for sentence in item.sentences):
-            yield Problem("ref without a sentence; counts as an error, and not at all per sentence", where)
+            yield Problem("ref without a sentence; counts as an error, and not at all per sentence", str(item))
         parts = item.segmentation if isinstance(item.segmentation, list | tuple) else ()
         short = sum(isinstance(part, list | tuple) and len(part) < SMALLEST_POLYGON for part in parts)
         if parts is item.segmentation and short == len(parts):
-            yield Problem("object without a usable polygon; its target is empty", where)
-        elif _outside(item):
-            yield Problem("object without a pixel in its picture; its target is empty", where)
+            yield Problem("object without a usable polygon; its target is empty", str(item))
+        elif _is_outside(item):
+            yield Problem("object without a pixel in its picture; its target is empty", str(item))
         elif short:
-            yield Problem(f"polygon of fewer than {SMALLEST_POLYGON} numbers, ignored", where)
+            yield Problem(f"polygon of fewer than {SMALLEST_POLYGON} numbers, ignored", str(item))
 
 
-def _outside(item: ReferItem) -> bool:
+def _is_outside(item: ReferItem) -> bool:
     try:
         return not has_pixels(segmentation_rle(item.segmentation, item.height, item.width))
     except BadAnnotation:
         return False  # refused when its mask is asked for: the others can be used
-
-
-def _known(what: str, name: str, known: Iterable[str]) -> str:
-    options = list(known)
-    if name in options:
-        return name
-    raise UnknownArgument(f"no {what} {name!r}{did_you_mean(name, options) or '.'} Known: {', '.join(options)}")
-
-
-def _annotation_folder(root: Path, name: str) -> Path:
-    candidates = [root / pattern.format(name=name) for pattern in _ANNOTATION_FOLDERS]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise DataNotFound(f"no annotations of {name}: looked for {_listed(candidates)}. {_how_to_get(root, name)}")
-
-
-def _picture_folder(root: Path) -> Path:
-    candidates = [root / folder for folder in _PICTURE_FOLDERS]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise DataNotFound(f"no pictures of COCO train2014: looked for {_listed(candidates)}. {_how_to_get(root, None)}")
-
-
-def _required(path: Path, name: str) -> Path:
-    if not path.is_file():
-        raise DataNotFound(f"no file {path}. {_how_to_get(path.parent.parent, name)}")
-    return path
-
-
-def _listed(paths: Iterable[Path]) -> str:
-    return " and ".join(str(path) for path in paths)
-
-
-def _how_to_get(root: Path, name: str | None) -> str:
-    """Where a missing part comes from and the command that puts it there."""
-    if name is None:
-        url, what = "http://images.cocodataset.org/zips/train2014.zip", "COCO's 2014 training pictures (13 GB)"
-    else:
-        url, what = (
-            f"https://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}.zip",
-            f"the refer API's {name} annotations",
-        )
-    target = root if root.name == "coco" else root / "coco"
-    archive = url.rsplit("/", 1)[1]
-    return (
-        f"It is part of {what}: mkdir -p '{target}' && cd '{target}' && curl -LO '{url}' && unzip '{archive}'; "
-        f"or set {DATA_ROOT_VARIABLE} to the folder that already holds it"
-    )

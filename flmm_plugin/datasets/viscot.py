@@ -1,4 +1,4 @@
-"""The Visual-CoT benchmark: questions about pictures, their answers, and the region that holds the answer.
+"""Read the Visual-CoT benchmark: questions about pictures, their answers, and the region that holds the answer.
 
 A set is ``benchmark/<set>.json``, a list of records ``{"dataset", "split", "question_id", "image": [path, path +
 "###[x0, y0, x1, y1]"], "conversations": [asked, box as text, "<image>", answer]}``; beside it lies
@@ -28,17 +28,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flmm_plugin.datasets.json_files import STRANGE, coordinate, parsed_json, size_of, text_of, whole
-from flmm_plugin.datasets.prepared import items_of
-from flmm_plugin.datasets.refer import DATA_ROOT_VARIABLE, data_root
-from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
+from flmm_plugin.data.registry import Archive, Part
+from flmm_plugin.data.root import data_root
+from flmm_plugin.datasets.json_files import coordinate, fields_of, parsed_json, size_of, text_of, whole
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.reader import SplitReader, known_name
+from flmm_plugin.errors import BadAnnotation
 from flmm_plugin.images import Orientation
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.records import Box
 
 #: How pictures are opened: as they are stored, as the benchmark's own evaluation does with Pillow.
@@ -75,11 +76,68 @@ ALIASES = {"textcaps": "textcap", "infographics": "infographicsvqa", "infovqa": 
 
 ASK_FOR_BOX = " Please provide the bounding box coordinate of the region that can help you answer the question better."
 
-_BENCHMARK_FOLDERS = ("viscot", "viscot_benchmark", "Visual-CoT/viscot_benchmark", "viscot/viscot_benchmark", ".")
+_ADDRESS = (
+    "https://raw.githubusercontent.com/deepcs233/Visual-CoT/83212ae474ab46b70048a6df6a386cff6589ff92/viscot_benchmark"
+)
+#: Size and hash of the official files of the table's sets.
+_FILES = {
+    "benchmark/docvqa.json": (736581, "53f461a6244c81e282b56b72f371633cc5bb56ccb133de547396255f40649da5"),
+    "benchmark/textcap.json": (724082, "7dbce0d799ee33e262db2db5f92e00bdded01e22e871495f70272c9a07f2249b"),
+    "benchmark/textvqa.json": (434086, "b2e12f5c7c5e03ef466e6b852a2ebc9703bd4831116008c41faf14f66cb31478"),
+    "benchmark/dude.json": (531382, "bbba0f79f542dc765347a63a71b0bf8e2f6a19a3cfa519800064e0038c01eb49"),
+    "benchmark/sroie.json": (583612, "5641172d45b29db01c9ae8fa7325438c3a60053b96aa4b624cfd424c0bb4b4df"),
+    "benchmark/infographicsvqa.json": (309157, "c2024e64d157031009549e2ae1c372438e194d65081051effdd4cdfd6dfac312"),
+    "benchmark_det/docvqa.jsonl": (182364, "e285f4febc0237d8bf8eb29e810bbab5623ed8e35dffbf7604acaf4555abfb5d"),
+    "benchmark_det/textcap.jsonl": (237421, "2357171ca2bd7820a0bfa016933dea128426b4b324deec067b9c256143ef3ba6"),
+    "benchmark_det/textvqa.jsonl": (133278, "49989fe731546efebab72a6408943196d6da995df1626402a5613212147be8ba"),
+    "benchmark_det/dude.jsonl": (137184, "7803ca08a2c66793012850c5adfb27a7c29290f74c30899d124e330c8b24ce64"),
+    "benchmark_det/sroie.jsonl": (146976, "b3182bbf19b009cfd8db367b0d40d1a2fa722731a4eb47899765c72c5b7416e9"),
+    "benchmark_det/infographicsvqa.jsonl": (
+        101955,
+        "861391b99ed1289f23714a2235b333c101aaa179bf53dde99cfc1da05f8a8a24",
+    ),
+}
+_PICTURE_PAGES = {
+    "docvqa": "register at https://www.docvqa.org/datasets/docvqa (CC BY 4.0 for research)",
+    "textvqa": "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip (OpenImages: CC BY 2.0); TextCaps' "
+    "pictures are the same",
+    "dude": "https://huggingface.co/datasets/jordyvl/DUDE_loader, first page of each document as <id>_0.jpg",
+    "sroie": "register at https://rrc.cvc.uab.es/?ch=13&com=downloads",
+    "infographicsvqa": "register at https://www.docvqa.org/datasets/infographicvqa",
+}
+_BENCHMARK_FOLDERS = ("viscot/", "viscot_benchmark/", "Visual-CoT/viscot_benchmark/", "viscot/viscot_benchmark/", "")
 _PICTURE_FOLDERS = ("viscot", ".", "Visual-CoT/playground/data", "playground/data", "viscot/playground/data")
 # Copies of the benchmark disagree on the endings of pictures that are otherwise the same.
 _ENDINGS = (".jpg", ".jpeg", ".png")
 _WITH_BOX = re.compile(r"^(?P<path>.*)###\[(?P<box>[^\]]*)\]$", re.DOTALL)
+
+
+def annotation_part(file: str) -> Part:
+    """Return an annotation file, such as ``benchmark/docvqa.json``; those of ``benchmark_det`` are optional."""
+    size, digest = _FILES.get(file, (None, None))
+    return Part(
+        f"Visual-CoT {file}",
+        tuple(folder + file for folder in _BENCHMARK_FOLDERS),
+        "Apache-2.0",
+        Archive((f"{_ADDRESS}/{file}",), size, digest, file=f"viscot/{file}"),
+        optional=file.startswith("benchmark_det"),
+    )
+
+
+def table_parts() -> tuple[Part, ...]:
+    """Return what the six sets of the paper's table need."""
+    homes = ("viscot/cot", "cot", "Visual-CoT/playground/data/cot", "playground/data/cot", "images",
+             "viscot/playground/data/cot")  # fmt: skip
+    pictures = [
+        Part(
+            f"pictures of {name}",
+            tuple(f"{home}/{name}" for home in homes),
+            "as its page says",
+            how=f"{page}; put the pictures, flat, into viscot/cot/{name}",
+        )
+        for name, page in _PICTURE_PAGES.items()
+    ]
+    return (*map(annotation_part, _FILES), *pictures)
 
 
 @dataclass(frozen=True)
@@ -109,27 +167,8 @@ class VisCotItem:
     split: str
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A record as its file has it: `VisCotItem` with the picture's path as written."""
-
-    question_id: int
-    picture: str
-    question: str
-    answer: str
-    box: Box
-    box_from: str
-    size: tuple[int, int] | None
-    split: str
-
-    def shown_by(self, path: Path) -> VisCotItem:
-        """The question, about the picture in that file."""
-        facts = {name: value for name, value in vars(self).items() if name != "picture"}
-        return VisCotItem(image_path=path, **facts)
-
-
-class VisCotDataset(Sequence[VisCotItem]):
-    """The records of one set, in file order.
+class VisCotDataset(SplitReader[VisCotItem]):
+    """The records of one set.
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
@@ -142,31 +181,41 @@ class VisCotDataset(Sequence[VisCotItem]):
     """
 
     def __init__(self, root: str | PathLike[str] | None, name: str) -> None:
-        self.root = data_root(root)
         self.name = known_set(name)
-        self.path = _benchmark_file(self.root, self.name)
-        content = self.path.read_bytes()
-        self.digest = hashlib.sha256(content).hexdigest()
-        regions = self.path.parent.parent / "benchmark_det" / f"{self.name}.jsonl"
-        sources = (self.path, regions) if regions.is_file() else (self.path,)
-
-        def read() -> tuple[Iterator[_Record], None]:
-            found = _regions(regions) if regions.is_file() else {}
-            return _records(_json(content, self.path), found, self.path), None
-
-        records: tuple[_Record, ...] = items_of(self.root, f"viscot-{self.name}", sources, _Record, read).items
+        folder = data_root(root)
+        self.path = annotation_part(f"benchmark/{self.name}.json").path(folder, "viscot")
+        self.regions_path = self.path.parent.parent / "benchmark_det" / f"{self.name}.jsonl"
+        sources = (self.path, self.regions_path) if self.regions_path.is_file() else (self.path,)
+        super().__init__(folder, f"viscot-{self.name}", VisCotItem, sources)
         # Pictures are looked for in every run: they may come later than annotations, and under another ending.
-        pictures = _Pictures([self.root / folder for folder in _PICTURE_FOLDERS])
-        self._items = tuple(record.shown_by(pictures.find(record.picture)) for record in records)
+        pictures = _Pictures([folder / one for one in _PICTURE_FOLDERS])
+        written = (item.image_path.relative_to(folder).as_posix() for item in self._items)
+        self._items = tuple(
+            replace(item, image_path=pictures.find(path)) for item, path in zip(self._items, written, strict=True)
+        )
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def _read(self, problems: list[Problem]) -> tuple[list[VisCotItem], dict[str, Any]]:
+        records = parsed_json(self.path.read_bytes(), f"{self.path}")
+        if not isinstance(records, list):
+            raise BadAnnotation(
+                f"{self.path} is a JSON {type(records).__name__}, not a list of records; fetch it again"
+            )
+        if not records:
+            raise BadAnnotation(f"{self.path} has no records; fetch it again")
+        regions = _regions(self.regions_path) if self.regions_path.is_file() else {}
+        items = list(_records(records, regions, self.path, self.root))
+        problems += [
+            Problem(
+                "its box is reversed; as in the benchmark's own code, no prediction can meet it", f"question {number}"
+            )
+            for number in _reversed(items)
+        ]
+        return items, {}
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
-
-    def __iter__(self) -> Iterator[VisCotItem]:
-        return iter(self._items)
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the annotation file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     @property
     def official_size(self) -> SetSize:
@@ -181,7 +230,11 @@ class VisCotDataset(Sequence[VisCotItem]):
     @property
     def reversed_boxes(self) -> tuple[int, ...]:
         """Question ids whose box encloses nothing."""
-        return tuple(item.question_id for item in self._items if not encloses(item.box))
+        return _reversed(self._items)
+
+
+def _reversed(items: Iterable[VisCotItem]) -> tuple[int, ...]:
+    return tuple(item.question_id for item in items if not encloses(item.box))
 
 
 def encloses(box: Box) -> bool:
@@ -218,36 +271,13 @@ def from_padded_square(box: Box, size: tuple[int, int]) -> Box:
 
 
 def known_set(name: str) -> str:
-    """The file name of a set.
+    """Return the file name of a set.
 
     Raises:
         UnknownArgument: No such set.
     """
     found = ALIASES.get(name.lower(), name.lower())
-    if found in OFFICIAL_SIZES:
-        return found
-    hint = did_you_mean(found, [*OFFICIAL_SIZES, *ALIASES]) or "."
-    raise UnknownArgument(f"no set {name!r} of the Visual-CoT benchmark{hint} Known: {', '.join(OFFICIAL_SIZES)}")
-
-
-def _benchmark_file(root: Path, name: str) -> Path:
-    tried = [root / folder / "benchmark" / f"{name}.json" for folder in _BENCHMARK_FOLDERS]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise DataNotFound(
-        f"no annotations of the Visual-CoT set {name}: looked for {' and '.join(map(str, tried[:2]))}. Get them with: "
-        f"flmm data download viscot --root '{root}'; or set {DATA_ROOT_VARIABLE} to the folder that already holds them"
-    )
-
-
-def _json(content: bytes, path: Path) -> list[Any]:
-    records = parsed_json(content, f"{path}")
-    if not isinstance(records, list):
-        raise BadAnnotation(f"{path} is a JSON {type(records).__name__}, not a list of records; fetch it again")
-    if not records:
-        raise BadAnnotation(f"{path} has no records; fetch it again")
-    return records
+    return known_name("set of the Visual-CoT benchmark", found, OFFICIAL_SIZES)
 
 
 class _Region(NamedTuple):
@@ -263,17 +293,13 @@ def _regions(path: Path) -> dict[int, _Region]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
-        record = parsed_json(line, f"line {number} of {path}")
-        try:
-            question, region = whole(record["question_id"]), _Region(size_of(record), _box(record["bbox"]))
-        except STRANGE as exc:
-            raise BadAnnotation(
-                f"line {number} of {path} lacks a field or has one of another kind ({exc!r}); fetch it again"
-            ) from exc
+        where = f"line {number} of {path}"
+        record = parsed_json(line, where)
+        with fields_of(where, "fetch it again"):
+            question = whole(record["question_id"])
+            region = _Region(size_of(record), _box(record["bbox"]))
         if found.setdefault(question, region) != region:
-            raise BadAnnotation(
-                f"line {number} of {path}: question_id {question} has another box above; fetch it again"
-            )
+            raise BadAnnotation(f"{where}: question_id {question} has another box above; fetch it again")
     return found
 
 
@@ -297,14 +323,8 @@ class _Pictures:
         self._listed: dict[str, list[tuple[Path, frozenset[str]]]] = {}
 
     def find(self, written: str) -> Path:
-        """The file of the path in a record, under any known layout and ending; the first guess if there is none.
-
-        Raises:
-            BadAnnotation: A path that leads out of the data folder.
-        """
+        """Return the file of a record's path, under any known layout and ending; the first guess if there is none."""
         parent, _, name = written.rpartition("/")
-        if written.startswith("/") or ".." in written.split("/"):
-            raise BadAnnotation(f"the picture path {written!r} leads out of the data folder; fetch the file again")
         if parent not in self._listed:
             self._listed[parent] = list(self._folders_of(parent))
         stem, dot, ending = name.rpartition(".")
@@ -323,33 +343,32 @@ class _Pictures:
                     yield folder / place, frozenset(os.listdir(folder / place))
 
 
-def _records(records: list[Any], regions: Mapping[int, _Region], path: Path) -> Iterator[_Record]:
+def _records(records: Sequence[Any], regions: Mapping[int, _Region], path: Path, root: Path) -> Iterator[VisCotItem]:
     """The records of a set, with the sizes of ``benchmark_det`` and its boxes where they are the same ones."""
     seen: set[int] = set()
     for place, record in enumerate(records):
-        try:
+        with fields_of(f"record {place} of {path} is not of the Visual-CoT benchmark's form: it"):
             number, picture = whole(record["question_id"]), text_of(record["image"][0])
             match = _WITH_BOX.match(record["image"][1])
             turns = [text_of(turn["value"]) for turn in record["conversations"]]
             if match is None or len(turns) < 4:
                 raise ValueError("it has no box, or fewer than four turns")
             cut = _box([float(part) for part in match["box"].split(",")])
-        except STRANGE as exc:
-            raise BadAnnotation(
-                f"record {place} of {path} is not of the Visual-CoT benchmark's form ({exc!r}); fetch the file again"
-            ) from exc
+            if picture.startswith("/") or ".." in picture.split("/"):
+                raise ValueError(f"the picture path {picture!r} leads out of the data folder")
+            split = str(record.get("split", ""))
         if number in seen:
             raise BadAnnotation(f"question_id {number} occurs twice in {path}; fetch the file again")
         seen.add(number)
         region = regions.get(number)
         same = region is not None and all(abs(one - two) < 1 for one, two in zip(region.box, cut, strict=True))
-        yield _Record(
+        yield VisCotItem(
             question_id=number,
-            picture=picture,
+            image_path=root / picture,
             question=turns[0].removeprefix("<image>").lstrip("\n").removesuffix(ASK_FOR_BOX),
             answer=turns[3],
             box=region.box if region is not None and same else cut,
             box_from="benchmark_det" if same else "benchmark",
             size=None if region is None else region.size,
-            split=str(record.get("split", "")),
+            split=split,
         )

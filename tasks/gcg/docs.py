@@ -57,7 +57,7 @@ def gcg_docs(dataset: GranDfDataset, sentence_encoder: str) -> PictureDocs:
         expected_items=expected,
         source=str(dataset.caption_path),
         digest=dataset.digest,
-        problems=dataset.notes,
+        problems=[str(one) for one in dataset.problems],
     )
 
 

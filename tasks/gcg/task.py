@@ -28,11 +28,11 @@ class GroundedConversation(FileTask):
         """Documents of a split; what is odd in the files is said once."""
         dataset = GranDfDataset(settings.get("root"), split)
         self.encoder = encoders.chosen(settings.get("sentence_encoder"))
-        if dataset.notes:
+        if dataset.problems:
             logger.warning(
-                f"{self.config.task}: {len(dataset.notes)} pictures are odd and are scored as they are: "
-                + "; ".join(dataset.notes[:5])
-                + ("; ..." if len(dataset.notes) > 5 else "")
+                f"{self.config.task}: {len(dataset.problems)} pictures are odd and are scored as they are: "
+                + "; ".join(map(str, dataset.problems[:5]))
+                + ("; ..." if len(dataset.problems) > 5 else "")
             )
         return gcg_docs(dataset, self.encoder)
 

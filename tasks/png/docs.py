@@ -66,13 +66,13 @@ class PngDocs(Sequence[PngDoc]):
             raise UnknownArgument(f"no way {kinds!r} of sorting phrases; known: {', '.join(get_args(Kinds))}")
         self.items = dataset.phrases
         self.digest = dataset.digest
-        official = dataset.told >= OFFICIAL_NARRATIVES[dataset.split]
+        official = dataset.in_file >= OFFICIAL_NARRATIVES[dataset.split]
         whole = {
             "expected_items": self.items if official else None,
             "expected_narratives": len(dataset) if official else None,
             "left_out": {
                 "phrases": sum(problem.dropped for problem in dataset.problems),
-                "narratives": dataset.told - len(dataset),
+                "narratives": dataset.in_file - len(dataset),
             },
         }
         self._docs = [PngDoc(_doc(narrative, question, kinds), **whole) for narrative in dataset]

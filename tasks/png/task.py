@@ -67,7 +67,7 @@ class NarrativeTask(ConfigurableTask):
         problems = self.narratives.problems
         if problems:
             logger.warning(
-                f"{self.config.task}: {len(self.docs)} of {self.narratives.told} narratives are asked, with "
+                f"{self.config.task}: {len(self.docs)} of {self.narratives.in_file} narratives are asked, with "
                 f"{self.docs.items} phrases. In {self.narratives.narratives_path}: {summed_up(problems)}. All "
                 "are listed under `problems` in the task's metadata in the results file"
             )
@@ -85,7 +85,7 @@ class NarrativeTask(ConfigurableTask):
             all_here = len(self.docs) if self.unit == "narratives" else self.docs.items
             logger.warning(
                 f"{self.config.task}: PARTIAL RESULT over {total(samples)} of {all_here} {self.unit}; the file has "
-                f"{self.narratives.told} narratives, the official one {official}; not comparable with published numbers"
+                f"{self.narratives.in_file} narratives, officially {official}; not comparable with published numbers"
             )
         return whole
 

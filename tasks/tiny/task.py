@@ -7,7 +7,7 @@ from typing import Any
 from lmms_eval.api.task import ConfigurableTask
 
 from flmm_plugin.bundled import SCENES_ROOT
-from flmm_plugin.datasets.refer import data_root
+from flmm_plugin.data.root import data_root
 
 
 class WorldTask(ConfigurableTask):

@@ -63,7 +63,7 @@ def test_pictures_come_with_their_labels_and_masks_in_file_order(tmp_path: Path)
         np.flatnonzero(mask(number)).tolist() for number in (0, 2)
     ]
     assert first.image_path == tmp_path / "GranDf_HA_images" / "val_test" / "sa_2.jpg"
-    assert (len(data), data.notes, len(data.digest)) == (2, (), 64)
+    assert (len(data), data.problems, len(data.digest)) == (2, (), 64)
 
 
 def test_numbers_as_ids_are_the_same_as_their_text(tmp_path: Path) -> None:
@@ -80,7 +80,8 @@ def test_other_numbers_of_labels_and_masks_are_kept_and_listed(tmp_path: Path) -
     files["caption"]["annotations"][1]["labels"].append("lamp")
     write(tmp_path, files)
     data = GranDfDataset(tmp_path, "val")
-    assert data.notes == ("picture sa_2 has 3 labels and 2 masks",)
+    (problem,) = data.problems
+    assert problem.where == "picture sa_2 has 3 labels and 2 masks"
     assert len(data) == 2
 
 
@@ -100,7 +101,7 @@ def test_layouts(tmp_path: Path, annotations: str, pictures: str) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataNotFound, match=r"no annotations of GranD-f.*FLMM_DATA"):
+    with pytest.raises(DataNotFound, match=r"caption of val.*GranD-f.*FLMM_DATA"):
         GranDfDataset(tmp_path, "val")
     folder = write(tmp_path, content())
     with pytest.raises(DataNotFound, match="test_gcg_coco_caption_gt"):
@@ -151,7 +152,8 @@ def test_a_mask_without_a_pixel_is_noted(tmp_path: Path) -> None:
     files = content()
     files["mask"]["annotations"][1]["segmentation"] = {"size": list(SIZE), "counts": [48]}
     write(tmp_path, files)
-    assert GranDfDataset(tmp_path, "val").notes == ("mask 0 of picture sa_1 has no pixel",)
+    (problem,) = GranDfDataset(tmp_path, "val").problems
+    assert str(problem) == "mask 0 of picture sa_1: mask without a pixel"
 
 
 @pytest.mark.parametrize(

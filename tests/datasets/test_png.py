@@ -20,7 +20,7 @@ Folder = Callable[..., Any]
 def test_phrases_their_segments_and_their_places_in_the_narrative(png_folder: Folder) -> None:
     folder = png_folder()
     dataset = PngDataset(folder.root)
-    assert (len(dataset), dataset.told, dataset.phrases) == (2, 3, 5)
+    assert (len(dataset), dataset.in_file, dataset.phrases) == (2, 3, 5)
     first: Narrative = dataset[0]
     assert first.text == "There is a brown cat and another, so two cats on grass."
     assert [first.text[slice(*phrase.span)] for phrase in first.phrases] == [p.text for p in first.phrases]
@@ -92,11 +92,11 @@ def test_layouts(png_folder: Folder, annotations: str, maps: str, pictures: str)
 
 
 def test_missing_parts_are_named_with_their_source(tmp_path: Path, png_folder: Folder) -> None:
-    with pytest.raises(DataNotFound, match=r"png_coco_val2017.json.*project's page"):
+    with pytest.raises(DataNotFound, match=r"png_coco_val2017.json.*narrative-grounding"):
         PngDataset(tmp_path / "empty")
     folder = png_folder()
     folder.panoptic.rename(folder.root / "elsewhere.json")
-    with pytest.raises(DataNotFound, match=r"no panoptic_val2017.json.*panoptic_annotations_trainval2017"):
+    with pytest.raises(DataNotFound, match=r"panoptic_val2017.json.*panoptic_annotations_trainval2017"):
         PngDataset(folder.root)
     with pytest.raises(UnknownArgument, match="train, val"):
         PngDataset(folder.root, "testA")
@@ -128,12 +128,12 @@ def test_nothing_is_left_out_silently(png_folder: Folder) -> None:
         "names a segment and has no words": 1,
         "no phrase names a segment": 1,
         "picture is not in the panoptic annotation": 1,
-        "told twice, word by word; both count": 1,
+        "listed twice, word by word; both count": 1,
         "a field is missing or strange": 2,
     }
     assert [phrase.text for phrase in dataset[0].phrases] == ["a brown cat", "two cats", "grass"]
     assert dataset[0].phrases[1].segment_ids == (300,)
-    assert (dataset.told, len(dataset), dataset.phrases) == (7, 3, 5)
+    assert (dataset.in_file, len(dataset), dataset.phrases) == (7, 3, 5)
     # Two phrases of the first narrative, and the one of picture 11.
     assert sum(problem.dropped for problem in dataset.problems) == 3
     listed = [str(problem) for problem in dataset.problems]

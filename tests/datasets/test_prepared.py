@@ -165,7 +165,7 @@ def test_narratives_are_prepared_with_their_problems(tmp_path: Path, monkeypatch
     monkeypatch.setattr(PngDataset, "_read", _never)
     quick = PngDataset(tmp_path)
     assert list(quick) == list(plain)
-    assert quick.told == plain.told == len(told) + 1
+    assert quick.in_file == plain.in_file == len(told) + 1
     assert quick.problems == plain.problems
     assert "no phrase names a segment" in quick.problem_counts
     assert [m.sum() for m in quick.masks(quick[0])] == [m.sum() for m in plain.masks(plain[0])]

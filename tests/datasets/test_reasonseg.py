@@ -89,7 +89,7 @@ def test_layouts(tmp_path: Path, folder: str) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataNotFound, match=r"unpack val\.zip"):
+    with pytest.raises(DataNotFound, match=r"val\.zip"):
         ReasonSegDataset(tmp_path, "val")
     with pytest.raises(UnknownArgument, match="train, val, test"):
         ReasonSegDataset(tmp_path, "testA")

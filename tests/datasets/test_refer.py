@@ -214,7 +214,7 @@ def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path, arguments: 
 
 
 def test_a_missing_file_is_named_with_its_source_and_command(refer_folder: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(DataNotFound, match=r"no annotations of refcoco\+.*refcoco\+\.zip.*unzip.*FLMM_DATA"):
+    with pytest.raises(DataNotFound, match=r"annotations of RefCOCO\+.*refcoco\+\.zip.*flmm data.*FLMM_DATA"):
         ReferDataset(tmp_path, "refcoco+", "val")
     folder = refer_folder(by="google")
     with pytest.raises(DataNotFound, match=r"refs\(unc\)\.p.*refcoco\.zip"):

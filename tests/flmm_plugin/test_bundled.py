@@ -10,7 +10,7 @@ import pytest
 
 from flmm_plugin import bundled
 from flmm_plugin.backbones import family_of
-from flmm_plugin.datasets.refer import data_root
+from flmm_plugin.data.root import data_root
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.heads import read_manifest
 

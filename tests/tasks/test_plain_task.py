@@ -82,7 +82,8 @@ def test_no_harness_is_imported(refer_folder: Any) -> None:
 
 
 def test_every_task_has_a_number_of_its_benchmark_first() -> None:
-    from flmm_plugin.tasks.task_files import aggregations, headline, task_files
+    from flmm_plugin.tasks.benchmarks import headline
+    from flmm_plugin.tasks.task_files import aggregations, task_files
 
     for name in task_files():
         assert headline(name)

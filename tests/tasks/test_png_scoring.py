@@ -107,7 +107,7 @@ def test_perfect_and_partial_replies(png_folder: Folder) -> None:
 
 def test_only_a_file_of_the_official_size_can_be_complete(png_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = PngDataset(png_folder().root)
-    monkeypatch.setattr("flmm_plugin.tasks.png.docs.OFFICIAL_NARRATIVES", {"val": dataset.told})
+    monkeypatch.setattr("flmm_plugin.tasks.png.docs.OFFICIAL_NARRATIVES", {"val": dataset.in_file})
     docs = PngDocs(dataset)
     assert (docs[0]["expected_items"], docs[0]["expected_narratives"]) == (5, 2)
     samples = [scoring.score_reply(doc, "") for doc in docs]

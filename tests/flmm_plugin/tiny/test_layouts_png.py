@@ -22,7 +22,7 @@ def test_every_kind_of_phrase_occurs(dataset: PngDataset) -> None:
     assert {phrase.plural for phrase in phrases} == {True, False}
     assert {thing for phrase in phrases for thing in phrase.things} == {True, False}
     assert all(len(phrase.segment_ids) > 1 for phrase in phrases if phrase.plural)
-    assert (dataset.told, len(dataset)) == (26, 25)
+    assert (dataset.in_file, len(dataset)) == (26, 25)
     assert dataset.problem_counts == {"no phrase names a segment": 1}
 
 

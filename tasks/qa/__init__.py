@@ -1,0 +1,1 @@
+"""The stock question-answering tasks of the paper's tables."""
