@@ -168,7 +168,7 @@ def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
 
 
 def training_figure(log: Path) -> Any:
-    """How the embedded LMM learnt, from the committed log of `flmm tiny train`."""
+    """How the embedded LMM learnt, from the committed log of `python -m tools.tiny train`."""
     from matplotlib.figure import Figure
 
     by_step: dict[int, dict[str, Any]] = {}

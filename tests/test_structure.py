@@ -327,7 +327,7 @@ TEXT = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".txt", ".sh", ".csv", "
 
 
 def committed_text() -> Iterator[Path]:
-    for top in ("flmm_plugin", "adapters", "tasks", "reports", "tests", "benchmarks", "docs", ".ci"):
+    for top in ("flmm_plugin", "adapters", "tasks", "reports", "tests", "tools", "benchmarks", "docs", ".ci"):
         yield from (
             p for p in (ROOT / top).rglob("*") if p.is_file() and p.suffix in TEXT and "__pycache__" not in p.parts
         )

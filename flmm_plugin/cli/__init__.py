@@ -85,7 +85,7 @@ def build_parser(command: str = "") -> Parser:
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False
     )
-    tiny = commands.add_parser("tiny", help="the embedded model: its folder, its measures, how it is made")
+    tiny = commands.add_parser("tiny", help="the embedded model: its folder, and what it measures")
     if command == "tiny":
         from flmm_plugin.tiny import cli as tiny_cli
 

@@ -72,7 +72,7 @@ def build_sam(variant: str | Mapping[str, Any], checkpoint: str | Path | None = 
 
 
 def sam_of_file(variant: str | Mapping[str, Any], path: Path) -> Sam:
-    """A SAM out of a safetensors file: of its own (``flmm tiny sam``), or inside heads that store it whole.
+    """A SAM out of a safetensors file: of its own (``python -m tools.tiny sam``), or inside heads that store it whole.
 
     Raises:
         BadCheckpoint: The file is missing or damaged, or holds a SAM of other numbers.

@@ -198,7 +198,7 @@ def load_training_free(
 
 
 def _sam_in(path: Path) -> tuple[Sam, str | dict[str, object]]:
-    """A SAM that is stored whole: in heads, or alone with its numbers (``flmm tiny sam``)."""
+    """A SAM that is stored whole: in heads, or alone with its numbers (``python -m tools.tiny sam``)."""
     if not path.is_file():
         raise BadCheckpoint(f"no SAM at {path}; give Meta's own .pth file, or heads that hold a SAM")
     numbers = read_metadata(path).get("sam")

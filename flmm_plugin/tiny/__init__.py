@@ -32,7 +32,7 @@ def heads_path() -> Path:
 
 
 def sam_path() -> Path:
-    """File of the embedded world's SAM as it is before heads are trained; ``flmm tiny sam`` makes it."""
+    """File of the embedded world's SAM as it is before heads are trained; ``python -m tools.tiny sam`` makes it."""
     return Path(__file__).parent / "sam.safetensors"
 
 
@@ -40,7 +40,7 @@ def _present(path: Path, inner: str = "") -> Path:
     if not (path / inner).exists():
         raise DataNotFound(
             f"{path / inner} is not there: this installation lacks the embedded weights; reinstall the package, or "
-            "make them with: flmm tiny train --out DIR --install"
+            "make them, in a checkout, with: python -m tools.tiny train --out DIR --install"
         )
     return path
 

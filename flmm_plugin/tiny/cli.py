@@ -1,15 +1,14 @@
-"""``flmm tiny``: where the embedded LMM is, what it measures, and how it is made."""
+"""``flmm tiny``: where the embedded LMM is, and what it measures."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from flmm_plugin import files
+from flmm_plugin.errors import UnknownArgument
 
 
 def add_subcommands(subparsers: Any) -> None:
@@ -48,34 +47,11 @@ def add_subcommands(subparsers: Any) -> None:
     baselines.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table, with where it is from")
     baselines.set_defaults(run=_baselines)
 
-    train = subparsers.add_parser(
-        "train",
-        help="remake the embedded LMM, its SAM, heads and controls from nothing",
-        description="Train everything from nothing. Killed? Run the same line again: it goes on where it was. Nothing "
-        "of the LMM's training sees a mask. On 2 CPU cores it takes hours.",
-    )
-    train.add_argument("--out", type=Path, required=True, help="work folder; holds all state for resuming")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--steps", type=int, help="chat steps (default: the final recipe's)")
-    train.add_argument(
-        "--quick", action="store_true", help="a few steps of everything: shows that it runs, not what it reaches"
-    )
-    train.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    train.add_argument("--install", action="store_true", help="put the result into this installation's weights folder")
-    train.set_defaults(run=_train)
-
-    sam = subparsers.add_parser(
-        "sam",
-        help="remake the embedded world's SAM, which `flmm train flmm_tiny` starts from",
-        description="Train the small SAM on scenes alone, or take it from the work folder of `flmm tiny train`, and "
-        "write sam.safetensors. About a quarter of an hour on a CPU core; killed, it goes on where it was.",
-    )
-    sam.add_argument("--out", type=Path, required=True, help="work folder")
-    sam.add_argument("--seed", type=int, default=0)
-    sam.add_argument("--steps", type=int, default=800, help="(default: %(default)s)")
-    sam.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    sam.add_argument("--install", action="store_true", help="put it into this installation")
-    sam.set_defaults(run=_sam)
+    for name in ("train", "sam"):
+        # No character begins an option: whatever follows the name is taken, and the error names the new command.
+        moved = subparsers.add_parser(name, add_help=False, prefix_chars="\0")
+        moved.add_argument("words", nargs="*")
+        moved.set_defaults(run=_moved, command=name)
 
 
 def _path(args: argparse.Namespace) -> int:
@@ -122,51 +98,7 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _train(args: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from flmm_plugin.tiny import train_heads, train_lmm
-    from flmm_plugin.tiny.train_sam import SamConfig
-
-    config = train_lmm.TrainConfig(seed=args.seed)
-    heads_config = train_heads.HeadsConfig(seed=args.seed, sam=SamConfig(seed=args.seed))
-    if args.steps:
-        config = replace(config, steps=args.steps)
-    if args.quick:
-        config = replace(config, tower_steps=3, tower_batch=8, steps=4, batch=2)
-        heads_config = replace(heads_config, sam=SamConfig(steps=3), scenes=6, decoder_steps=3, joint_steps=2)
-    device = _device(args.device)
-    with files.held(args.out):
-        folder = train_lmm.train(args.out, config, device)
-        train_heads.train_from(args.out, heads_config, folder, device)
-    if args.install:
-        install(args.out)
-    print(args.out, file=sys.stdout)
-    return 0
-
-
-def _sam(args: argparse.Namespace) -> int:
-    from flmm_plugin.tiny.sam_file import make_sam
-    from flmm_plugin.tiny.train_sam import SamConfig
-
-    config = SamConfig(seed=args.seed, steps=args.steps)
-    with files.held(args.out):
-        print(make_sam(args.out, config, _device(args.device), install=args.install))
-    return 0
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def install(out: Path) -> Path:
-    """Copy checkpoint, heads and controls of a training folder into this installation."""
-    target = Path(__file__).parent / "weights"
-    with files.naming(target):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(out / "lmm", target / "lmm")
-        for file in sorted(out.glob("*.safetensors")):  # heads and the heads of both controls
-            shutil.copy(file, target / file.name)
-    return target
+def _moved(args: argparse.Namespace) -> int:
+    raise UnknownArgument(
+        f"the package no longer makes its model; in a checkout: python -m tools.tiny {args.command} --out DIR"
+    )

@@ -28,7 +28,7 @@ def write_sam(state: dict[str, Tensor], path: Path, config: SamConfig) -> Path:
 
 
 def make_sam(out: Path, config: SamConfig, device: str = "cpu", *, install: bool = False) -> Path:
-    """Train the SAM (or take it from ``out``, where ``flmm tiny train`` left one) and write ``out/sam.safetensors``.
+    """Train the SAM, or take the one of an earlier run in ``out``, and write ``out/sam.safetensors``.
 
     Args:
         out: Work folder; holds the state for resuming.

@@ -91,7 +91,13 @@ def test_tiny_commands_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
         main(["tiny", "--help"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("path", "evaluate", "train"))
+    assert all(word in shown for word in ("path", "evaluate"))
+
+
+@pytest.mark.parametrize("line", ["tiny train", "tiny train --out work --quick", "tiny sam --out work"])
+def test_what_made_the_embedded_model_has_another_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert f"python -m tools.tiny {line.split()[1]}" in capsys.readouterr().err
 
 
 # --- flmm list ------------------------------------------------------------------------------------------------------

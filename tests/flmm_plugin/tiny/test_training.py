@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_plugin.tiny import evaluate, features, language, lmm, optim, packing, train_heads, train_lmm
+from flmm_plugin.tiny import features, language, lmm, optim, packing, train_heads
 from flmm_plugin.tiny.train_sam import SamConfig
 from flmm_plugin.tiny.world import sample_scene
 
-FAST = train_lmm.TrainConfig(tower_steps=2, tower_batch=4, steps=4, batch=2, turns_per_scene=2)
 FAST_HEADS = train_heads.HeadsConfig(
     sam=SamConfig(steps=2, batch=2), scenes=3, decoder_steps=2, joint_steps=2, joint_batch=2
 )
@@ -96,25 +94,6 @@ def test_orthogonalise_gives_singular_values_near_one() -> None:
     assert float(values.max()) < 1.4
 
 
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train_lmm.train(tmp_path / "whole", FAST)
-    original, calls = train_lmm.chat_loss, {"n": 0}
-
-    def dies(*args: Any) -> Any:
-        calls["n"] += 1
-        if calls["n"] == 3:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(train_lmm, "chat_loss", dies)
-    monkeypatch.setattr(train_lmm, "SAVE_EVERY", 2)
-    with pytest.raises(KeyboardInterrupt):
-        train_lmm.train(tmp_path / "killed", FAST)
-    again = train_lmm.train(tmp_path / "killed", FAST)
-    for name in ("model.safetensors",):
-        assert (whole / name).read_bytes() == (again / name).read_bytes()
-
-
 @pytest.mark.parametrize("dies_in", ["mask decoder", "all heads"])
 def test_killed_heads_resume_to_the_same_file(
     dies_in: str, model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -140,14 +119,3 @@ def test_killed_heads_resume_to_the_same_file(
         with pytest.raises(KeyboardInterrupt):
             run(Path("killed"))
     assert run(Path("killed")) == whole
-
-
-def test_the_whole_recipe_runs_from_nothing(tmp_path: Path) -> None:
-    folder = train_lmm.train(tmp_path, replace(FAST, steps=1))
-    heads = train_heads.train_from(tmp_path, FAST_HEADS, folder)
-    result = evaluate.evaluate(seed=1, scenes=2, lmm_path=folder, heads_file=heads)
-    json.dumps(result)
-    assert set(result["chat"]) <= set(language.QUESTION_KINDS)
-    methods = [row["method"] for row in result["grounding"]]
-    assert len(methods) == 6
-    assert all(0 <= row["refined_ciou"] <= 1 for row in result["grounding"])

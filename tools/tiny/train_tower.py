@@ -17,11 +17,11 @@ from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import picture
-from flmm_plugin.tiny.runs import atomic_save, load_state
 from flmm_plugin.tiny.world import COLORS, SHAPES, SIZES, Scene, sample_scene
+from tools.tiny.runs import atomic_save, load_state
 
 if TYPE_CHECKING:
-    from flmm_plugin.tiny.train_lmm import TrainConfig
+    from tools.tiny.train_lmm import TrainConfig
 
 _COLOR_INDEX = {c: i + 1 for i, c in enumerate(COLORS)}
 _SHAPE_INDEX = {s: i + 1 for i, s in enumerate(SHAPES)}
