@@ -17,7 +17,6 @@ import numpy.typing as npt
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.comparison import ComparisonTable, Row
 from flmm_plugin.reports.paper_numbers import LMM_NAMES, numbers_of
-from flmm_plugin.reports.rendering import name_of
 from flmm_plugin.reports.sample_files import SampleView
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def ranks_of(table: ComparisonTable) -> tuple[list[RankPoint], dict[str, list[st
         values = {cell.column.name: cell.value for cell in row.cells if cell.value is not None and cell.comparable}
         lacks = [name for group in (*CHAT, *GROUND) for name in group if name not in values]
         if lacks:
-            lacking[name_of(row)] = lacks
+            lacking[row.name] = lacks
         else:
             complete.append((_rank_name(row), {name: float(value) for name, value in values.items()}))
     chat, ground = (_average_ranks([values for _, values in complete], groups) for groups in (CHAT, GROUND))
@@ -81,7 +80,7 @@ def ranks_of(table: ComparisonTable) -> tuple[list[RankPoint], dict[str, list[st
 
 
 def _rank_name(row: Row) -> str:
-    return f"{name_of(row)} (measured)" if row.kind == "flmm" else LMM_NAMES[row.backbone]
+    return f"{row.name} (measured)" if row.kind == "flmm" else LMM_NAMES[row.backbone]
 
 
 def _average_ranks(models: Sequence[Mapping[str, float]], groups: Sequence[Sequence[str]]) -> list[float]:

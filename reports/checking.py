@@ -17,8 +17,7 @@ from pathlib import Path
 
 from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.reports.comparison import VARIANTS, ComparisonTable
-from flmm_plugin.reports.rendering import name_of
+from flmm_plugin.reports.comparison import VARIANT_TABLES, ComparisonTable
 from flmm_plugin.reports.runs import named
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
@@ -58,7 +57,7 @@ def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> 
         tables: The same tables, made anew from the result files at hand.
     """
     known: Mapping[tuple[str, str, str], dict[str, str]] = {
-        (table.layout.table, row.group, name_of(row)): {
+        (table.layout.table, row.group, row.name): {
             cell.column.name: cell.text for cell in row.cells if cell.value is not None
         }
         for table in tables
@@ -90,7 +89,7 @@ def gaps(table: ComparisonTable) -> list[Unsupported]:
         if row.kind != "published" or not row.backbone:
             continue
         rivals = [one for one in measured if one.backbone == row.backbone]
-        if table.layout.table in VARIANTS:
+        if table.layout.table in VARIANT_TABLES:
             rivals = [one for one in rivals if one.variant == row.variant]
         for place, cell in enumerate(row.cells):
             if cell.value is None:
@@ -100,7 +99,7 @@ def gaps(table: ComparisonTable) -> list[Unsupported]:
                 continue
             reasons = sorted({mark.sentence for one in cells for mark in one.marks if mark.blocks})
             why = "is reproduced by no result file" + (f": {'; '.join(reasons)}" if reasons else "")
-            found.append(Unsupported(table.layout.table, name_of(row), cell.column.name, cell.text, why))
+            found.append(Unsupported(table.layout.table, row.name, cell.column.name, cell.text, why))
     return found
 
 

@@ -1,9 +1,9 @@
-"""The paper's tables with measured rows beside the published ones, and a mark on whatever was measured differently.
+"""The paper's tables with measured rows beside the printed ones, and marks on what was measured differently.
 
-Rows: the paper's, in its order; then every run, F-LMM's and stock adapters'; then differences. A number that was not
-measured the way its column's reference protocol says, not on the whole official split, by another judge, or under
-other conditions than the measured row above it, carries a mark whose sentence stands below the table. Differences are
-computed only between numbers that may be compared; elsewhere stands a dash.
+Rows are the paper's, in its order; then every run, F-LMM's and stock adapters'; then differences. A number is marked,
+and a sentence below the table says why, if it was not measured by its column's reference protocol, not on the whole
+official split, by another judge, or under other conditions than the measured row above it. Differences are computed
+only between numbers that may be compared; elsewhere stands a dash.
 """
 
 from __future__ import annotations
@@ -15,23 +15,32 @@ from typing import Literal
 from flmm_plugin.reports.paper_numbers import PROTOCOLS, PaperNumber, numbers_of
 from flmm_plugin.reports.runs import NOT_IDENTITY, Provenance, Run, TaskResult, differing_conditions, short_name
 from flmm_plugin.reports.table_layouts import Column, Layout, Source
+from flmm_plugin.reports.templating import letter
 
 Kind = Literal["published", "flmm", "stock", "difference"]
 
 NOT_WHOLE = "not the whole official split, or other data; the number of items stands under Runs"
 PERHAPS_NOT_WHOLE = "its result file does not say whether the whole official split was scored"
 EMBEDDED = "the embedded model on pictures of its own synthetic world: comparable with no published number"
-#: Metrics that are a judge's word; the others of the same task are not.
-_JUDGED = frozenset({"judged", "gpt_eval_score", "gpt_eval_llava_all"})
+#: Tables whose rows of one model differ in their variant: only rows of equal variant are subtracted.
+VARIANT_TABLES = ("4", "5a", "5b")
 _PUBLISHED_JUDGE = "gpt-3.5-turbo-1106"
+#: Metrics that a judge gives; others of the same task are computed.
+_JUDGED = frozenset({"judged", "gpt_eval_score", "gpt_eval_llava_all"})
+_SAM_NAMES = {"vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H"}
+_GROUPS = {
+    "grounding": "Published: other models and methods",
+    "specialised": "Published: specialised models",
+    "ours": "Published: F-LMM",
+}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Why a number does not simply stand beside its neighbours.
+    """Reason why a number does not simply stand beside its neighbours.
 
     Attributes:
-        sentence: Printed below the table.
+        sentence: Text that is printed below the table.
         blocks: Whether the number may not be compared at all: it is never the best and no difference is computed.
     """
 
@@ -41,7 +50,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Measured:
-    """Where a measured number comes from."""
+    """Origin of a measured number."""
 
     run: Run
     task: TaskResult
@@ -63,27 +72,26 @@ class Cell:
 
     @property
     def comparable(self) -> bool:
-        """Whether it may be compared with its column's reference."""
+        """Return whether it may be compared with the numbers of its column's reference protocol."""
         return self.value is not None and not any(mark.blocks for mark in self.marks)
 
     @property
-    def provenance(self) -> Provenance | None:
-        """Conditions of a measured number."""
-        return self.measured.task.provenance if self.measured else None
+    def provenance(self) -> Provenance:
+        """Conditions of a measured number; empty for others."""
+        return self.measured.task.provenance if self.measured else Provenance()
 
     @property
     def origin(self) -> str:
-        """Where the number stands: a table of the paper, or a result file with task and metric."""
+        """Place of the number: a table of the paper, or a result file with task and metric."""
         if self.published:
             return self.published.source
-        return (
-            f"{self.measured.run.path.name}: {self.measured.task.task}, {self.measured.metric}" if self.measured else ""
-        )
+        found = self.measured
+        return f"{found.run.path.name}: {found.task.task}, {found.metric}" if found else ""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row; ``group`` is its heading, ``variant`` tells rows of one label apart."""
+    """One row; ``group`` is its heading, ``variant`` distinguishes rows of one label."""
 
     label: str
     variant: str
@@ -94,17 +102,22 @@ class Row:
     pair: str = ""
     harness: str = ""
 
+    @property
+    def name(self) -> str:
+        """Label and variant."""
+        return f"{self.label}, {self.variant}" if self.variant else self.label
+
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """A finished table: rows under headings, and the sentences of its marks in order of their letters."""
+    """A finished table: rows under headings, and the marks in order of their letters."""
 
     layout: Layout
     rows: tuple[Row, ...]
     marks: tuple[Mark, ...] = field(default=())
 
     def letters(self, cell: Cell) -> str:
-        """The letters of a cell's marks, "" if it has none."""
+        """Return the letters of a cell's marks, "" if it has none."""
         return ",".join(letter(self.marks.index(mark)) for mark in cell.marks)
 
     @property
@@ -112,45 +125,51 @@ class ComparisonTable:
         """Every measured number, row by row."""
         return tuple(cell.measured for row in self.rows for cell in row.cells if cell.measured)
 
+    @property
+    def groups(self) -> dict[str, list[Row]]:
+        """Rows by heading, in order of the headings' first appearance."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.group, []).append(row)
+        return found
 
-def letter(index: int) -> str:
-    """a, b, ... z, aa, ab, ...
-
-    >>> letter(0), letter(25), letter(26)
-    ('a', 'z', 'aa')
-    """
-    name = ""
-    index += 1
-    while index:
-        index, place = divmod(index - 1, 26)
-        name = chr(ord("a") + place) + name
-    return name
+    @property
+    def conditions(self) -> list[tuple[str, Provenance]]:
+        """Names of measured numbers and how they were measured, once per row of the table and task of the harness."""
+        seen: dict[tuple[str, Provenance], list[str]] = {}
+        for row in self.rows:
+            for cell in row.cells:
+                if cell.measured is not None:
+                    key = f"{row.name}: {cell.measured.task.task}", cell.provenance
+                    seen.setdefault(key, []).append(cell.column.name)
+        return [(f"{label} ({', '.join(columns)})", provenance) for (label, provenance), columns in seen.items()]
 
 
 def compare(layout: Layout, runs: Iterable[Run], *, published: bool = True) -> ComparisonTable:
-    """The table of a layout from runs; without ``published``, measured rows alone."""
+    """Fill a layout from runs.
+
+    Args:
+        layout: Columns of the table.
+        runs: Measured runs, oldest first: of a task that was run twice, the newest number counts.
+        published: Whether to add the paper's rows, and differences from them.
+    """
     printed = list(_published_rows(layout)) if published else []
-    measured = _mark_conditions(list(_measured_rows(layout, runs)))
-    rows = [*_with_best([*printed, *measured], layout), *_differences(layout, measured, printed)]
+    measured = _mark_conditions(_measured_rows(layout, runs))
+    rows = [*_mark_best([*printed, *measured]), *_differences(layout, measured, printed)]
     order = dict.fromkeys(mark for row in rows for cell in row.cells for mark in cell.marks)
     return ComparisonTable(layout, tuple(rows), tuple(order))
 
 
 # --- published rows ------------------------------------------------------------------------------------------------
 
-_GROUPS = {
-    "grounding": "Published: other models and methods",
-    "specialised": "Published: specialised models",
-    "ours": "Published: F-LMM",
-}
-
 
 def _published_rows(layout: Layout) -> Iterator[Row]:
-    numbers = numbers_of(layout.table)
-    for name, variant, group in dict.fromkeys((one.row, one.variant, one.group) for one in numbers):
-        of_row = {one.column: one for one in numbers if (one.row, one.variant, one.group) == (name, variant, group)}
-        cells = tuple(_published_cell(column, of_row.get(column.name)) for column in layout.columns)
-        backbone = next(iter(of_row.values())).backbone
+    by_row: dict[tuple[str, str, str], dict[str, PaperNumber]] = {}
+    for one in numbers_of(layout.table):
+        by_row.setdefault((one.row, one.variant, one.group), {})[one.column] = one
+    for (name, variant, group), numbers in by_row.items():
+        cells = tuple(_published_cell(column, numbers.get(column.name)) for column in layout.columns)
+        backbone = next(iter(numbers.values())).backbone
         title = "Published: general-purpose LMMs" if layout.table == "A1" and group == "ours" else _GROUPS[group]
         yield Row(name, variant, title, "published", cells, backbone)
 
@@ -166,67 +185,64 @@ def _published_cell(column: Column, number: PaperNumber | None) -> Cell:
 
 
 def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
-    """F-LMM's runs first, each followed by the stock runs of the same weights, then the other stock runs."""
-    grouped: dict[tuple[str, ...], list[Run]] = {}
+    """Make rows of F-LMM's runs, each followed by the stock runs of the same weights; then of other stock runs."""
+    by_model: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        grouped.setdefault(run.identity, []).append(run)
-    same = sorted(grouped.values(), key=lambda found: (found[-1].pair, not found[-1].flmm))
-    labels = labels_of([found[-1] for found in same])
-    for found, label in zip(same, labels, strict=True):
-        for arm in layout.arms:
-            cells = tuple(_measured_cell(column, found, arm) for column in layout.columns)
+        by_model.setdefault(run.identity, []).append(run)
+    groups = sorted(by_model.values(), key=lambda found: (found[-1].pair, not found[-1].flmm))
+    labels = _labels([found[-1] for found in groups])
+    for found, label in zip(groups, labels, strict=True):
+        last = found[-1]
+        for variant in layout.variants:
+            cells = tuple(_measured_cell(column, found, variant) for column in layout.columns)
             if any(cell.value is not None for cell in cells):
-                last = found[-1]
-                variant = ", ".join(part for part in (arm, variant_of(last, layout.table)) if part)
+                name = ", ".join(part for part in (variant, _variant_of(last, layout.table)) if part)
                 kind: Kind = "flmm" if last.flmm else "stock"
-                yield Row(label, variant, "Measured", kind, cells, last.backbone, last.pair, last.harness)
+                yield Row(label, name, "Measured", kind, cells, last.backbone, last.pair, last.harness)
 
 
-#: Facts about heads that follow from which heads they are; named last when rows are told apart.
+#: Facts about heads that follow from which heads they are; named last when rows are distinguished.
 _MINOR = ("heads.sha256", "heads.created_by", "heads.data", "heads.backbone")
 
 
-def labels_of(runs: Sequence[Run]) -> list[str]:
-    """A label for each run; where several runs would have the same, what differs in their options is added."""
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Return a label for each run; where several would be equal, two options in which the runs differ are added."""
     labels = []
     for run in runs:
         alike = [other for other in runs if other.label == run.label]
-        names = sorted({name for other in alike for name in other.options}, key=lambda name: (name in _MINOR, name))
-        told = [name for name in names if name not in NOT_IDENTITY and name != "visual_cot"]  # a variant says that
-        differing = [name for name in told if len({other.options.get(name) for other in alike}) > 1]
-        said = "; ".join([f"{name}={short_name(run.options[name])}" for name in differing if name in run.options][:2])
+        names = {name for other in alike for name in other.options} - NOT_IDENTITY - {"visual_cot"}
+        ordered = sorted(names, key=lambda name: (name in _MINOR, name))
+        differing = [name for name in ordered if len({other.options.get(name) for other in alike}) > 1]
+        shown = [f"{name}={short_name(run.options[name])}" for name in differing if name in run.options][:2]
         label = f"{run.label} in {run.harness}" if len({other.harness for other in alike}) > 1 else run.label
-        labels.append(f"{label} [{said}]" if said else label)
-    clash = {(label, run.visual_cot) for label, run in zip(labels, runs, strict=True)}
-    if len(clash) == len(runs):
+        labels.append(f"{label} [{'; '.join(shown)}]" if shown else label)
+    distinct = {(label, run.visual_cot) for label, run in zip(labels, runs, strict=True)}
+    if len(distinct) == len(runs):
         return labels
     return [f"{label} (run {place})" for place, label in enumerate(labels, start=1)]
 
 
-def variant_of(run: Run, table: str) -> str:
-    """What tells apart rows of one model in this table."""
-    if table == "4":  # its rows are told apart by the tasks and by Source.visual_cot
+def _variant_of(run: Run, table: str) -> str:
+    """Return what distinguishes rows of one model in a table, beside the tasks that were run."""
+    if table == "4":
         return ""
     if table == "5a":
         return run.options.get("heads.prompts", "")
     if table == "5b":
-        return {"vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H"}.get(
-            run.options.get("heads.sam", ""), ""
-        )
+        return _SAM_NAMES.get(run.options.get("heads.sam", ""), "")
     return f"visual CoT {run.visual_cot}" if run.visual_cot else ""
 
 
-def _measured_cell(column: Column, runs: Sequence[Run], arm: str) -> Cell:
-    # Newest first: a task that was run again counts once.
+def _measured_cell(column: Column, runs: Sequence[Run], variant: str) -> Cell:
+    """Return the newest number of a column in the rows of a variant."""
     for run in reversed(runs):
         for source in column.sources:
-            found = source.read(run) if source.arm == arm else None
+            found = source.read(run) if source.variant == variant else None
             if found is not None:
                 task, metric, value = found
                 measured = Measured(run, task, metric, source)
-                return Cell(
-                    column, value, f"{value:.{column.digits}f}", tuple(_marks(column, measured)), measured=measured
-                )
+                marks = tuple(_marks(column, measured))
+                return Cell(column, value, f"{value:.{column.digits}f}", marks, measured=measured)
     return Cell(column)
 
 
@@ -248,7 +264,7 @@ def _marks(column: Column, measured: Measured) -> Iterator[Mark]:
         yield Mark(f"phrases compared by {encoder}, not by bert-base-uncased")
 
 
-def _mark_conditions(rows: list[Row]) -> list[Row]:
+def _mark_conditions(rows: Iterable[Row]) -> list[Row]:
     """Mark what differs, column by column, from the first measured row that has a number there."""
     first: dict[tuple[str, str], tuple[str, Measured]] = {}
     marked = []
@@ -256,10 +272,9 @@ def _mark_conditions(rows: list[Row]) -> list[Row]:
         cells = []
         for cell in row.cells:
             if cell.measured is not None:
-                name = ", ".join(part for part in (row.label, row.variant) if part)
-                # Another protocol has a mark of its own and is held against its like alone.
+                # Another protocol has a mark of its own, and is compared with numbers of its own protocol only.
                 key = (cell.column.name, cell.measured.source.protocol)
-                known = first.setdefault(key, (name, cell.measured))
+                known = first.setdefault(key, (row.name, cell.measured))
                 if known[1] is not cell.measured:
                     cell = replace(cell, marks=(*cell.marks, *_unlike(cell.measured, *known)))
             cells.append(cell)
@@ -272,14 +287,14 @@ def _unlike(one: Measured, name: str, other: Measured) -> Iterator[Mark]:
         yield Mark(f"scored on other documents than {name}")
     for what in differing_conditions(other.task.provenance, one.task.provenance):
         yield Mark(f"measured differently from {name}: {what}", blocks=False)
-    unsaid = one.task.provenance.not_recorded()
-    if unsaid:
-        said = ", ".join(what.replace("_", " ") for what in unsaid)
-        yield Mark(f"its result file does not record: {said}", blocks=False)
+    missing = one.task.provenance.not_recorded()
+    if missing:
+        names = ", ".join(what.replace("_", " ") for what in missing)
+        yield Mark(f"its result file does not record: {names}", blocks=False)
 
 
 def same_documents(one: Measured, other: Measured) -> bool:
-    """Whether both were scored on the same documents, as far as the files say: by hash, else by number."""
+    """Return whether both were scored on the same documents, as far as the files say: by hash, else by number."""
     first, second = one.task.provenance, other.task.provenance
     kinds = first.data.partition(":")[0], second.data.partition(":")[0]
     if first.data and second.data and kinds[0] == kinds[1]:
@@ -287,17 +302,17 @@ def same_documents(one: Measured, other: Measured) -> bool:
     return one.task.n == other.task.n
 
 
-def _with_best(rows: list[Row], layout: Layout) -> list[Row]:
-    """The highest of the comparable numbers of each column is the best; every number here is better when higher."""
-    top: list[float | None] = []
-    for place in range(len(layout.columns)):
-        values = [row.cells[place].value for row in rows if row.cells[place].comparable]
-        top.append(max((value for value in values if value is not None), default=None))
+def _mark_best(rows: list[Row]) -> list[Row]:
+    """Mark the highest of the comparable numbers of each column; every number here is better when higher."""
+    best: dict[str, float] = {}
+    for cell in (cell for row in rows for cell in row.cells):
+        if cell.value is not None and cell.comparable:
+            best[cell.column.name] = max(cell.value, best.get(cell.column.name, cell.value))
     return [
         replace(
             row,
             cells=tuple(
-                replace(cell, best=cell.comparable and cell.value == top[place]) for place, cell in enumerate(row.cells)
+                replace(cell, best=cell.comparable and cell.value == best[cell.column.name]) for cell in row.cells
             ),
         )
         for row in rows
@@ -307,42 +322,47 @@ def _with_best(rows: list[Row], layout: Layout) -> list[Row]:
 # --- differences ---------------------------------------------------------------------------------------------------
 
 
-#: Tables whose rows of one model differ in their variant: only equal ones are subtracted.
-VARIANTS = ("4", "5a", "5b")
+def _differences(layout: Layout, measured: Sequence[Row], printed: Sequence[Row]) -> Iterator[Row]:
+    for one, other, name, documents in _pairs(layout, measured, printed):
+        cells = tuple(_minus(a, b, documents) for a, b in zip(one.cells, other.cells, strict=True))
+        if any(cell.value is not None for cell in cells):
+            yield Row(f"{one.label} minus {name}", one.variant, "Differences", "difference", cells)
 
 
-def _differences(layout: Layout, measured: list[Row], printed: list[Row]) -> Iterator[Row]:
+def _pairs(layout: Layout, measured: Sequence[Row], printed: Sequence[Row]) -> Iterator[tuple[Row, Row, str, bool]]:
+    """Return rows to subtract, the name of the second, and whether both must have been scored on the same documents.
+
+    F-LMM minus stock of the same weights, VLMEvalKit minus lmms-eval of the same model, measured minus published.
+    """
     ours = [row for row in measured if row.kind == "flmm"]
     for row in ours:
-        same = (one for one in measured if one.kind == "stock" and (one.pair, one.variant) == (row.pair, row.variant))
-        for stock in same:
-            cells = tuple(_minus(a, b, stock=True) for a, b in zip(row.cells, stock.cells, strict=True))
-            if any(cell.value is not None for cell in cells):
-                yield Row(f"{row.label} minus {stock.label}", row.variant, "Differences", "difference", cells)
+        for other in measured:
+            if other.kind == "stock" and (other.pair, other.variant) == (row.pair, row.variant):
+                yield row, other, other.label, True
     for row in (one for one in ours if one.harness == "lmms-eval"):
         for other in ours:
-            if other.harness == row.harness or (other.pair, other.variant) != (row.pair, row.variant):
-                continue
-            cells = tuple(_minus(a, b, stock=True) for a, b in zip(other.cells, row.cells, strict=True))
-            if any(cell.value is not None for cell in cells):
-                yield Row(f"{other.label} minus {row.label}", row.variant, "Differences", "difference", cells)
+            if other.harness != row.harness and (other.pair, other.variant) == (row.pair, row.variant):
+                yield other, row, row.label, True
     for row in measured:
-        for paper in (one for one in printed if one.backbone and one.backbone == row.backbone):
-            if paper.variant and paper.variant != row.variant and layout.table in VARIANTS:
+        for paper in printed:
+            if not paper.backbone or paper.backbone != row.backbone:
                 continue
-            cells = tuple(_minus(a, b, stock=False) for a, b in zip(row.cells, paper.cells, strict=True))
-            if any(cell.value is not None for cell in cells):
-                yield Row(f"{row.label} minus published", row.variant, "Differences", "difference", cells)
+            if layout.table not in VARIANT_TABLES or paper.variant in ("", row.variant):
+                yield row, paper, "published", False
 
 
-def _minus(one: Cell, other: Cell, *, stock: bool) -> Cell:
-    """Their difference; a dash where they must not be compared. Equal numbers give ``0``, without decimals."""
+def _minus(one: Cell, other: Cell, same: bool) -> Cell:
+    """Return the difference of two cells; a dash where they must not be compared, ``0`` for equal numbers.
+
+    Args:
+        one: Minuend.
+        other: Subtrahend.
+        same: Whether it is enough, and needed, that both were scored on the same documents.
+    """
     if one.value is None or other.value is None:
         return Cell(one.column)
-    if stock:
-        allowed = (
-            one.measured is not None and other.measured is not None and same_documents(one.measured, other.measured)
-        )
+    if same:
+        allowed = bool(one.measured and other.measured and same_documents(one.measured, other.measured))
     else:
         allowed = one.comparable and other.comparable
     if not allowed:

@@ -23,7 +23,7 @@ class Source:
         task: Pattern of the task's whole name.
         metrics: Names of the metric; the first that the task has counts.
         protocol: Key of `flmm_plugin.reports.paper_numbers.PROTOCOLS`.
-        arm: Name of the row it belongs to, "" for the run's plain row.
+        variant: Name of the row it belongs to, "" for the run's plain row.
         harness: Whose task it is; a task of this package (``flmm_...``) is anybody's.
         scale: Factor to the column's unit.
         fraction: Whether a value of at most 1 is a share of 1 (some data sets of VLMEvalKit write percentages so).
@@ -33,7 +33,7 @@ class Source:
     task: str
     metrics: tuple[str, ...]
     protocol: str
-    arm: str = ""
+    variant: str = ""
     harness: Harness = "lmms-eval"
     scale: float = 1.0
     fraction: bool = False
@@ -91,9 +91,9 @@ class Layout:
     columns: tuple[Column, ...]
 
     @property
-    def arms(self) -> tuple[str, ...]:
-        """Arms in order of first appearance, the plain one first."""
-        names = dict.fromkeys(source.arm for column in self.columns for source in column.sources)
+    def variants(self) -> tuple[str, ...]:
+        """Variants of its sources in order of first appearance, the plain one first."""
+        names = dict.fromkeys(source.variant for column in self.columns for source in column.sources)
         return tuple(sorted(names, key=lambda name: name != ""))
 
     @property
@@ -105,6 +105,24 @@ class Layout:
     def mask_tasks(self) -> frozenset[str]:
         """Those of its tasks that only a model which answers with masks can do."""
         return frozenset(task for column in self.columns if column.needs_flmm for task in column.tasks)
+
+    @property
+    def caption(self) -> str:
+        """Number and title."""
+        return f"Table {self.table}. {self.title}"
+
+    @property
+    def headings(self) -> list[str]:
+        """Heading of every column, with its group where the column's own heading would not be clear alone."""
+        one_group = len({column.group for column in self.columns}) == 1
+        clear = (
+            one_group or column.group in ("QA", "RES") or column.header.startswith(column.group)
+            for column in self.columns
+        )  # fmt: skip
+        return [
+            column.header if alone else f"{column.group} {column.header}"
+            for column, alone in zip(self.columns, clear, strict=True)
+        ]
 
     def column(self, name: str) -> Column:
         """The column of that name."""

@@ -12,7 +12,7 @@ import pytest
 from flmm_plugin.errors import DataNotFound, UnknownArgument
 from flmm_plugin.reports.checking import gaps, read_table, unsupported
 from flmm_plugin.reports.comparison import ComparisonTable, compare
-from flmm_plugin.reports.rendering import FORMATS, frame, name_of, render
+from flmm_plugin.reports.rendering import FORMATS, frame, render
 from flmm_plugin.reports.result_files import read_results
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
@@ -39,7 +39,7 @@ def test_every_number_of_every_format_reads_back(tables: list[ComparisonTable], 
     path.write_text(render(tables, form), encoding="utf-8")
     shown = {(one.table, one.group, one.row, one.column, one.text) for one in read_table(path)}
     expected = {
-        (table.layout.table, row.group, name_of(row), cell.column.name, cell.text)
+        (table.layout.table, row.group, row.name, cell.column.name, cell.text)
         for table in tables for row in table.rows for cell in row.cells if cell.value is not None
     }  # fmt: skip
     assert shown == expected

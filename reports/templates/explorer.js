@@ -1,70 +1,5 @@
-"""Style and script of the evaluation page, apart from the code that fills it.
-
-The script decodes COCO's compressed run lengths itself: characters of six bits, the lowest five of them payload, the
-sixth "more follows"; from the third run on a value is the difference to the run before the last. Runs go down columns.
-"""
-
-from __future__ import annotations
-
-STYLE = """
-:root { --ink: #1b1b1b; --paper: #fdfdfc; --soft: #f0efec; --line: #d8d6d0; --link: #0b5c8c; --bad: #a11d1d; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e9e7e2; --paper: #16171a; --soft: #222428; --line: #3a3d43; --link: #7cc0ea; --bad: #ff9a8f; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1400px; padding: 1.5rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2rem 0 .6rem; font-size: 1.25rem; }
-nav { display: flex; gap: 1.2rem; padding: .5rem 0; border-block: 1px solid var(--line); } a { color: var(--link); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-top: 1rem; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
-thead th { background: var(--soft); vertical-align: bottom; white-space: normal; } td.number { text-align: right; }
-tbody th { font-weight: 400; white-space: normal; min-width: 13rem; }
-.group th { font-style: italic; padding-top: .6rem; } tr.flmm th { font-weight: 600; }
-th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--link); }
-th[aria-sort=ascending] button::after { content: " \\25B2"; }
-th[aria-sort=descending] button::after { content: " \\25BC"; }
-.marks { list-style: none; padding: 0; font-size: .9rem; margin: .4rem 0; } .runs { font-size: .85rem; }
-.note { opacity: .8; font-size: .92rem; } .chart { margin: 1rem 0; } .chart img { max-width: 100%; }
-#controls { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center;
-  padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
-#controls input[type=number] { width: 4.5rem; } #count { margin-left: auto; }
-#cards { display: grid; gap: 1rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
-.card { margin: 0; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; background: var(--soft); }
-.stack { position: relative; cursor: pointer; background: #8884; } .stack.empty { padding: 1rem; cursor: default; }
-.stack img, .stack canvas { display: block; width: 100%; } .stack img { height: auto; }
-.stack canvas { position: absolute; inset: 0; height: 100%; } .stack.alone canvas { position: static; height: auto; }
-.stack.bare canvas { display: none; }
-.words { padding: .5rem .7rem; font-size: .9rem; overflow-wrap: anywhere; }
-.words p { margin: .2rem 0; white-space: pre-wrap; } .where { opacity: .7; font-size: .8rem; }
-.phrases { list-style: none; margin: .3rem 0; padding: 0; } .phrases li { display: flex; gap: .5rem; }
-.phrases b { flex: none; width: .9rem; height: .9rem; margin-top: .3rem; border: 1px solid var(--ink); }
-.phrases span:last-child { margin-left: auto; white-space: nowrap; }
-.arms { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: .5rem; margin-top: .3rem; }
-.arms div { border: 1px solid var(--line); border-radius: 4px; padding: .3rem .5rem; background: var(--paper);
-  white-space: pre-wrap; max-height: 12rem; overflow: auto; }
-.arms h4 { margin: 0; font-size: .75rem; opacity: .7; } .arms.different div { border-color: var(--bad); }
-.error, .verdict.changed h2 + p { color: var(--bad); font-weight: 600; }
-"""
-
-SCRIPT = """
-'use strict';
-document.querySelectorAll('th button').forEach(button => button.addEventListener('click', () => {
-  const th = button.parentElement, table = th.closest('table'), column = th.cellIndex;
-  const down = th.getAttribute('aria-sort') === 'descending';
-  table.querySelectorAll('thead th').forEach(other => other.removeAttribute('aria-sort'));
-  th.setAttribute('aria-sort', down ? 'ascending' : 'descending');
-  const key = row => { const cell = row.cells[column];
-    return column === 0 ? cell.textContent : cell.dataset.value === undefined ? null : Number(cell.dataset.value); };
-  const compare = (a, b) => a === null ? (b === null ? 0 : 1) : b === null ? -1
-    : (down ? 1 : -1) * (typeof a === 'number' ? a - b : a.localeCompare(b, 'en', {numeric: true}));
-  for (const body of table.tBodies) {
-    const rows = [...body.rows].filter(row => !row.classList.contains('group'));
-    rows.sort((a, b) => compare(key(a), key(b))).forEach(row => body.append(row));
-  }
-}));
+// COCO's compressed run lengths are decoded here: characters of six bits, the lowest five of them payload, the sixth "more
+// follows"; from the third run on a value is the difference to the run before the last. Runs go down columns.
 const data = JSON.parse(document.getElementById('data').textContent);
 const byId = name => document.getElementById(name);
 const COLOURS = [[230,159,0],[86,180,233],[0,158,115],[240,228,66],[0,114,178],[213,94,0],[204,121,167]];
@@ -206,4 +141,3 @@ if (byId('controls')) {
     else wait = setTimeout(select, 120); });
   select();
 }
-"""
