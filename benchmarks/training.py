@@ -48,9 +48,9 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_plugin import __version__
+from flmm_plugin.capture import merged_rows
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.released import RELEASED
-from flmm_plugin.phrases import merged_rows
 from flmm_plugin.training.building import trainable
 from flmm_plugin.training.cache import CachedReader, FeatureCache, picture_bytes, words_bytes
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
@@ -79,29 +79,31 @@ class PapersReader(FrozenReader):
     def read(self, sample: TrainingSample) -> FrozenFeatures:
         """Everything of one sample."""
         model, backbone, picture = self.lmm.backbone.model, self.lmm.backbone, sample.image_loader()
-        ids, groups = sample.tokens(backbone.tokenizer)
-        encoded = self._chat(sample.prompt, picture).extended([ids], backbone.pad_id)
+        passage = sample.passage(backbone.tokenizer)
+        chat = self.lmm.encode([sample.prompt], [picture], self.heads.manifest.template)
+        encoded = chat.extended([passage.ids], backbone.pad_id)
         kernel = model.config._attn_implementation
         model.set_attn_implementation("eager")
         try:
             out = model(**encoded.inputs, use_cache=False, output_attentions=True, output_hidden_states=True)
         finally:
             model.set_attn_implementation(kernel)
-        first, tokens = encoded.length - len(ids), encoded.image_tokens[0][0]
-        rows = torch.tensor([index for group in groups for index in group]) + first
+        first, tokens = encoded.length - len(passage.ids), encoded.image_tokens[0][0]
+        rows = torch.tensor(passage.tokens) + first
         attention = torch.stack([layer[0][:, rows][:, :, tokens.slots] for layer in out.attentions]).permute(2, 0, 1, 3)
         hidden = torch.stack([states[0, rows] for states in out.hidden_states[1:]], dim=1)
-        sizes = [len(group) for group in groups]
-        maps = backbone.attention_maps(merged_rows(attention, sizes, self.lmm.merge), tokens)
+        maps = backbone.attention_maps(merged_rows(attention, passage.sizes, self.lmm.merge), tokens)
         selector = labels = None
         if sample.keywords:
             selector = out.hidden_states[-1][0, first:].float()
-            labels = torch.zeros(len(ids), dtype=torch.bool)
+            labels = torch.zeros(len(passage.ids), dtype=torch.bool)
             labels[rows - first] = True
         assert self.heads.mask_refiner is not None
         self.heads.mask_refiner.clear_cache()
         embedding = self.heads.mask_refiner.encode_image(picture)
-        return FrozenFeatures(maps.float(), hidden.float().split(sizes), tokens.grid, embedding, selector, labels)
+        return FrozenFeatures(
+            maps.float(), hidden.float().split(passage.sizes), tokens.grid, embedding, selector, labels
+        )
 
 
 class Epochs:

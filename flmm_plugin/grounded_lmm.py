@@ -1,67 +1,38 @@
 """`GroundedLMM`: a frozen model that chats as ever and says where the things it speaks of are.
 
 Chat is the model's own ``generate``. Grounding is a second look: the attention of the words in question to the image
-tokens, read beside the stock attention, goes through the trained heads. `grounded_chat` generates exactly as `chat`
-does (one method serves both) and looks afterwards.
-
-Shapes: n phrases, t tokens, m layers, c heads per layer, k image tokens, h x w grid, H x W original picture.
+tokens, read beside the stock attention, goes through the trained heads. `GroundedLMM.grounded_chat` generates exactly
+as `GroundedLMM.chat` does and looks afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike, fspath
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 
-from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones import ARGUMENTS, load_backbone, refuse_unknown
-from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
+from flmm_plugin.backbones.base import Messages
 from flmm_plugin.bundled import EMBEDDED
-from flmm_plugin.context import check_characters, check_encoded, check_tokens
-from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged, HeadsMismatch, UnknownArgument
-from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.capture import capture_answers
+from flmm_plugin.frozen_lmm import check_question
+from flmm_plugin.grounding import PhraseGrounder, chosen_phrases
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.heads_choice import check_heads, choose_heads
 from flmm_plugin.images import ImageSource, chat_image, open_image
-from flmm_plugin.phrases import check_merge, decoded_offsets, merged_rows, span_tokens, text_offsets, written_phrases
-from flmm_plugin.reading import Reading, ground_reading, keywords
-from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding
-from flmm_plugin.replay import read_answer, read_continuations, read_sequence
-from flmm_plugin.seal import FrozenSeal, fingerprint
-from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions, visual_cot
-from flmm_plugin.words import Span, check_text, checked_phrases, checked_spans, trimmed
-
-# The paper's, for looking at attention without heads; heads carry their own in their manifest.
-PROMPT = "Please give me a description of the image."
-SEPARATOR = "."
+from flmm_plugin.passages import Passage, decoded_offsets
+from flmm_plugin.records import GroundedAnswer
+from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions, answer_with_cot
 
 # Rows of a whole answer are read in the same pass as its hidden states up to this size; larger answers are read twice.
 _ONE_PASS_BYTES = 512 << 20
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionMaps:
-    """How the tokens of one phrase look at the picture.
-
-    Attributes:
-        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture. Families with
-            two views have 2 c per layer: the coarse view's heads, then the fine one's.
-        grid: How the cells lie on the original picture.
-    """
-
-    maps: npt.NDArray[np.float32]
-    grid: ImageGrid
-
-
-class GroundedLMM:
-    """A frozen backbone, and heads that read it.
+class GroundedLMM(PhraseGrounder):
+    """A frozen backbone that chats, and heads that say where the things it speaks of are.
 
     Example::
 
@@ -70,33 +41,8 @@ class GroundedLMM:
         for grounding in lmm.ground("scene.png", ["the small red circle"]):
             grounding.mask          # bool[H, W] on the original picture
 
-    Args:
-        backbone: The frozen model.
-        heads: Trained for it; None: chat and attention maps only.
-        merge: How a phrase's tokens become one map; None: as the heads were trained.
-        preprocessing: What pictures go through before grounding, set on the backbone; None: as the heads were trained.
-
-    Raises:
-        HeadsMismatch: Heads of another backbone's shape.
+    Arguments are those of `flmm_plugin.grounding.PhraseGrounder`.
     """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        heads: GroundingHeads | None = None,
-        *,
-        merge: str | None = None,
-        preprocessing: str | None = None,
-    ) -> None:
-        if heads is not None:
-            heads.manifest.check_fits(backbone.facts)
-            preprocessing = preprocessing or heads.manifest.preprocessing or None
-        backbone.preprocess(preprocessing)
-        self.backbone = backbone
-        self.heads = heads
-        self.merge = merge or (heads.manifest.merge if heads is not None else "mean")
-        check_merge(self.merge)
-        self._fingerprint = fingerprint(backbone.model)
 
     @classmethod
     def from_pretrained(
@@ -161,36 +107,6 @@ class GroundedLMM:
         chosen = choose_heads(model, heads, sam=sam, sam_checkpoint=sam_checkpoint)
         return cls(model, chosen, merge=merge, preprocessing=preprocessing)
 
-    # Chat: the model's own.
-
-    def chat(
-        self, image: ImageSource | None, question: str | Messages, *, max_new_tokens: int | None = None, **generate: Any
-    ) -> ChatAnswer:
-        """Ask about a picture (or, with None, about none).
-
-        Args:
-            image: What to look at.
-            question: The user's words, or a whole chat in transformers' form with one place for the image.
-            max_new_tokens: Length limit; None: what ``generate`` says of a length, else 64.
-            **generate: Passed to the model's ``generate``, ``generation_config`` among them.
-
-        Raises:
-            EmptyPhrase: A question without words.
-            BadImage: The picture cannot be read, or the model's own processor refuses it.
-            UnknownArgument: Not an option of ``generate``, or one that one answer in words has no place for.
-        """
-        pictures = [] if image is None else [chat_image(image)]
-        chat = _asked(question, len(pictures))
-        return self.chat_batch([chat], [pictures], max_new_tokens=max_new_tokens, **generate)[0]
-
-    def chat_batch(
-        self, messages: list[Messages], images: Sequence[Sequence[ImageSource]], **generate: Any
-    ) -> list[ChatAnswer]:
-        """Several chats at once, padded on the left; images in order of appearance in each chat."""
-        encoded = self.backbone.encode(messages, [[chat_image(one) for one in pictures] for pictures in images])
-        generated = self.backbone.generate(encoded, **generate)
-        return [self._answer(generated, item) for item in range(len(messages))]
-
     def grounded_chat(
         self,
         image: ImageSource,
@@ -204,8 +120,8 @@ class GroundedLMM:
         """Chat, then ground what the answer names. Text and ids are those of `chat` with the same arguments.
 
         Args:
-            image: What to look at.
-            question: As for `chat`.
+            image: The picture to look at.
+            question: As for `chat`: the user's words, or a whole chat.
             max_new_tokens: Length limit, as for `chat`.
             threshold: Score from which the keyword selector takes a token; None: the heads' own.
             refine: Use the mask refiner.
@@ -215,171 +131,72 @@ class GroundedLMM:
             BadText: Question and picture, or these and the answer, are longer than the model's context.
             HeadsMismatch: There are no heads, or they have no keyword selector.
         """
-        heads = self._need_heads()
-        if heads.keyword_selector is None:
-            raise HeadsMismatch("these heads have no keyword selector; chat, then pass the spans to ground_text")
+        selector, limit = self.need_selector(threshold)
         picture = chat_image(image)
-        encoded = self._encoded(_asked(question, 1), picture)
-        tokens = encoded.image_tokens[0][0]  # before the answer: a picture that cannot be grounded costs none
-        generated = self.backbone.generate(encoded, max_new_tokens=max_new_tokens, **generate)
+        check_question(question)
+        encoded, generated, _ = self.begin_answers([question], [picture], max_new_tokens=max_new_tokens, **generate)
         answer = self._answer(generated, 0)
-        text, offsets = decoded_offsets(self.backbone.tokenizer, answer.token_ids)
-        every = list(range(len(answer.token_ids)))
+        ids = list(answer.token_ids)
+        text, offsets = decoded_offsets(self.backbone.tokenizer, ids)
         facts = self.backbone.facts
-        fits = len(every) * facts.layers * facts.heads * len(tokens.slots) * 4 <= _ONE_PASS_BYTES
-        columns = tokens.slots if fits else tokens.slots[:0]
-        capture = read_answer(self.backbone, encoded, generated, [every], [columns])
-        limit = heads.manifest.keyword_threshold if threshold is None else threshold
-        special = set(self.backbone.tokenizer.all_special_ids)
-        names = [token not in special for token in answer.token_ids]
-        groups = keywords(heads.keyword_selector, capture.hidden(0)[:, -1], names, text, offsets, limit)
-        if not groups:
-            return GroundedAnswer(answer.text, answer.token_ids, ())
-        picked = [index for group, _ in groups for index in group]
-        if fits:
-            rows, hidden = capture.attention(0)[picked], capture.hidden(0)[picked]
+        fits = len(ids) * facts.layers * facts.heads * len(encoded.image_tokens[0][0].slots) * 4 <= _ONE_PASS_BYTES
+        every = Passage(ids, [list(range(len(ids)))], [(text, None)])
+        (captured,) = capture_answers(self.backbone, encoded, generated, [every], attention=fits)
+        special = self.backbone.tokenizer.all_special_ids
+        named = chosen_phrases(selector, captured.hidden[:, -1], ids, text, offsets, limit, special)
+        if not fits:
+            (found,) = self.ground_generated(encoded, generated, [named], [picture], refine=refine)
         else:
-            capture = read_answer(self.backbone, encoded, generated, [picked], [tokens.slots])
-            rows, hidden = capture.attention(0), capture.hidden(0)
-        phrases = tuple((text[span[0] : span[1]], span) for _, span in groups)
-        reading = Reading(rows, hidden, tuple(len(group) for group, _ in groups), phrases, tokens)
-        return GroundedAnswer(answer.text, answer.token_ids, tuple(self._masks(reading, picture, refine)))
+            rows, hidden = captured.rows[named.tokens], captured.hidden[named.tokens]
+            found = self.masks(replace(captured, passage=named, rows=rows, hidden=hidden), picture, refine)
+        return GroundedAnswer(answer.text, answer.token_ids, tuple(found))
 
-    # Grounding of given words.
-
-    def ground(
+    def ground_answer(
         self,
         image: ImageSource,
-        phrases: Iterable[str],
+        question: str | Messages,
         *,
-        prompt: str | None = None,
-        joint: bool = True,
+        begin: str = "",
+        max_new_tokens: int | None = None,
         refine: bool = True,
-    ) -> list[Grounding]:
-        """Find each phrase in a picture.
+        **generate: Any,
+    ) -> GroundedAnswer:
+        """Answer about a picture, and ground all the words that were generated as one phrase.
+
+        This is how a frozen model does reasoning segmentation (paper, sections 4.3 and A1.4). The answer's first words
+        may be given ("It is"), so that a model that would talk about the question names the thing instead.
 
         Args:
-            image: Where to look; encoded once however many phrases there are.
-            phrases: What to look for, as plain text: ``</s>`` in it is four characters, no token of the model's own.
-                One string is refused, since its letters would be phrases.
-            prompt: The user's turn before the phrases; None: the heads' own.
-            joint: All phrases in one answer, "phrase one. phrase two.", so that later ones see earlier ones (the
-                paper's protocol). False: each phrase as an answer of its own, picture and prompt still computed once.
-            refine: Use the mask refiner; False: the mask decoder's masks.
+            image: The picture to look at.
+            question: The user's words, or a whole chat in transformers' form with one place for the image.
+            begin: The words that the answer must begin with; part of the returned text, not of what is grounded.
+            max_new_tokens: Length limit of what follows ``begin``; None: the limit among ``generate``'s own options,
+                else 64.
+            refine: Use the mask refiner.
+            **generate: Passed to the model's ``generate``.
 
         Returns:
-            One grounding per phrase, in order.
+            The text (given words included), generated ids, and one grounding with its span in the text; none if the
+            model ended its answer at once.
 
         Raises:
-            BadImage: The picture cannot be read.
-            BadText: A phrase is no text, or with the picture they are longer than the model's context.
-            EmptyPhrase: A phrase without words.
+            BadText: Question and picture, or these and the answer, are longer than the model's context.
+            HeadsMismatch: The model was loaded to chat only.
         """
-        if joint:
-            return self.ground_many([image], [phrases], prompt=prompt, refine=refine)[0]
-        self._need_heads()
-        phrases = checked_phrases(phrases)
-        written = [self._written([phrase]) for phrase in phrases]
-        picture = open_image(image)
-        encoded = self._encoded(self._prompt(prompt), picture, self._template)
-        tokens = encoded.image_tokens[0][0]
-        texts, indices = [ids for ids, _ in written], [groups[0] for _, groups in written]
-        found: list[Grounding] = []
-        read = read_continuations(self.backbone, encoded, texts, indices, tokens.slots)
-        for phrase, (rows, hidden) in zip(phrases, read, strict=True):
-            reading = Reading(rows, hidden, (len(rows),), ((phrase, None),), tokens)
-            found += self._masks(reading, picture, refine)
-        return found
-
-    def ground_many(
-        self,
-        images: Sequence[ImageSource],
-        phrases: Sequence[Iterable[str]],
-        *,
-        prompt: str | None = None,
-        refine: bool = True,
-        batch_size: int = 8,
-    ) -> list[list[Grounding]]:
-        """`ground` for several pictures, ``batch_size`` at a time in one forward pass. No phrases: no groundings."""
-        self._need_heads()
-        if batch_size < 1:
-            raise UnknownArgument(f"batch_size is a number of pictures from 1 on, not {batch_size!r}")
-        found: list[list[Grounding]] = [[] for _ in images]
-        if len(images) != len(phrases):
-            raise EmptyPhrase(f"{len(images)} images but {len(phrases)} lists of phrases; give one list for each image")
-        # All of them before the first picture is looked at: a bad phrase costs no run.
-        named = [checked_phrases(some) for some in phrases]
-        written = {index: self._written(some) for index, some in enumerate(named) if some}
-        asked = list(written)
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            pictures = [open_image(images[index]) for index in batch]
-            capture, encoded = self._read_phrases(pictures, [written[index] for index in batch], prompt)
-            for item, index in enumerate(batch):
-                reading = Reading(
-                    capture.attention(item),
-                    capture.hidden(item),
-                    tuple(len(group) for group in written[index][1]),
-                    tuple((phrase, None) for phrase in named[index]),
-                    encoded.image_tokens[item][0],
-                )
-                found[index] = self._masks(reading, pictures[item], refine)
-        return found
-
-    def ground_text(
-        self,
-        image: ImageSource,
-        messages: str | Messages,
-        text: str,
-        spans: Iterable[Span],
-        *,
-        where: Literal["answer", "question"] = "answer",
-        refine: bool = True,
-    ) -> list[Grounding]:
-        """Ground parts of a text that is given, e.g. an answer from elsewhere or the question itself.
-
-        Args:
-            image: What the text is about.
-            messages: The chat, ending with the user's turn; a string is the user's words.
-            text: ``where="answer"``: what follows the chat. ``where="question"``: words of the chat after the image.
-            spans: Characters ``[start, end)`` of ``text``, one pair per phrase.
-            where: Which of the two ``text`` is.
-            refine: Use the mask refiner.
-
-        Raises:
-            BadText: ``text`` or a span is of another type, or text and picture are longer than the model's context.
-            EmptyPhrase: A span without words, or a question that the chat does not contain.
-            UnknownArgument: ``where`` is neither of the two.
-        """
-        self._need_heads()
-        if where not in ("answer", "question"):
-            raise UnknownArgument(f"where is 'answer' or 'question', not {where!r}")
-        check_text(text)
-        spans = checked_spans(spans, text)
-        if not spans:
-            return []
-        ids: list[int] = []
-        groups: list[list[int]] = []
-        if where == "answer":
-            check_characters(self.backbone, text)
-            ids, offsets = text_offsets(self.backbone.tokenizer, text)
-            check_tokens(self.backbone, len(ids))
-            groups = [span_tokens(text, offsets, span) for span in spans]
-        picture = open_image(image)
-        template = self._template if isinstance(messages, str) and where == "answer" else ""
-        encoded = self._encoded(messages, picture, template)
-        if where == "answer":
-            encoded = encoded.extended([ids], self.backbone.pad_id)
-            first = encoded.length - len(ids)
-        else:
-            groups, first = self._question_tokens(encoded, text, spans)
-        tokens = encoded.image_tokens[0][0]
-        slots = torch.tensor([index for group in groups for index in group]) + first
-        capture = read_sequence(self.backbone, encoded, [slots], [tokens.slots])
-        words = [trimmed(text, span) for span in spans]
-        phrases = tuple((text[span[0] : span[1]], span) for span in words)
-        sizes = tuple(len(group) for group in groups)
-        return self._masks(Reading(capture.attention(0), capture.hidden(0), sizes, phrases, tokens), picture, refine)
+        self.need_heads()
+        picture = chat_image(image)
+        encoded, generated, given = self.begin_answers(
+            [question], [picture], begin, max_new_tokens=max_new_tokens, **generate
+        )
+        ids = generated.answer_ids(0)
+        # Decoded together, so that the space between the given and the generated words is the tokenizer's own.
+        text, offsets = decoded_offsets(self.backbone.tokenizer, [*given, *ids])
+        offsets = offsets[len(given) :]
+        special = set(self.backbone.tokenizer.all_special_ids)
+        spoken = [index for index, (start, end) in enumerate(offsets) if ids[index] not in special and start < end]
+        passage = Passage.of_tokens(ids, text, offsets, [spoken])
+        (found,) = self.ground_generated(encoded, generated, [passage], [picture], refine=refine)
+        return GroundedAnswer(text, tuple(ids), tuple(found))
 
     def visual_cot(
         self,
@@ -390,130 +207,20 @@ class GroundedLMM:
         options: VisualCotOptions | None = None,
         **generate: Any,
     ) -> VisualCotAnswer:
-        """Find what a question is about, zoom in, answer: `flmm_plugin.visual_cot` says how.
+        """Find what a question is about, zoom in, answer; `flmm_plugin.visual_cot` describes the method.
 
         Args:
-            image: What to look at.
-            question: What is asked.
+            image: The picture to look at.
+            question: The user's words about it.
             instruction: Written behind the question when it is to be answered.
             options: Variant and details; None: the paper's first variant.
             **generate: Passed to the model's ``generate`` for the answer (default: 32 new tokens).
         """
-        asked = CotQuestion(open_image(image), question, instruction)
-        return self.visual_cot_batch([asked], options, **generate)[0]
+        question_ = CotQuestion(open_image(image), question, instruction)
+        return self.visual_cot_batch([question_], options, **generate)[0]
 
     def visual_cot_batch(
         self, asked: Sequence[CotQuestion], options: VisualCotOptions | None = None, **generate: Any
     ) -> list[VisualCotAnswer]:
-        """`visual_cot` for several questions, padded on the left, as one batch."""
-        return visual_cot(self, asked, options or VisualCotOptions(), **generate)
-
-    def attention_maps(self, image: ImageSource, phrase: str, *, prompt: str | None = None) -> AttentionMaps:
-        """The maps that the heads would read for one phrase; needs no heads."""
-        written = self._written([phrase])
-        capture, encoded = self._read_phrases([open_image(image)], [written], prompt)
-        rows, tokens = capture.attention(0), encoded.image_tokens[0][0]
-        merged = merged_rows(rows, [len(rows)], self.merge)
-        # Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
-        layers = [self.backbone.attention_maps(merged[:, one : one + 1], tokens)[0] for one in range(merged.shape[1])]
-        return AttentionMaps(torch.stack(layers).float().cpu().numpy(), tokens.grid)
-
-    # Proof.
-
-    @cached_property
-    def seal(self) -> FrozenSeal:
-        """Hashes of every weight of the backbone, taken when first asked for; `FrozenSeal.verify` compares.
-
-        Raises:
-            FrozenWeightsChanged: The weights changed between loading and this first call.
-        """
-        if fingerprint(self.backbone.model) != self._fingerprint:
-            raise FrozenWeightsChanged(
-                "the backbone's weights changed between loading and sealing; load it afresh and find what trains it"
-            )
-        return FrozenSeal(self.backbone.model)
-
-    # Inside.
-
-    def _answer(self, generated: Generated, item: int) -> ChatAnswer:
-        ids = generated.answer_ids(item)
-        return ChatAnswer(self.backbone.tokenizer.decode(ids, skip_special_tokens=True), tuple(ids))
-
-    def _need_heads(self) -> GroundingHeads:
-        if self.heads is None:
-            raise HeadsMismatch(f"{self.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
-        return self.heads
-
-    def _masks(self, reading: Reading, picture: Image.Image, refine: bool) -> list[Grounding]:
-        return ground_reading(reading, picture, self.backbone, self._need_heads(), merge=self.merge, refine=refine)
-
-    def _prompt(self, prompt: str | None) -> str:
-        if prompt is not None:
-            check_text(prompt, "the prompt")
-            return prompt
-        return self.heads.manifest.prompt if self.heads is not None else PROMPT
-
-    @property
-    def _separator(self) -> str:
-        return self.heads.manifest.separator if self.heads is not None else SEPARATOR
-
-    @property
-    def _template(self) -> str:
-        """Text around prompt and picture where this package writes the turn; chats are in the model's own template."""
-        return self.heads.manifest.template if self.heads is not None else ""
-
-    def _encoded(self, question: str | Messages, picture: Image.Image, template: str = "") -> EncodedChat:
-        """One chat about one picture, refused if it is longer than the model's context."""
-        if isinstance(question, str):
-            check_characters(self.backbone, question)
-        encoded = self.backbone.encode([_chat(question, 1)], [[picture]], template=template)
-        check_encoded(self.backbone, encoded)
-        return encoded
-
-    def _written(self, phrases: list[str]) -> tuple[list[int], list[list[int]]]:
-        """Phrases as one answer: its token ids, and per phrase the indices of its tokens."""
-        check_characters(self.backbone, "".join(phrases))
-        ids, groups = written_phrases(self.backbone.tokenizer, phrases, self._separator)
-        check_tokens(self.backbone, len(ids))
-        return ids, groups
-
-    def _read_phrases(
-        self, pictures: list[Image.Image], written: Sequence[tuple[list[int], list[list[int]]]], prompt: str | None
-    ) -> tuple[AttentionCapture, EncodedChat]:
-        """One teacher-forced pass over a batch; rows of all phrase tokens, separators left out, phrase after phrase."""
-        chats = [_chat(self._prompt(prompt), 1) for _ in pictures]
-        encoded = self.backbone.encode(chats, [[picture] for picture in pictures], template=self._template)
-        encoded = encoded.extended([ids for ids, _ in written], self.backbone.pad_id)
-        slots = [
-            torch.tensor([index for group in groups for index in group]) + encoded.length - len(ids)
-            for ids, groups in written
-        ]
-        columns = [tokens[0].slots for tokens in encoded.image_tokens]
-        return read_sequence(self.backbone, encoded, slots, columns), encoded
-
-    def _question_tokens(self, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> tuple[list[list[int]], int]:
-        """Tokens of the spans among those that follow the image, and the slot where those begin."""
-        first = int(encoded.image_tokens[0][-1].slots.max()) + 1
-        ids = encoded.inputs["input_ids"][0, first:].tolist()
-        whole, offsets = decoded_offsets(self.backbone.tokenizer, ids)
-        place = whole.rfind(text)
-        if place < 0 or not text:
-            raise EmptyPhrase(
-                f"the chat does not contain {text!r} after the image; words before the image cannot look at it"
-            )
-        return [span_tokens(whole, offsets, (place + start, place + end)) for start, end in spans], first
-
-
-def _asked(question: str | Messages, images: int) -> Messages:
-    """Write a question as `_chat` does; refuse one without words."""
-    if not question or (isinstance(question, str) and not question.strip()):
-        raise EmptyPhrase("the question is empty; ask something about the picture")
-    return _chat(question, images)
-
-
-def _chat(question: str | Messages, images: int) -> Messages:
-    """A question as a chat of one turn, images first; a chat as it is."""
-    if not isinstance(question, str):
-        return question
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
-    return [{"role": "user", "content": content}]
+        """Answer several questions as `visual_cot` does, padded on the left, as one batch."""
+        return answer_with_cot(self, asked, options or VisualCotOptions(), **generate)

@@ -29,12 +29,14 @@ from torch import Tensor
 from flmm_plugin import bundled, files
 from flmm_plugin.attention import AttentionCapture, attention_name
 from flmm_plugin.backbones.base import Backbone, EncodedChat
+from flmm_plugin.backbones.chat_text import one_turn
+from flmm_plugin.capture import capture_passages
 from flmm_plugin.errors import BadCheckpoint, CaptureError, DataNotFound, OutputFailed
-from flmm_plugin.replay import read_sequence
+from flmm_plugin.heads.manifest import PROMPT
+from flmm_plugin.passages import Passage
 
 RECORDS = Path(__file__).with_name("verified.json")
 
-QUESTION = "Please give me a description of the image."
 ANSWER = "the red circle"
 
 # Largest difference of a captured row from the eager one, by precision: float32 rounds at 1e-7, and the hidden states
@@ -237,17 +239,16 @@ class FixedInput:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-        chat = backbone.encode([[{"role": "user", "content": content}]], [[fixed_picture()]])
-        ids = backbone.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+        chat = backbone.encode([one_turn(PROMPT)], [[fixed_picture()]])
+        self.passage = Passage.of_phrases(backbone.tokenizer, [ANSWER], separator="")
         self.backbone = backbone
-        self.encoded: EncodedChat = chat.extended([ids], backbone.pad_id)
+        self.encoded: EncodedChat = chat.extended([self.passage.ids], backbone.pad_id)
         self.tokens = self.encoded.image_tokens[0][0]
-        self.slots = torch.arange(self.encoded.length - len(ids), self.encoded.length)
+        self.slots = torch.arange(self.encoded.length - len(self.passage.ids), self.encoded.length)
 
     def rows(self) -> Tensor:
         """Captured attention of the answer, ``[t, m, c, k]``."""
-        return read_sequence(self.backbone, self.encoded, [self.slots], [self.tokens.slots]).attention(0)
+        return capture_passages(self.backbone, self.encoded, [self.passage])[0].rows
 
     @torch.no_grad()
     def chat_is_untouched(self) -> bool:

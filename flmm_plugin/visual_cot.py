@@ -19,22 +19,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from flmm_plugin.backbones.base import EncodedChat, Generated, Messages
-from flmm_plugin.context import check_characters, check_encoded
-from flmm_plugin.errors import EmptyPhrase, HeadsMismatch, UnknownArgument
-from flmm_plugin.phrases import decoded_offsets, plain_tokens
-from flmm_plugin.reading import Reading, ground_reading
+from flmm_plugin.backbones.base import Messages
+from flmm_plugin.backbones.chat_text import one_turn
+from flmm_plugin.context import check_characters
+from flmm_plugin.errors import EmptyPhrase, UnknownArgument
+from flmm_plugin.grounding import PhraseGrounder
+from flmm_plugin.passages import Passage, decoded_offsets
 from flmm_plugin.records import BoolMask, Grounding, mask_box, masks_json
-from flmm_plugin.replay import read_answer
-from flmm_plugin.words import check_text, has_words, trimmed
-
-if TYPE_CHECKING:
-    from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.words import check_text, has_words
 
 Variant = Literal["v1", "v2"]
 Views = Literal["auto", "both", "crop"]
@@ -160,16 +157,16 @@ def crop_box(mask: BoolMask, *, scale: float = 1.0, least_half: int = LEAST_HALF
     return x0, y0, x1, y1
 
 
-def visual_cot(
-    lmm: GroundedLMM, asked: Sequence[CotQuestion], options: VisualCotOptions, **generate: Any
+def answer_with_cot(
+    lmm: PhraseGrounder, asked: Sequence[CotQuestion], options: VisualCotOptions, **generate: Any
 ) -> list[VisualCotAnswer]:
     """Answer each question with a second look.
 
     Args:
         lmm: A grounded model; its weights and its way of generating stay as they are.
         asked: One batch: the first looks go through the model together, and so do the answers.
-        options: How.
-        **generate: Of the answers; the thought is always greedy.
+        options: Variant, views and region.
+        **generate: Options of the answers; the thought is always greedy.
 
     Raises:
         BadText: A question is no text, or with its picture longer than the model's context.
@@ -183,118 +180,91 @@ def visual_cot(
         check_characters(lmm.backbone, one.question)
     if not asked:
         return []
-    if lmm.heads is None:
-        raise HeadsMismatch(f"{lmm.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
-    find = _named if options.variant == "v1" else _asked_for
+    lmm.need_heads()
+    find = _ground_thought if options.variant == "v1" else _ground_question
     found = find(lmm, asked, options.refine)
-    views = _views(lmm, options.views)
-    crops = [
-        crop_box(grounding.mask, scale=options.box_scale)
-        if grounding is not None
-        else (0, 0, one.image.width, one.image.height)
-        for one, (_, grounding) in zip(asked, found, strict=True)
-    ]
+    views = options.views
+    if views == "auto":
+        views = "both" if lmm.backbone.several_images else "crop"
+    crops: list[PixelBox] = []
     chats, pictures = [], []
-    for one, crop in zip(asked, crops, strict=True):
+    for one, grounding in zip(asked, found, strict=True):
+        crop = (0, 0, one.image.width, one.image.height)
+        if grounding is not None:
+            crop = crop_box(grounding.mask, scale=options.box_scale)
         region = one.image.crop(crop)
+        crops.append(crop)
         chats.append(_answer_chat(one, views))
         pictures.append([one.image, region] if views == "both" else [region])
     answers = lmm.chat_batch(chats, pictures, **{"max_new_tokens": ANSWER_TOKENS, **generate})
     return [
-        VisualCotAnswer(answer.text, answer.token_ids, options.variant, thought, grounding, crop, views)
-        for answer, (thought, grounding), crop in zip(answers, found, crops, strict=True)
+        VisualCotAnswer(
+            answer.text,
+            answer.token_ids,
+            options.variant,
+            "" if grounding is None else grounding.phrase,
+            grounding,
+            crop,
+            views,
+        )
+        for answer, grounding, crop in zip(answers, found, crops, strict=True)
     ]
-
-
-def _views(lmm: GroundedLMM, wanted: Views) -> Literal["both", "crop"]:
-    if wanted == "auto":
-        return "both" if lmm.backbone.several_images else "crop"
-    return wanted
 
 
 def _answer_chat(one: CotQuestion, views: Literal["both", "crop"]) -> Messages:
     words = one.question + one.instruction
-    content: list[dict[str, str]]
-    if views == "both":
-        content = [
-            {"type": "image"},
-            {"type": "text", "text": "the whole image, "},
-            {"type": "image"},
-            {"type": "text", "text": f"the image region that might help you answer the question: {words}"},
-        ]
-    else:
-        content = [{"type": "image"}, {"type": "text", "text": words}]
+    if views == "crop":
+        return [*one.system, *one_turn(words)]
+    content = [
+        {"type": "image"},
+        {"type": "text", "text": "the whole image, "},
+        {"type": "image"},
+        {"type": "text", "text": f"the image region that might help you answer the question: {words}"},
+    ]
     return [*one.system, {"role": "user", "content": content}]
 
 
-def _look_chat(one: CotQuestion, words: str) -> Messages:
-    return [*one.system, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]
+def _ground_thought(lmm: PhraseGrounder, asked: Sequence[CotQuestion], refine: bool) -> list[Grounding | None]:
+    """Let the model name what is most relevant, greedily, and ground that; None where it names nothing."""
+    chats = [[*one.system, *one_turn(one.question + THINK)] for one in asked]
+    pictures = [one.image for one in asked]
+    encoded, generated, _ = lmm.begin_answers(
+        chats, pictures, THOUGHT, do_sample=False, num_beams=1, max_new_tokens=THOUGHT_TOKENS
+    )
+    thoughts = [_thought(lmm.backbone.tokenizer, generated.answer_ids(item)) for item in range(len(asked))]
+    found = lmm.ground_generated(encoded, generated, thoughts, pictures, refine=refine)
+    # A thought is no part of the answer's text, so that it has no span in it.
+    return [_placed(replace(some[0], span=None)) if some else None for some in found]
 
 
-def _named(lmm: GroundedLMM, asked: Sequence[CotQuestion], refine: bool) -> list[tuple[str, Grounding | None]]:
-    """What the model names as most relevant, and where it is: greedy, and read back from its own cache."""
-    backbone = lmm.backbone
-    chats = [_look_chat(one, one.question + THINK) for one in asked]
-    encoded = backbone.encode(chats, [[one.image] for one in asked])
-    begun = plain_tokens(backbone.tokenizer, THOUGHT)
-    encoded = encoded.extended([begun] * len(asked), backbone.pad_id)
-    check_encoded(backbone, encoded)
-    generated = backbone.generate(encoded, do_sample=False, num_beams=1, max_new_tokens=THOUGHT_TOKENS)
-    thoughts = [_thought(lmm, generated, item) for item in range(len(asked))]
-    return _where(lmm, asked, encoded, generated, thoughts, refine)
-
-
-def _thought(lmm: GroundedLMM, generated: Generated, item: int) -> tuple[str, int]:
-    """The words before the first full stop or end token, and how many tokens they are; the stopping one is dropped."""
-    ids = generated.answer_ids(item)
-    special = set(lmm.backbone.tokenizer.all_special_ids)
-    text, offsets = decoded_offsets(lmm.backbone.tokenizer, ids)
+def _thought(tokenizer: Any, ids: list[int]) -> Passage:
+    """Return the words before the first full stop or end token as a phrase; without one, the last token is dropped."""
+    special = set(tokenizer.all_special_ids)
+    text, offsets = decoded_offsets(tokenizer, ids)
     stop = next(
         (index for index, (start, end) in enumerate(offsets) if ids[index] in special or "." in text[start:end]),
         len(ids) - 1,
     )
-    return text[: offsets[stop - 1][1]] if stop > 0 else "", max(stop, 0)
+    return Passage.of_tokens(ids, text, offsets, [range(max(stop, 0))])
 
 
-def _where(
-    lmm: GroundedLMM,
-    asked: Sequence[CotQuestion],
-    encoded: EncodedChat,
-    generated: Generated,
-    thoughts: Sequence[tuple[str, int]],
-    refine: bool,
-) -> list[tuple[str, Grounding | None]]:
-    heads = lmm.heads
-    assert heads is not None, "refused before the first look"
-    # A thought of no token reads its first one, which is then not used: a capture has a row for every item.
-    rows = [list(range(max(count, 1))) for _, count in thoughts]
-    capture = read_answer(lmm.backbone, encoded, generated, rows, [one[0].slots for one in encoded.image_tokens])
-    found: list[tuple[str, Grounding | None]] = []
-    for item, (one, (text, count)) in enumerate(zip(asked, thoughts, strict=True)):
-        if not text.strip():
-            found.append(("", None))
-            continue
-        span = trimmed(text, (0, len(text)))
-        phrase = ((text[span[0] : span[1]], None),)
-        tokens = encoded.image_tokens[item][0]
-        reading = Reading(capture.attention(item), capture.hidden(item), (count,), phrase, tokens)
-        (grounding,) = ground_reading(reading, one.image, lmm.backbone, heads, merge=lmm.merge, refine=refine)
-        found.append((phrase[0][0], _whole_box(grounding)))
-    return found
-
-
-def _asked_for(lmm: GroundedLMM, asked: Sequence[CotQuestion], refine: bool) -> list[tuple[str, Grounding | None]]:
-    """Where the words of the question are, each question in a pass of its own."""
-    found: list[tuple[str, Grounding | None]] = []
+def _ground_question(lmm: PhraseGrounder, asked: Sequence[CotQuestion], refine: bool) -> list[Grounding | None]:
+    """Ground the words of the question, each question in a pass of its own."""
+    found: list[Grounding | None] = []
     for one in asked:
         words = one.question.strip()
         (grounding,) = lmm.ground_text(
-            one.image, _look_chat(one, words), words, [(0, len(words))], where="question", refine=refine
+            one.image,
+            [*one.system, *one_turn(words)],
+            words,
+            [(0, len(words))],
+            where="question",
+            refine=refine,
         )
-        found.append((words, _whole_box(grounding)))
+        found.append(_placed(grounding))
     return found
 
 
-def _whole_box(grounding: Grounding) -> Grounding:
-    """The grounding with the box around every pixel of its mask: the one that the method cuts around (`crop_box`)."""
+def _placed(grounding: Grounding) -> Grounding:
+    """Replace the box by that around every pixel of the mask: the one that the method cuts around (`crop_box`)."""
     return replace(grounding, box=mask_box(grounding.mask))

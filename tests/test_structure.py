@@ -155,8 +155,8 @@ LAYERS = [
     {"attention", "heads"},
     {"backbones"},
     {
-        "answering", "context", "given_text", "grounded_lmm", "heads_choice", "localizing", "phrases", "reading",
-        "replay", "verification", "visual_cot",
+        "capture", "context", "frozen_lmm", "grounded_lmm", "grounding", "heads_choice", "localizing", "passages",
+        "verification", "visual_cot",
     },
     {"data", "datasets"},
     {"training"},

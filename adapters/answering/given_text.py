@@ -18,7 +18,7 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.requests import GIVEN_TEXT_FLAG, Request, picture_of
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
-from flmm_plugin.given_text import GivenText, Keyword, ground_pieces, select_keywords
+from flmm_plugin.grounding import GivenText, Keyword
 from flmm_plugin.records import masks_json
 
 KINDS = ("ground", "keywords")
@@ -69,10 +69,10 @@ def replies(lmm: Any, request: Request, asked: Sequence[GivenText]) -> list[str]
         asked: The texts.
     """
     if kind_of(request) == "keywords":
-        return [_keywords_json(one, found) for one, found in zip(asked, select_keywords(lmm, asked), strict=True)]
+        return [_keywords_json(one, found) for one, found in zip(asked, lmm.select_keywords(asked), strict=True)]
     return [
         masks_json(found, one.text, size=(one.image.height, one.image.width))  # type: ignore[union-attr]
-        for one, found in zip(asked, ground_pieces(lmm, asked), strict=True)
+        for one, found in zip(asked, lmm.ground_pieces(asked), strict=True)
     ]
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 
 from flmm_plugin.adapters.answering import chat
 from flmm_plugin.adapters.answering.requests import GROUNDED_CHAT_FLAG, Request
-from flmm_plugin.answering import answer_and_ground
 from flmm_plugin.errors import BadAnnotation, BadImage, UnknownArgument
 from flmm_plugin.records import GroundedAnswer, masks_json
 
@@ -55,5 +54,5 @@ def reply(lmm: Any, request: Request, messages: list[dict[str, Any]], pictures: 
         begin = request.options.get(ANSWER_START, "")
         if not isinstance(begin, str):
             raise BadAnnotation(f"{request.task}: {ANSWER_START} is the text an answer begins with, not {begin!r}")
-        answer = answer_and_ground(lmm, pictures[0], messages, begin=begin, **options)
+        answer = lmm.ground_answer(pictures[0], messages, begin=begin, **options)
     return masks_json(answer.groundings, answer.text, size=(pictures[0].height, pictures[0].width))

@@ -40,3 +40,8 @@ def refuse_half_characters(texts: Sequence[str]) -> None:
             raise EmptyPhrase(
                 f"{text[exc.start]!r} is half of a character (a lone surrogate), which no tokenizer reads; remove it"
             ) from exc
+
+
+def one_turn(words: str, images: int = 1) -> Messages:
+    """Write a chat of one user turn in transformers' form, pictures before words."""
+    return [{"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": words}]}]

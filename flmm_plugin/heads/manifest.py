@@ -13,6 +13,13 @@ from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.public import public
 from flmm_plugin.strict import built
 
+#: The user's turn before the phrases, and the sign after each of them, in the paper's training and evaluation.
+PROMPT = "Please give me a description of the image."
+SEPARATOR = "."
+
+#: Ways to merge the attention rows of a phrase's tokens into one map.
+MERGES = ("mean", "max")
+
 FORMAT_VERSION = 1
 _MOST_CELLS = 1024  # of a side of the mask decoder's grid; memory goes with their square
 PLACEMENTS = ("exact", "cells", "whole")
@@ -94,8 +101,8 @@ class HeadsManifest:
     sam_prompts: dict[str, bool] = field(default_factory=lambda: {"box": True, "mask": True, "text": True})
     keyword_selector: bool = False
     keyword_threshold: float = 0.3
-    prompt: str = "Please give me a description of the image."
-    separator: str = "."
+    prompt: str = PROMPT
+    separator: str = SEPARATOR
     template: str = ""
     preprocessing: str = ""
     placement: str = "exact"
@@ -114,7 +121,7 @@ class HeadsManifest:
         cells = self.decoder.get("upsample_to", 0)
         if type(cells) is not int or not 0 <= cells <= _MOST_CELLS:
             raise BadCheckpoint(f"manifest: decoder.upsample_to is {cells!r}; it must be at most {_MOST_CELLS}")
-        if self.merge not in ("mean", "max"):
+        if self.merge not in MERGES:
             raise BadCheckpoint(f"manifest: merge is {self.merge!r}; it must be 'mean' or 'max'")
 
         if self.placement not in PLACEMENTS:

@@ -24,7 +24,7 @@ from torch import Tensor
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnsafePickle
 from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
-from flmm_plugin.heads.released import DATA, PROMPT, SEPARATOR, ReleasedLMM, of_shape
+from flmm_plugin.heads.released import DATA, ReleasedLMM, of_shape
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
 from flmm_plugin.heads.weights import read_pth
 
@@ -148,8 +148,6 @@ def convert(
         decoder={"base_channels": _base_channels(state), "upsample_to": 64},
         sam=sam if isinstance(sam, str) else dict(sam),
         sam_joined=join and not small and sam_checkpoint is not None,
-        prompt=PROMPT,
-        separator=SEPARATOR,
         template=template if template is not None else released.template if released is not None else "",
         preprocessing="paper" if released is not None else "",
         placement=placement if placement is not None else released.placement if released is not None else "cells",

@@ -14,8 +14,6 @@ from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.nearest import did_you_mean
 
-PROMPT = "Please give me a description of the image."
-SEPARATOR = "."
 DATA = "PNG narratives (train2017), RefCOCO and RefCOCO+ (unc), RefCOCOg (umd)"
 
 # No system sentence in any of them, although some models' own chat templates write one.

@@ -27,17 +27,16 @@ from torch import Tensor
 
 import flmm_plugin
 from flmm_plugin.attention import AttentionCapture
-from flmm_plugin.backbones.base import Backbone, EncodedChat, Messages
-from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch
+from flmm_plugin.capture import capture_passages, last_states
+from flmm_plugin.errors import CaptureError, EmptyPhrase
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.grounding import question_passage
 from flmm_plugin.heads import GroundingHeads, ImageEmbedding
-from flmm_plugin.phrases import decoded_offsets, merged_rows, span_tokens, text_offsets
-from flmm_plugin.replay import read_sequence
+from flmm_plugin.passages import Passage
 from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.halves import Halves
 from flmm_plugin.training.samples import TrainingSample
-from flmm_plugin.words import Span
 
 # Counts changes of what is captured: features of another version are read anew.
 CAPTURE_VERSION = 2
@@ -131,10 +130,8 @@ class FrozenReader:
     """
 
     def __init__(self, lmm: GroundedLMM) -> None:
-        if lmm.heads is None:
-            raise HeadsMismatch(f"{lmm.backbone.name} was loaded to chat only; build heads for it and pass them along")
         self.lmm = lmm
-        self.heads: GroundingHeads = lmm.heads
+        self.heads: GroundingHeads = lmm.need_heads()
         lmm.backbone.model.eval()
 
     def read(self, sample: TrainingSample) -> FrozenFeatures:
@@ -155,53 +152,47 @@ class FrozenReader:
         if sample.in_question:
             return self._question(sample, picture)
         backbone = self.lmm.backbone
-        ids, groups = sample.tokens(backbone.tokenizer)
-        if not groups:
+        passage = sample.passage(backbone.tokenizer)
+        if not passage.groups:
             raise EmptyPhrase(f"{sample.key} has no phrase to ground; leave it out")
         labels = selector = None
         with torch.autocast(backbone.device.type, enabled=False):
-            chat = self._chat(sample.prompt, picture)
-            encoded = chat.extended([ids], backbone.pad_id)
-            tokens = encoded.image_tokens[0][0]
-            slots = torch.arange(encoded.length - len(ids), encoded.length)
-            asked = slots[[index for group in groups for index in group]]
+            chat = self.lmm.encode([sample.prompt], [picture], self.heads.manifest.template)
+            encoded = chat.extended([passage.ids], backbone.pad_id)
             if not sample.keywords:
-                capture = read_sequence(backbone, encoded, [asked], [tokens.slots])
+                (captured,) = capture_passages(backbone, encoded, [passage])
             else:
                 whole, labels = self._keyword_tokens(sample)
-                beside = AttentionCapture(backbone.decoder, [slots], [tokens.slots[:0]])
+                every = torch.arange(encoded.length - len(passage.ids), encoded.length)
+                beside = AttentionCapture(backbone.decoder, [every], [encoded.image_tokens[0][0].slots[:0]])
                 with beside.active():
-                    capture = read_sequence(backbone, encoded, [asked], [tokens.slots])
-                selector = beside.hidden(0)[:, -1] if whole == ids else self._last_states(chat, whole)
-            sizes = [len(group) for group in groups]
-            states = capture.hidden(0)
-            maps = backbone.attention_maps(merged_rows(capture.attention(0), sizes, self.lmm.merge), tokens)
+                    (captured,) = capture_passages(backbone, encoded, [passage])
+                if whole == passage.ids:
+                    selector = beside.hidden(0)[:, -1]
+                else:
+                    (selector,) = last_states(backbone, chat.extended([whole], backbone.pad_id), [len(whole)])
+            maps = captured.maps(backbone, self.lmm.merge)
         features = FrozenFeatures(
             maps.float(),
-            tuple(one.float() for one in states.split(sizes)),
-            tokens.grid,
+            tuple(one.float() for one in captured.states()),
+            captured.image.grid,
             None,
             None if selector is None else selector.float(),
             labels,
         )
-        self._check_finite(sample, backbone.name, backbone.dtype, (maps, states, selector))
+        self._check_finite(sample, backbone.name, backbone.dtype, (maps, captured.hidden, selector))
         return features
 
     def _question(self, sample: TrainingSample, picture: Image.Image) -> FrozenFeatures:
         """What the LMM says at phrases in the user's own words, as `GroundedLMM.ground_text` reads them."""
         backbone = self.lmm.backbone
         with torch.autocast(backbone.device.type, enabled=False):
-            chat: Messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}]
-            encoded = backbone.encode([chat], [[picture]])
-            tokens = encoded.image_tokens[0][0]
-            groups = question_slots(backbone, encoded, sample.text, sample.spans)
-            slots = torch.tensor([slot for group in groups for slot in group])
-            capture = read_sequence(backbone, encoded, [slots], [tokens.slots])
-            sizes = [len(group) for group in groups]
-            states = capture.hidden(0)
-            maps = backbone.attention_maps(merged_rows(capture.attention(0), sizes, self.lmm.merge), tokens)
-        self._check_finite(sample, backbone.name, backbone.dtype, (maps, states))
-        return FrozenFeatures(maps.float(), tuple(one.float() for one in states.split(sizes)), tokens.grid)
+            encoded = self.lmm.encode([sample.prompt], [picture])
+            passage = question_passage(backbone.tokenizer, encoded, sample.text, sample.spans)
+            (captured,) = capture_passages(backbone, encoded, [passage])
+            maps = captured.maps(backbone, self.lmm.merge)
+        self._check_finite(sample, backbone.name, backbone.dtype, (maps, captured.hidden))
+        return FrozenFeatures(maps.float(), tuple(one.float() for one in captured.states()), captured.image.grid)
 
     @torch.no_grad()
     def picture(self, sample: TrainingSample, picture: Image.Image | None = None) -> ImageEmbedding | None:
@@ -250,24 +241,12 @@ class FrozenReader:
             **_code(),
         }
 
-    def _chat(self, prompt: str, picture: Image.Image) -> EncodedChat:
-        chat: Messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-        return self.lmm.backbone.encode([chat], [[picture]], template=self.heads.manifest.template)
-
     def _keyword_tokens(self, sample: TrainingSample) -> tuple[list[int], Tensor]:
         """Tokens of the whole text, and which of them share a character with a phrase, ``bool[t]``."""
-        ids, offsets = text_offsets(self.lmm.backbone.tokenizer, sample.text)
-        labels = torch.zeros(len(ids), dtype=torch.bool)
-        for span in sample.spans:
-            labels[span_tokens(sample.text, offsets, span)] = True
-        return ids, labels
-
-    def _last_states(self, chat: EncodedChat, ids: list[int]) -> Tensor:
-        """States after the final norm of a text behind the chat, ``[t, d]``."""
-        encoded = chat.extended([ids], self.lmm.backbone.pad_id)
-        slots = torch.arange(encoded.length - len(ids), encoded.length)
-        capture = read_sequence(self.lmm.backbone, encoded, [slots], [encoded.image_tokens[0][0].slots[:0]])
-        return capture.hidden(0)[:, -1]
+        passage = Passage.of_spans(self.lmm.backbone.tokenizer, sample.text, sample.spans)
+        labels = torch.zeros(len(passage.ids), dtype=torch.bool)
+        labels[passage.tokens] = True
+        return passage.ids, labels
 
     def _check_finite(
         self, sample: TrainingSample, model: str, dtype: torch.dtype, found: Sequence[Tensor | None]
@@ -276,21 +255,6 @@ class FrozenReader:
             raise CaptureError(
                 f"{sample.key}: what {model} gives in {dtype} is not finite; load it in bfloat16 or float32"
             )
-
-
-def question_slots(backbone: Backbone, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> list[list[int]]:
-    """Sequence slots of the tokens of each span of a question that follows the image.
-
-    Raises:
-        EmptyPhrase: A span has no token, or the chat does not contain the text.
-    """
-    first = int(encoded.image_tokens[0][-1].slots.max()) + 1
-    whole, offsets = decoded_offsets(backbone.tokenizer, encoded.inputs["input_ids"][0, first:].tolist())
-    place = whole.rfind(text)
-    if place < 0:
-        raise EmptyPhrase(f"the chat does not contain {text!r} after the image")
-    groups = [span_tokens(whole, offsets, (place + start, place + end)) for start, end in spans]
-    return [[first + index for index in group] for group in groups]
 
 
 def _rounded(tensor: Tensor, trailing: int) -> Tensor:

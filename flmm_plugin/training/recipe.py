@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
-from flmm_plugin.phrases import MERGES
+from flmm_plugin.heads.manifest import MERGES
 from flmm_plugin.strict import built, change, choice, nearest, plain
 from flmm_plugin.yaml_text import read_yaml
 

@@ -24,12 +24,11 @@ from flmm_plugin.datasets import png, refer
 from flmm_plugin.datasets.png import Narrative, PngDataset
 from flmm_plugin.datasets.problems import Problem, counted
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
-from flmm_plugin.errors import EmptyPhrase
 from flmm_plugin.images import open_image
-from flmm_plugin.phrases import pieces_tokens, plain_tokens, written_phrases
+from flmm_plugin.passages import Passage, piece_spans, plain_tokens
 from flmm_plugin.records import BoolMask
 from flmm_plugin.training.recipe import DataPart, TrainRecipe
-from flmm_plugin.words import Span, has_words, trimmed
+from flmm_plugin.words import Span, has_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +80,7 @@ class TrainingSample:
     @property
     def spans(self) -> tuple[Span, ...]:
         """Characters ``[start, end)`` of each phrase in `text`, without white space at the ends."""
-        starts = [0]
-        for piece in self.pieces:
-            starts.append(starts[-1] + len(piece))
-        return tuple(trimmed(self.text, (starts[index], starts[index + 1])) for index in self.grounded)
+        return tuple(piece_spans(self.pieces, self.grounded))
 
     @property
     def content(self) -> str:
@@ -94,8 +90,8 @@ class TrainingSample:
         question = ("question",) if self.in_question else ()
         return json.dumps((*facts, *question), ensure_ascii=False)
 
-    def tokens(self, tokenizer: Any) -> tuple[list[int], list[list[int]]]:
-        """The text's token ids as it is fed, and the indices of each phrase's tokens in them.
+    def passage(self, tokenizer: Any) -> Passage:
+        """Tokenise the text as it is fed, with the tokens of each phrase.
 
         Lists are written as `GroundedLMM.ground` writes them, texts as `ground_pieces` does: what heads learn from is
         what they are asked with.
@@ -104,12 +100,8 @@ class TrainingSample:
             EmptyPhrase: A phrase without words, or one that tokenises to nothing.
         """
         if self.separator is not None:
-            return written_phrases(tokenizer, self.phrases, self.separator)
-        ids, groups = pieces_tokens(tokenizer, self.pieces)
-        for index in self.grounded:
-            if not groups[index] or not has_words(self.pieces[index]):
-                raise EmptyPhrase(f"{self.key}: piece {index} ({self.pieces[index]!r}) has no token to ground")
-        return ids, [groups[index] for index in self.grounded]
+            return Passage.of_phrases(tokenizer, self.phrases, self.separator)
+        return Passage.of_pieces(tokenizer, self.pieces, self.grounded)
 
 
 def without_empty(sample: TrainingSample, tokenizer: Any) -> tuple[TrainingSample | None, tuple[str, ...]]:

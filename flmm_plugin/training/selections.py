@@ -9,10 +9,10 @@ from pathlib import Path
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.errors import BadImage, BadText, HeadsMismatch
 from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.grounding import chosen_phrases
 from flmm_plugin.heads import load_heads
 from flmm_plugin.heads.checkpoint import HEADS_NAME
-from flmm_plugin.phrases import text_offsets
-from flmm_plugin.reading import keywords
+from flmm_plugin.passages import text_offsets
 from flmm_plugin.training.features import FrozenReader
 from flmm_plugin.training.frozen import load_lmm
 from flmm_plugin.training.recipe import TrainRecipe
@@ -65,10 +65,8 @@ def select(
             continue
         if hidden is None:
             continue
-        _, offsets = text_offsets(lmm.backbone.tokenizer, sample.text)
-        picked = tuple(
-            tuple(span for _, span in keywords(selector, hidden, [True] * len(hidden), sample.text, offsets, limit))
-            for limit in thresholds
-        )
+        ids, offsets = text_offsets(lmm.backbone.tokenizer, sample.text)
+        chosen = [chosen_phrases(selector, hidden, ids, sample.text, offsets, limit) for limit in thresholds]
+        picked = tuple(tuple(span for _, span in one.phrases if span is not None) for one in chosen)
         found.append(SelectedText(sample.text, sample.spans, picked))
     return found

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_plugin.answering import answer_and_ground
 from flmm_plugin.errors import HeadsMismatch
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest
@@ -30,7 +29,7 @@ def lmm(load_llava: Load) -> GroundedLMM:
 def test_without_a_beginning_the_answer_is_the_chat_s(lmm: GroundedLMM, noise_image: Load) -> None:
     image = noise_image(50, 70)
     chatted = lmm.chat(image, QUESTION, max_new_tokens=8, do_sample=False)
-    answer = answer_and_ground(lmm, image, QUESTION, max_new_tokens=8, do_sample=False)
+    answer = lmm.ground_answer(image, QUESTION, max_new_tokens=8, do_sample=False)
     assert (answer.text, answer.token_ids) == (chatted.text, chatted.token_ids)
     (grounding,) = answer.groundings
     assert grounding.span is not None
@@ -40,7 +39,7 @@ def test_without_a_beginning_the_answer_is_the_chat_s(lmm: GroundedLMM, noise_im
 
 def test_what_was_given_is_not_grounded(lmm: GroundedLMM, noise_image: Load) -> None:
     image = noise_image(50, 70)
-    answer = answer_and_ground(lmm, image, QUESTION, begin="It is the", max_new_tokens=8, do_sample=False)
+    answer = lmm.ground_answer(image, QUESTION, begin="It is the", max_new_tokens=8, do_sample=False)
     assert answer.text.startswith("It is the")
     (grounding,) = answer.groundings
     assert grounding.span is not None
@@ -63,14 +62,14 @@ def test_what_was_given_is_not_grounded(lmm: GroundedLMM, noise_image: Load) -> 
 
 def test_the_beginning_changes_what_is_said(lmm: GroundedLMM, noise_image: Load) -> None:
     texts = {
-        answer_and_ground(lmm, noise_image(), QUESTION, begin=begin, max_new_tokens=6, do_sample=False).token_ids
+        lmm.ground_answer(noise_image(), QUESTION, begin=begin, max_new_tokens=6, do_sample=False).token_ids
         for begin in ("", "a man rides", "the dog")
     }
     assert len(texts) > 1
 
 
 def test_an_answer_that_ends_at_once_has_no_mask(lmm: GroundedLMM, noise_image: Load) -> None:
-    first = answer_and_ground(lmm, noise_image(), QUESTION, max_new_tokens=1, do_sample=False).token_ids[0]
+    first = lmm.ground_answer(noise_image(), QUESTION, max_new_tokens=1, do_sample=False).token_ids[0]
 
     class Names:
         """The tokenizer, to which the first word of the answer is a token without text."""
@@ -85,7 +84,7 @@ def test_an_answer_that_ends_at_once_has_no_mask(lmm: GroundedLMM, noise_image: 
     mute = copy.copy(lmm)
     mute.backbone = copy.copy(lmm.backbone)
     mute.backbone.tokenizer = Names()
-    answer = answer_and_ground(mute, noise_image(), QUESTION, max_new_tokens=1, do_sample=False)
+    answer = mute.ground_answer(noise_image(), QUESTION, max_new_tokens=1, do_sample=False)
     assert answer.token_ids == (first,)
     assert answer.groundings == ()
 
@@ -93,4 +92,4 @@ def test_an_answer_that_ends_at_once_has_no_mask(lmm: GroundedLMM, noise_image: 
 def test_a_model_without_heads_is_refused(lmm: GroundedLMM, noise_image: Load) -> None:
     plain = GroundedLMM(lmm.backbone, None)
     with pytest.raises(HeadsMismatch, match="chat only"):
-        answer_and_ground(plain, noise_image(), QUESTION)
+        plain.ground_answer(noise_image(), QUESTION)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from flmm_plugin.errors import EmptyPhrase, HeadsMismatch
-from flmm_plugin.given_text import GivenText, ground_pieces, select_keywords
 from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.grounding import GivenText
 from flmm_plugin.heads import GroundingHeads, HeadsManifest
-from flmm_plugin.phrases import pieces_tokens
+from flmm_plugin.passages import Passage
 
 QUESTION = "Please give me a description of the image."
 PIECES = ("There is", " a man", " near", " the big table", ".")
@@ -38,11 +38,12 @@ def lmm(load_llava: Callable[..., Any]) -> GroundedLMM:
 
 def test_pieces_keep_their_own_tokens(lmm: GroundedLMM) -> None:
     tokenizer = lmm.backbone.tokenizer
-    ids, groups = pieces_tokens(tokenizer, PIECES)
+    passage = Passage.of_pieces(tokenizer, PIECES, range(len(PIECES)))
+    ids, groups = passage.ids, passage.groups
     assert [index for group in groups for index in group] == list(range(len(ids)))
     for piece, group in zip(PIECES, groups, strict=True):
         assert [ids[index] for index in group] == tokenizer.encode(piece, add_special_tokens=False)
-    assert pieces_tokens(tokenizer, ["", "a"])[1][0] == []
+    assert Passage.of_pieces(tokenizer, ["", "a"], [1]).groups == [[0]]
 
 
 def test_spans_are_those_of_the_words_in_the_joined_text() -> None:
@@ -56,8 +57,8 @@ def test_masks_equal_those_of_spans_where_the_tokens_are_the_same(lmm: GroundedL
     picture = noise_image(90, 60)
     one = GivenText(picture, QUESTION, PIECES, (1, 3))
     whole = lmm.backbone.tokenizer.encode(one.text, add_special_tokens=False)
-    assert pieces_tokens(lmm.backbone.tokenizer, PIECES)[0] == whole
-    [found] = ground_pieces(lmm, [one])
+    assert Passage.of_pieces(lmm.backbone.tokenizer, PIECES, []).ids == whole
+    [found] = lmm.ground_pieces([one])
     expected = lmm.ground_text(picture, QUESTION, one.text, one.spans)
     assert [(one.phrase, one.span) for one in found] == [("a man", (9, 14)), ("the big table", (20, 33))]
     for ours, theirs in zip(found, expected, strict=True):
@@ -72,13 +73,13 @@ def test_a_batch_gives_what_each_text_gives_alone(lmm: GroundedLMM, noise_image:
         GivenText(noise_image(50, 80, 2), QUESTION, ("A horse.",), ()),
         GivenText(noise_image(40, 40, 3), "What is it?", ("the brown horse", " eats"), (0,)),
     ]
-    together = ground_pieces(lmm, texts)
+    together = lmm.ground_pieces(texts)
     assert [len(found) for found in together] == [2, 0, 1]
     assert together[2][0].mask.shape == (40, 40)
     for one, found in zip(texts, together, strict=True):
-        for ours, alone in zip(found, ground_pieces(lmm, [one])[0], strict=True):
+        for ours, alone in zip(found, lmm.ground_pieces([one])[0], strict=True):
             np.testing.assert_allclose(ours.logits, alone.logits, atol=1e-4)
-    assert ground_pieces(lmm, [texts[1]]) == [[]]
+    assert lmm.ground_pieces([texts[1]]) == [[]]
 
 
 @pytest.mark.parametrize(("pieces", "index"), [((" ", "a"), 0), (("", "a"), 0), (("a",), 1), (("a",), -1)])
@@ -86,7 +87,7 @@ def test_pieces_without_words_are_refused(
     lmm: GroundedLMM, noise_image: Any, pieces: tuple[str, ...], index: int
 ) -> None:
     with pytest.raises(EmptyPhrase, match="no words to ground"):
-        ground_pieces(lmm, [GivenText(noise_image(), QUESTION, pieces, (index,))])
+        lmm.ground_pieces([GivenText(noise_image(), QUESTION, pieces, (index,))])
 
 
 def test_keywords_are_runs_of_tokens_over_the_threshold(lmm: GroundedLMM, noise_image: Any) -> None:
@@ -94,21 +95,21 @@ def test_keywords_are_runs_of_tokens_over_the_threshold(lmm: GroundedLMM, noise_
         GivenText(noise_image(90, 60, 1), QUESTION, PIECES),
         GivenText(noise_image(40, 40, 2), "What?", ("a man",)),
     ]
-    everything = select_keywords(lmm, texts, threshold=-1.0)
+    everything = lmm.select_keywords(texts, threshold=-1.0)
     assert [[(word.phrase, word.span) for word in found] for found in everything] == [
         [("There is a man near the big table.", (0, 34))],
         [("a man", (0, 5))],
     ]
-    assert select_keywords(lmm, texts, threshold=1.0) == [[], []]
-    assert select_keywords(lmm, []) == []
-    for word in select_keywords(lmm, texts, threshold=0.5)[0]:
+    assert lmm.select_keywords(texts, threshold=1.0) == [[], []]
+    assert lmm.select_keywords([]) == []
+    for word in lmm.select_keywords(texts, threshold=0.5)[0]:
         assert texts[0].text[slice(*word.span)] == word.phrase
 
 
 def test_keywords_follow_the_selector_s_scores(lmm: GroundedLMM, noise_image: Any) -> None:
     """Scores of the same tokens, read by `grounded_chat`'s way: hidden states after the final norm."""
-    from flmm_plugin.phrases import text_offsets
-    from flmm_plugin.replay import read_sequence
+    from flmm_plugin.capture import read_sequence
+    from flmm_plugin.passages import text_offsets
 
     one = GivenText(noise_image(90, 60, 1), QUESTION, PIECES)
     ids, offsets = text_offsets(lmm.backbone.tokenizer, one.text)
@@ -121,7 +122,7 @@ def test_keywords_follow_the_selector_s_scores(lmm: GroundedLMM, noise_image: An
     with torch.no_grad():
         scores = lmm.heads.keyword_selector(capture.hidden(0)[:, -1])
     middle = float(scores.median())
-    picked = {at for word in select_keywords(lmm, [one], threshold=middle)[0] for at in range(*word.span)}
+    picked = {at for word in lmm.select_keywords([one], threshold=middle)[0] for at in range(*word.span)}
     for score, (start, end) in zip(scores.tolist(), offsets, strict=True):
         solid = [at for at in range(start, end) if one.text[at] != " "]
         if abs(score - middle) > 1e-6:
@@ -131,11 +132,11 @@ def test_keywords_follow_the_selector_s_scores(lmm: GroundedLMM, noise_image: An
 def test_heads_that_cannot_are_refused(lmm: GroundedLMM, noise_image: Any) -> None:
     text = GivenText(noise_image(), QUESTION, PIECES, (1,))
     with pytest.raises(HeadsMismatch, match="no keyword selector"):
-        select_keywords(GroundedLMM(lmm.backbone, make_heads(keyword_selector=False)), [text])
+        GroundedLMM(lmm.backbone, make_heads(keyword_selector=False)).select_keywords([text])
     with pytest.raises(HeadsMismatch, match="chat only"):
-        ground_pieces(GroundedLMM(lmm.backbone), [text])
+        GroundedLMM(lmm.backbone).ground_pieces([text])
     with pytest.raises(EmptyPhrase, match="no keywords"):
-        select_keywords(lmm, [GivenText(noise_image(), QUESTION, ("",))])
+        lmm.select_keywords([GivenText(noise_image(), QUESTION, ("",))])
 
 
 def test_the_template_of_the_heads_stands_around_the_question(lmm: GroundedLMM, noise_image: Any) -> None:
@@ -144,4 +145,4 @@ def test_the_template_of_the_heads_stands_around_the_question(lmm: GroundedLMM, 
     assert other.heads is not None
     assert lmm.heads is not None
     other.heads.load_state_dict(lmm.heads.state_dict())
-    assert not np.allclose(ground_pieces(lmm, [one])[0][0].logits, ground_pieces(other, [one])[0][0].logits)
+    assert not np.allclose(lmm.ground_pieces([one])[0][0].logits, other.ground_pieces([one])[0][0].logits)

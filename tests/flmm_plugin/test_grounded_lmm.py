@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from flmm_plugin import attention, grounded_lmm
-from flmm_plugin.answering import answer_and_ground
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.errors import (
     BadImage,
@@ -23,10 +22,11 @@ from flmm_plugin.errors import (
     HeadsMismatch,
     UnknownArgument,
 )
-from flmm_plugin.given_text import GivenText, ground_pieces, select_keywords
 from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.grounding import GivenText
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
-from flmm_plugin.phrases import decoded_offsets
+from flmm_plugin.heads.manifest import PROMPT
+from flmm_plugin.passages import decoded_offsets
 from flmm_plugin.visual_cot import VisualCotOptions
 
 Load = Callable[..., Any]
@@ -159,7 +159,7 @@ def test_maps_are_the_mean_of_eager_attention_over_the_phrase(
     """From the ids on, without any of the code under test: prompt, phrase alone, and eager's own attentions."""
     image, phrase = noise_image(), PHRASES[2]
     backbone = load_llava("mha", attn_implementation="eager")
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": grounded_lmm.PROMPT}]}]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     text = backbone.processor.apply_chat_template(chat, add_generation_prompt=True)
     inputs = backbone.processor(images=[image], text=[text], return_tensors="pt")
     words = torch.tensor([backbone.tokenizer.encode(phrase, add_special_tokens=False)])
@@ -387,9 +387,9 @@ def test_nothing_longer_than_the_context_runs(
         lambda: lmm.visual_cot(image, text),
         lambda: lmm.visual_cot(image, text, options=VisualCotOptions("v2")),
         lambda: lmm.attention_maps(image, text),
-        lambda: answer_and_ground(lmm, image, text),
-        lambda: ground_pieces(lmm, [one]),
-        lambda: select_keywords(lmm, [one]),
+        lambda: lmm.ground_answer(image, text),
+        lambda: lmm.ground_pieces([one]),
+        lambda: lmm.select_keywords([one]),
     ]
     for call in calls:
         with pytest.raises(BadText, match="2048 tokens"):

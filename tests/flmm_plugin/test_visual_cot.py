@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flmm_plugin.errors import EmptyPhrase, HeadsMismatch, UnknownArgument
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest
+from flmm_plugin.passages import Passage
 from flmm_plugin.records import parse_masks_json
 from flmm_plugin.visual_cot import THINK, THOUGHT, CotQuestion, VisualCotOptions, crop_box
 
@@ -83,7 +84,7 @@ def test_the_first_variant_grounds_what_the_model_names(lmm: GroundedLMM, noise_
     assert answer.grounding is not None
     assert answer.grounding.mask.shape == (90, 80)
     tokens = encoded.image_tokens[0][0]
-    from flmm_plugin.replay import read_sequence
+    from flmm_plugin.capture import read_sequence
 
     whole = encoded.extended([[*begun, *ids]], backbone.pad_id)
     slots = torch.arange(encoded.length + len(begun), encoded.length + len(begun) + stop)
@@ -130,7 +131,7 @@ def test_nothing_named_means_the_whole_picture(
 ) -> None:
     from flmm_plugin import visual_cot
 
-    monkeypatch.setattr(visual_cot, "_thought", lambda *_: ("", 0))
+    monkeypatch.setattr(visual_cot, "_thought", lambda _, ids: Passage(ids, [], []))
     answer = lmm.visual_cot(noise_image(), QUESTION, max_new_tokens=2)
     assert (answer.grounding, answer.thought, answer.crop) == (None, "", (0, 0, 100, 60))
     assert parse_masks_json(answer.to_json((60, 100))).masks == ()

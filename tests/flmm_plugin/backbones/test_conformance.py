@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones.base import EncodedChat, ImageTokens
-from flmm_plugin.replay import read_answer, read_continuations, read_sequence
+from flmm_plugin.capture import read_answer, read_continuations, read_sequence
 
 from .families import FAMILIES
 

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, MaxLengthCriteria, StoppingCriteriaList, TextStreamer
 
-from flmm_plugin.answering import answer_and_ground
 from flmm_plugin.errors import EmptyPhrase, UnknownArgument
 from flmm_plugin.grounded_lmm import GroundedLMM
 
@@ -100,5 +99,5 @@ def test_questions_without_words(question: Any, picture: Any, lmm: Any) -> None:
 def test_an_answer_that_is_grounded_keeps_to_the_same_options(lmm: Any) -> None:
     grounded = GroundedLMM(lmm.backbone, heads_for(lmm.backbone))
     config = GenerationConfig(max_new_tokens=3, do_sample=False)
-    found = answer_and_ground(grounded, PICTURE, "What?", generation_config=config)
+    found = grounded.ground_answer(PICTURE, "What?", generation_config=config)
     assert found.token_ids == lmm.chat(PICTURE, "What?", generation_config=config).token_ids

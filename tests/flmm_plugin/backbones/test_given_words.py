@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from flmm_plugin.capture import read_sequence
 from flmm_plugin.context import context_limit
 from flmm_plugin.errors import BadText
 from flmm_plugin.grounded_lmm import GroundedLMM
-from flmm_plugin.phrases import plain_tokens
-from flmm_plugin.replay import read_sequence
+from flmm_plugin.passages import plain_tokens
 
 OF_OTHERS = ("[SEG]", "<|im_end|>", "<image>", "<IMG_CONTEXT>", "<|image_pad|>", "<image_placeholder>")
 

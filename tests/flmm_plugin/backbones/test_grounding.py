@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from flmm_plugin.capture import read_answer, read_continuations, read_sequence
 from flmm_plugin.errors import HeadsMismatch, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
-from flmm_plugin.replay import read_answer, read_continuations, read_sequence
 
 from .families import FAMILIES
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from flmm_plugin.grounded_lmm import PROMPT, SEPARATOR, GroundedLMM
-from flmm_plugin.phrases import merged_rows, written_phrases
-from flmm_plugin.replay import read_sequence
+from flmm_plugin.capture import merged_rows, read_sequence
+from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.heads.manifest import PROMPT, SEPARATOR
+from flmm_plugin.passages import Passage
 
 from .families import FAMILIES
 from .test_conformance import noise, user
@@ -20,7 +21,8 @@ from .test_conformance import noise, user
 def test_maps_are_sorted_by_layer(name: str, load_family: Callable[..., Any]) -> None:
     backbone, picture = load_family(name), noise(150, 90, 1)
     found = torch.from_numpy(GroundedLMM(backbone).attention_maps(picture, "a red sofa").maps)
-    (ids, groups) = written_phrases(backbone.tokenizer, ["a red sofa"], SEPARATOR)
+    passage = Passage.of_phrases(backbone.tokenizer, ["a red sofa"], SEPARATOR)
+    ids, groups = passage.ids, passage.groups
     encoded = backbone.encode([user(PROMPT)], [[picture]]).extended([ids], backbone.pad_id)
     tokens = encoded.image_tokens[0][0]
     slots = torch.tensor(groups[0]) + encoded.length - len(ids)

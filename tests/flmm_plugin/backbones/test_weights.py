@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from flmm_plugin.backbones import load_backbone
-from flmm_plugin.replay import read_sequence
+from flmm_plugin.capture import read_sequence
 
 pytestmark = pytest.mark.weights
 

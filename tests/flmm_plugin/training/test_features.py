@@ -13,10 +13,10 @@ from tokenizers.normalizers import Lowercase
 
 from flmm_plugin.backbones import load_backbone
 from flmm_plugin.errors import BadImage, CaptureError, EmptyPhrase, HeadsMismatch
-from flmm_plugin.given_text import GivenText, ground_pieces, select_keywords
 from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.grounding import GivenText
 from flmm_plugin.images import open_image
-from flmm_plugin.phrases import text_offsets
+from flmm_plugin.passages import text_offsets
 from flmm_plugin.records import Grounding
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
 
@@ -55,7 +55,7 @@ def test_expressions_are_read_as_ground_reads_them(lmm: GroundedLMM, samples: Sa
 def test_narratives_are_read_as_given_texts_are(lmm: GroundedLMM, samples: Samples) -> None:
     sample = samples.narrative()
     found = logits(lmm, FrozenReader(lmm).read(sample))
-    [asked] = ground_pieces(lmm, [GivenText(sample.image_path, sample.prompt, sample.pieces, sample.grounded)])
+    [asked] = lmm.ground_pieces([GivenText(sample.image_path, sample.prompt, sample.pieces, sample.grounded)])
     assert torch.equal(found, stacked(asked))
 
 
@@ -88,7 +88,7 @@ def test_the_selector_learns_from_the_text_that_it_will_be_asked_about(
     assert features.selector_hidden is not None
     assert features.selector_labels is not None
     ids, offsets = text_offsets(lmm.backbone.tokenizer, sample.text)
-    same = ids == sample.tokens(lmm.backbone.tokenizer)[0]
+    same = ids == sample.passage(lmm.backbone.tokenizer).ids
     assert same == (pieces[0] == "There is")
     assert features.selector_hidden.shape == (len(ids), 64)
     # Labels, character by character.
@@ -99,7 +99,7 @@ def test_the_selector_learns_from_the_text_that_it_will_be_asked_about(
     with torch.no_grad():
         scores = selector(features.selector_hidden)
     middle = float(scores.median())
-    [keywords] = select_keywords(lmm, [GivenText(sample.image_path, sample.prompt, pieces)], threshold=middle)
+    [keywords] = lmm.select_keywords([GivenText(sample.image_path, sample.prompt, pieces)], threshold=middle)
     runs = selector.select(scores, middle)
     assert [one.phrase for one in keywords] == [
         sample.text[offsets[start][0] : offsets[end - 1][1]].strip() for start, end in runs
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_is_named(lmm: GroundedLMM, samples: Samples, tmp_pa
         reader.read(samples.expressions(pieces=("a man", "; ", " ", ";")))
     with pytest.raises(BadImage):
         reader.read(samples.narrative(image_loader=lambda: open_image(tmp_path / "none.png")))
-    with pytest.raises(HeadsMismatch, match="build heads"):
+    with pytest.raises(HeadsMismatch, match="chat only"):
         FrozenReader(GroundedLMM(lmm.backbone, None))
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from flmm_plugin import replay
+from flmm_plugin import capture
+from flmm_plugin.capture import prompt_cache, read_answer, read_continuations, read_sequence
 from flmm_plugin.errors import CaptureError
-from flmm_plugin.replay import prompt_cache, read_answer, read_continuations, read_sequence
 
 Load = Callable[..., Any]
 
@@ -114,7 +114,7 @@ def test_continuations_share_one_prompt(load_llava: Load, noise_image: Load, mon
     lengths = passes(backbone, monkeypatch)
     shared = list(read_continuations(backbone, encoded, texts, rows, columns, at_once=2))
     assert lengths == [encoded.length, 4, 3]
-    monkeypatch.setattr(replay, "prompt_cache", lambda *args, **options: None)
+    monkeypatch.setattr(capture, "prompt_cache", lambda *args, **options: None)
     apart = list(read_continuations(backbone, encoded, texts, rows, columns))
     assert len(shared) == len(apart) == 3
     for row, one, two in zip(rows, shared, apart, strict=True):

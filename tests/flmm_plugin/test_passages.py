@@ -10,16 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flmm_plugin.capture import merged_rows
 from flmm_plugin.errors import BadText, EmptyPhrase, UnknownArgument
-from flmm_plugin.phrases import (
-    decoded_offsets,
-    merged_rows,
-    pieces_tokens,
-    plain_tokens,
-    span_tokens,
-    text_offsets,
-    written_phrases,
-)
+from flmm_plugin.passages import Passage, decoded_offsets, plain_tokens, span_tokens, text_offsets
 from flmm_plugin.words import checked_phrases, checked_spans, has_words, trimmed
 
 
@@ -30,19 +23,20 @@ def tokenizer(load_llava: Any) -> Any:
 
 def test_phrases_are_tokenised_alone_and_separated(tokenizer: Any) -> None:
     phrases = ["a brown horse", " the red sofa ", "a"]
-    ids, groups = written_phrases(tokenizer, phrases, ".")
+    passage = Passage.of_phrases(tokenizer, phrases, ".")
+    ids, groups = passage.ids, passage.groups
     stop = tokenizer.encode(".", add_special_tokens=False)[-1]
     for phrase, group in zip(phrases, groups, strict=True):
         assert [ids[index] for index in group] == tokenizer.encode(phrase.strip(), add_special_tokens=False)
         assert ids[group[-1] + 1] == stop
     assert len(ids) == sum(len(group) + 1 for group in groups)
-    assert len(written_phrases(tokenizer, phrases, "")[0]) == len(ids) - 3
+    assert len(Passage.of_phrases(tokenizer, phrases, "").ids) == len(ids) - 3
 
 
 @pytest.mark.parametrize("phrases", [[], [""], ["a cat", " \n"], ["\u200b"], ["\ufeff\x00"], "a cat"])
 def test_nothing_to_ground_is_refused(tokenizer: Any, phrases: list[str]) -> None:
     with pytest.raises(EmptyPhrase):
-        written_phrases(tokenizer, phrases, ".")
+        Passage.of_phrases(tokenizer, phrases, ".")
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30))
@@ -94,8 +88,9 @@ def test_signs_of_the_model_are_plain_text_in_given_text(tokenizer: Any, sign: s
     assert set(ids).isdisjoint(tokenizer.all_special_ids)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode([ids[index] for index in span_tokens(text, offsets, (2, 2 + len(sign)))]).strip() == sign
-    assert plain_tokens(tokenizer, text) == written_phrases(tokenizer, [text], "")[0] == ids
-    assert pieces_tokens(tokenizer, ["a", sign])[0] == plain_tokens(tokenizer, "a") + plain_tokens(tokenizer, sign)
+    assert plain_tokens(tokenizer, text) == Passage.of_phrases(tokenizer, [text], "").ids == ids
+    pieces = Passage.of_pieces(tokenizer, ["a", sign], [0])
+    assert pieces.ids == plain_tokens(tokenizer, "a") + plain_tokens(tokenizer, sign)
     # The chat's own way of tokenising is as it was.
     assert len(tokenizer.encode(sign, add_special_tokens=False)) == 1
 

@@ -1,19 +1,19 @@
-"""Read back the attention of text that a model has already written, or that is written for it.
+"""Run the frozen model over passages, given or generated, and capture the attention and states of their phrases.
 
 Chat is the plain ``generate()``; nothing is captured while it runs. Afterwards the answer is fed once more, as one
-chunk, on a *copy* of the prompt's part of the returned key-value cache (tail replay): picture and prompt are not
-computed again, every answer token is an input and so has a row of its own, the last one too. Where there is no such
-cache (beam search, ``use_cache=False``, sliding windows) the whole sequence is run again (full replay). The replayed
-cache never goes back into the chat: its last digits differ, and the next answer would no longer be that of the plain
-model.
+chunk, on a *copy* of the prompt's part of the returned key-value cache: picture and prompt are not computed again,
+every answer token is an input and so has a row of its own, the last one too. Where there is no such cache (beam search,
+``use_cache=False``, sliding windows) the whole sequence is run again. The cache of this second pass never goes back
+into the chat: its last digits differ, and the next answer would no longer be that of the plain model.
 
-Shapes: b batch, l prompt slots, t answer tokens.
+Shapes: b batch, l prompt slots, t tokens, n phrases, m layers, c heads per layer, k image tokens, d hidden size.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +22,131 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticLayer
 
 from flmm_plugin.attention import AttentionCapture
-from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated
+from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, ImageTokens
 from flmm_plugin.context import check_encoded, check_tokens
-from flmm_plugin.errors import CaptureError
+from flmm_plugin.errors import CaptureError, UnknownArgument
+from flmm_plugin.heads.manifest import MERGES
+from flmm_plugin.passages import Passage
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedPassage:
+    """The attention and hidden states of a passage's phrases.
+
+    Attributes:
+        passage: The text, and which tokens of it are phrases.
+        rows: Attention of the phrases' tokens to the image tokens, phrase after phrase, ``[t, m, c, k]``.
+        hidden: Outputs of every decoder layer at the same tokens, ``[t, m, d]``.
+        image: The image tokens, and how they lie on the picture.
+    """
+
+    passage: Passage
+    rows: Tensor
+    hidden: Tensor
+    image: ImageTokens
+
+    def maps(self, backbone: Backbone, merge: str) -> Tensor:
+        """Merge each phrase's rows and lay them on the token grid, ``[n, views * m * c, h, w]``."""
+        return backbone.attention_maps(merged_rows(self.rows, self.passage.sizes, merge), self.image)
+
+    def states(self) -> list[Tensor]:
+        """Split the hidden states into those of each phrase, n x ``[t_i, m, d]``."""
+        return list(self.hidden.split(self.passage.sizes))
+
+
+def merged_rows(rows: Tensor, sizes: Sequence[int], merge: str) -> Tensor:
+    """Merge the attention rows of each phrase's tokens into one.
+
+    Args:
+        rows: ``[t, m, c, k]``, phrase after phrase.
+        sizes: Number of tokens of each phrase; their sum is t.
+        merge: ``mean`` or ``max`` over a phrase's tokens.
+
+    Returns:
+        ``[n, m, c, k]``, not normalised.
+    """
+    check_merge(merge)
+    parts = rows.split(list(sizes))
+    return torch.stack([part.mean(dim=0) if merge == "mean" else part.amax(dim=0) for part in parts])
+
+
+def check_merge(merge: str) -> None:
+    """Refuse any other way of merging than the known ones."""
+    if merge not in MERGES:
+        raise UnknownArgument(f"merge is 'mean' or 'max', not {merge!r}")
+
+
+def capture_passages(backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage]) -> list[CapturedPassage]:
+    """Run chats that end with given passages once, and capture the phrases of each.
+
+    Raises:
+        BadText: A chat with its passage is longer than the model's context.
+    """
+    slots = [_slots(passage, encoded.length - len(passage.ids)) for passage in passages]
+    capture = read_sequence(backbone, encoded, slots, [images[0].slots for images in encoded.image_tokens])
+    return [_captured_passage(capture, item, passage, encoded) for item, passage in enumerate(passages)]
+
+
+def capture_answers(
+    backbone: Backbone,
+    encoded: EncodedChat,
+    generated: Generated,
+    passages: Sequence[Passage],
+    *,
+    attention: bool = True,
+) -> list[CapturedPassage]:
+    """Capture the phrases of generated answers.
+
+    Args:
+        backbone: The frozen model that generated them.
+        encoded: The prompts, padded on the left.
+        generated: The answers to them.
+        passages: Per answer, a passage whose ``ids`` are the answer's.
+        attention: Whether to read attention; False: hidden states alone, and rows of no image token.
+
+    Raises:
+        BadText: A prompt with its answer is longer than the model's context.
+    """
+    columns = [images[0].slots if attention else images[0].slots[:0] for images in encoded.image_tokens]
+    capture = read_answer(backbone, encoded, generated, [passage.tokens for passage in passages], columns)
+    return [_captured_passage(capture, item, passage, encoded) for item, passage in enumerate(passages)]
+
+
+def capture_alternatives(
+    backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage]
+) -> Iterator[CapturedPassage]:
+    """Capture several passages, each alone behind the same single prompt; prompt and picture are computed once.
+
+    Raises:
+        BadText: A passage with the prompt is longer than the model's context.
+    """
+    texts, rows = [passage.ids for passage in passages], [passage.tokens for passage in passages]
+    image = encoded.image_tokens[0][0]
+    read = read_continuations(backbone, encoded, texts, rows, image.slots)
+    for passage, (attention, hidden) in zip(passages, read, strict=True):
+        yield CapturedPassage(passage, attention, hidden, image)
+
+
+def last_states(backbone: Backbone, encoded: EncodedChat, lengths: Sequence[int]) -> list[Tensor]:
+    """Read the states after the final norm of each sequence's last tokens, b x ``[t, d]``; no attention is kept.
+
+    Args:
+        backbone: The frozen model that reads them.
+        encoded: Chats, each with a passage behind it.
+        lengths: Number of tokens of each passage.
+    """
+    slots = [torch.arange(encoded.length - length, encoded.length) for length in lengths]
+    capture = read_sequence(backbone, encoded, slots, [images[0].slots[:0] for images in encoded.image_tokens])
+    return [capture.hidden(item)[:, -1] for item in range(len(lengths))]
+
+
+def _slots(passage: Passage, start: int) -> Tensor:
+    """Return the sequence slots of a passage's phrases, where its first token is in slot ``start``."""
+    return torch.tensor(passage.tokens, dtype=torch.long) + start
+
+
+def _captured_passage(capture: AttentionCapture, item: int, passage: Passage, encoded: EncodedChat) -> CapturedPassage:
+    return CapturedPassage(passage, capture.attention(item), capture.hidden(item), encoded.image_tokens[item][0])
 
 
 def read_sequence(
@@ -33,10 +155,10 @@ def read_sequence(
     """Run given sequences once, without vocabulary logits and without a cache, and capture rows of them.
 
     Args:
-        backbone: The frozen model.
+        backbone: The frozen model that reads them.
         encoded: Sequences, e.g. `EncodedChat.extended` by a text.
-        rows: Per item, sequence slots to read.
-        columns: Per item, slots of its image tokens.
+        rows: Per item, the sequence slots to read.
+        columns: Per item, the slots of its image tokens.
 
     Raises:
         BadText: A sequence is longer than the model's context.
@@ -58,11 +180,11 @@ def read_answer(
     """Capture rows of generated answers.
 
     Args:
-        backbone: The frozen model.
-        encoded: The prompts.
-        generated: What the model answered to them.
+        backbone: The frozen model that generated them.
+        encoded: The prompts, padded on the left.
+        generated: The answers to them.
         rows: Per item, indices of answer tokens.
-        columns: Per item, slots of its image tokens.
+        columns: Per item, the slots of its image tokens.
         tail: Use the cache where there is one; False: always run the whole sequence.
 
     Raises:
@@ -102,8 +224,8 @@ def read_continuations(
     """Read several texts, each written alone behind the same single prompt; prompt and picture are computed once.
 
     Args:
-        backbone: The frozen model.
-        encoded: One prompt.
+        backbone: The frozen model that reads them.
+        encoded: The prompt, a batch of one.
         texts: Token ids of each text.
         rows: Per text, indices of the tokens to read.
         columns: Slots of the prompt's image tokens.
@@ -144,11 +266,11 @@ def read_continuations(
 
 
 def prompt_cache(cache: Any, length: int, *, repeats: int = 1) -> DynamicCache | None:
-    """The first ``length`` slots of a cache, for a forward pass that must leave the cache itself as it is.
+    """Copy the first ``length`` slots of a cache, for a forward pass that must leave the cache itself as it is.
 
     Args:
         cache: A key-value cache of transformers, or None.
-        length: Slots of the prompt.
+        length: Slots of the prompt, left padding included.
         repeats: Copies along the batch, for one prompt with several continuations.
 
     Returns:
@@ -171,7 +293,7 @@ def prompt_cache(cache: Any, length: int, *, repeats: int = 1) -> DynamicCache |
 
 
 def _grown(encoded: EncodedChat, ids: Tensor, written: Tensor) -> dict[str, Tensor]:
-    """The inputs with ``ids [b, t]`` behind each sequence, where ``written`` says that they are no padding."""
+    """Return the inputs with ``ids [b, t]`` behind each sequence, where ``written`` says that they are no padding."""
     shape = encoded.inputs["input_ids"].shape
     grown = {
         key: F.pad(value, (0, ids.shape[1])) if value.shape == shape else value
@@ -184,7 +306,7 @@ def _grown(encoded: EncodedChat, ids: Tensor, written: Tensor) -> dict[str, Tens
 
 
 def _continuation(whole: dict[str, Tensor], positions: Tensor, start: int, cache: DynamicCache) -> dict[str, Any]:
-    """What is fed behind a cache of ``start`` slots."""
+    """Return the inputs of a forward pass behind a cache of ``start`` slots."""
     return {
         "input_ids": whole["input_ids"][:, start:],
         "attention_mask": whole["attention_mask"],

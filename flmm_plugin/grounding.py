@@ -1,0 +1,514 @@
+"""Ground words that are given: phrases, spans of a text, pieces of a text, or those that the keyword selector chooses.
+
+All of them take one path: a `Passage` is written behind a chat, the frozen model reads both once
+(`flmm_plugin.capture`), and the heads turn the attention of each phrase into a mask (`masks_of`).
+
+Shapes: t tokens, m layers, c heads per layer, d hidden size, h x w image-token grid, H x W original picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
+from flmm_plugin.capture import (
+    CapturedPassage,
+    capture_alternatives,
+    capture_answers,
+    capture_passages,
+    check_merge,
+    last_states,
+    merged_rows,
+)
+from flmm_plugin.context import check_characters, check_tokens
+from flmm_plugin.errors import BadText, CaptureError, EmptyPhrase, HeadsMismatch, UnknownArgument
+from flmm_plugin.frozen_lmm import FrozenLMM
+from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.heads import GroundingHeads, KeywordSelector
+from flmm_plugin.heads.manifest import PROMPT, SEPARATOR
+from flmm_plugin.images import ImageSource, open_image
+from flmm_plugin.passages import Passage, decoded_offsets, piece_spans, span_tokens, text_offsets
+from flmm_plugin.records import Grounding
+from flmm_plugin.words import Span, check_text, checked_phrases, checked_spans, has_words, trimmed
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """The attention of one phrase's tokens to the picture.
+
+    Attributes:
+        maps: ``float32[m, c, h, w]``, grid frame: share of attention, not normalised over the picture. Families with
+            two views have 2 c per layer: the coarse view's heads, then the fine one's.
+        grid: The place of the cells on the original picture.
+    """
+
+    maps: npt.NDArray[np.float32]
+    grid: ImageGrid
+
+
+@dataclass(frozen=True, eq=False)
+class GivenText:
+    """A text in pieces that stands as the answer to a question about one picture, such as a panoptic narrative.
+
+    Each piece is tokenised alone, as the paper's models read them (sections 4.2 and A1.3).
+
+    Attributes:
+        image: The picture that the text is about.
+        question: The user's words before the text, written in the template that the heads were trained with.
+        pieces: The text, cut where its phrases begin and end; joined as they are.
+        grounded: Indices of the pieces that are to be grounded.
+    """
+
+    image: ImageSource
+    question: str
+    pieces: tuple[str, ...]
+    grounded: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The pieces, joined as they are."""
+        return "".join(self.pieces)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Characters ``[start, end)`` of each grounded piece in `text`, without white space at the ends."""
+        return tuple(piece_spans(self.pieces, self.grounded))
+
+    def check(self) -> None:
+        """Refuse pieces that are no text, and grounded pieces that are no indices.
+
+        Raises:
+            BadText: One of them is.
+        """
+        for index, piece in enumerate(self.pieces):
+            check_text(piece, f"piece {index}")
+        for place in self.grounded:
+            if isinstance(place, bool) or not hasattr(place, "__index__"):
+                raise BadText(f"{place!r} among the grounded pieces is no index; give whole numbers from 0 on")
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """Words that the keyword selector chose in a text.
+
+    Attributes:
+        phrase: The words, without white space at their ends.
+        span: Their characters ``[start, end)`` in the text.
+    """
+
+    phrase: str
+    span: Span
+
+
+class PhraseGrounder(FrozenLMM):
+    """A frozen backbone, and heads that turn its attention into masks of given words.
+
+    Args:
+        backbone: The frozen model, loaded.
+        heads: Heads that were trained for it; None: chat and attention maps only.
+        merge: ``mean`` or ``max`` over a phrase's tokens; None: as the heads were trained.
+        preprocessing: ``stock`` or ``paper``, the preprocessing of pictures before grounding, set on the backbone;
+            None: as the heads were trained.
+
+    Raises:
+        HeadsMismatch: Heads of another backbone's shape.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: GroundingHeads | None = None,
+        *,
+        merge: str | None = None,
+        preprocessing: str | None = None,
+    ) -> None:
+        if heads is not None:
+            heads.manifest.check_fits(backbone.facts)
+            preprocessing = preprocessing or heads.manifest.preprocessing or None
+        backbone.preprocess(preprocessing)
+        super().__init__(backbone)
+        self.heads = heads
+        self.merge = merge or (heads.manifest.merge if heads is not None else "mean")
+        check_merge(self.merge)
+
+    def ground(
+        self,
+        image: ImageSource,
+        phrases: Iterable[str],
+        *,
+        prompt: str | None = None,
+        joint: bool = True,
+        refine: bool = True,
+    ) -> list[Grounding]:
+        """Find each phrase in a picture.
+
+        Args:
+            image: The picture; encoded once however many phrases there are.
+            phrases: What to look for, as plain text: ``</s>`` in it is four characters, no token of the model's own.
+                One string is refused, since its letters would be phrases.
+            prompt: The user's turn before the phrases; None: the heads' own.
+            joint: All phrases in one answer, "phrase one. phrase two.", so that later ones see earlier ones (the
+                paper's protocol). False: each phrase as an answer of its own, picture and prompt still computed once.
+            refine: Use the mask refiner; False: the mask decoder's masks.
+
+        Returns:
+            One grounding per phrase, in order.
+
+        Raises:
+            BadImage: The picture cannot be read.
+            BadText: A phrase is no text, or with the picture they are longer than the model's context.
+            EmptyPhrase: A phrase without words.
+        """
+        if joint:
+            return self.ground_many([image], [phrases], prompt=prompt, refine=refine)[0]
+        self.need_heads()
+        passages = [self._phrases([phrase]) for phrase in checked_phrases(phrases)]
+        picture = open_image(image)
+        encoded = self.encode([self._prompt(prompt)], [picture], self._template)
+        read = capture_alternatives(self.backbone, encoded, passages)
+        return [found for captured in read for found in self.masks(captured, picture, refine)]
+
+    def ground_many(
+        self,
+        images: Sequence[ImageSource],
+        phrases: Sequence[Iterable[str]],
+        *,
+        prompt: str | None = None,
+        refine: bool = True,
+        batch_size: int = 8,
+    ) -> list[list[Grounding]]:
+        """Ground phrases in several pictures, ``batch_size`` at a time in one forward pass; arguments as of `ground`.
+
+        A picture without phrases gets no groundings.
+        """
+        self.need_heads()
+        if batch_size < 1:
+            raise UnknownArgument(f"batch_size is a number of pictures from 1 on, not {batch_size!r}")
+        found: list[list[Grounding]] = [[] for _ in images]
+        if len(images) != len(phrases):
+            raise EmptyPhrase(f"{len(images)} images but {len(phrases)} lists of phrases; give one list for each image")
+        # All of them before the first picture is looked at: a bad phrase costs no run.
+        named = [checked_phrases(some) for some in phrases]
+        passages = {index: self._phrases(some) for index, some in enumerate(named) if some}
+        asked = list(passages)
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            pictures = [open_image(images[index]) for index in batch]
+            read = self._read_phrases(pictures, [passages[index] for index in batch], prompt)
+            for index, captured, picture in zip(batch, read, pictures, strict=True):
+                found[index] = self.masks(captured, picture, refine)
+        return found
+
+    def ground_text(
+        self,
+        image: ImageSource,
+        messages: str | Messages,
+        text: str,
+        spans: Iterable[Span],
+        *,
+        where: Literal["answer", "question"] = "answer",
+        refine: bool = True,
+    ) -> list[Grounding]:
+        """Ground parts of a text that is given, e.g. an answer from elsewhere or the question itself.
+
+        Args:
+            image: The picture that the text is about.
+            messages: The chat, ending with the user's turn; a string is the user's words.
+            text: ``where="answer"``: the text that follows the chat. ``where="question"``: words of the chat after the
+                image.
+            spans: Characters ``[start, end)`` of ``text``, one pair per phrase.
+            where: Which of the two ``text`` is.
+            refine: Use the mask refiner.
+
+        Raises:
+            BadText: ``text`` or a span is of another type, or text and picture are longer than the model's context.
+            EmptyPhrase: A span without words, or a question that the chat does not contain.
+            UnknownArgument: ``where`` is neither of the two.
+        """
+        self.need_heads()
+        if where not in ("answer", "question"):
+            raise UnknownArgument(f"where is 'answer' or 'question', not {where!r}")
+        check_text(text)
+        spans = checked_spans(spans, text)
+        if not spans:
+            return []
+        if where == "question":
+            picture = open_image(image)
+            encoded = self.encode([messages], [picture])
+            passage = question_passage(self.backbone.tokenizer, encoded, text, spans)
+        else:
+            check_characters(self.backbone, text)
+            passage = Passage.of_spans(self.backbone.tokenizer, text, spans)
+            check_tokens(self.backbone, len(passage.ids))
+            picture = open_image(image)
+            encoded = self.encode([messages], [picture], self._template if isinstance(messages, str) else "")
+            encoded = encoded.extended([passage.ids], self.backbone.pad_id)
+        (captured,) = capture_passages(self.backbone, encoded, [passage])
+        return self.masks(captured, picture, refine)
+
+    def ground_pieces(self, texts: Sequence[GivenText], *, refine: bool = True) -> list[list[Grounding]]:
+        """Ground the named pieces of each text; one forward pass for all of them.
+
+        Args:
+            texts: Texts about one picture each; one without grounded pieces gets no groundings.
+            refine: Use the mask refiner.
+
+        Returns:
+            Per text one grounding per entry of ``grounded``, in that order, with its span in the text.
+
+        Raises:
+            BadImage: A picture cannot be read.
+            BadText: A piece is no text, or a text with its picture is longer than the model's context.
+            EmptyPhrase: A piece without words is to be grounded, or there is no such piece.
+            HeadsMismatch: The model was loaded to chat only.
+        """
+        self.need_heads()
+        found: list[list[Grounding]] = [[] for _ in texts]
+        asked = [index for index, one in enumerate(texts) if one.grounded]
+        if not asked:
+            return found
+        passages = []
+        for index in asked:
+            one = texts[index]
+            one.check()
+            check_characters(self.backbone, one.text)
+            passages.append(Passage.of_pieces(self.backbone.tokenizer, one.pieces, one.grounded))
+        pictures = [open_image(texts[index].image) for index in asked]
+        questions = [texts[index].question for index in asked]
+        encoded = self._extended(questions, pictures, [passage.ids for passage in passages])
+        read = capture_passages(self.backbone, encoded, passages)
+        for index, captured, picture in zip(asked, read, pictures, strict=True):
+            found[index] = self.masks(captured, picture, refine)
+        return found
+
+    def select_keywords(self, texts: Sequence[GivenText], *, threshold: float | None = None) -> list[list[Keyword]]:
+        """Choose words that name things in the picture, in texts that are given as answers.
+
+        The keyword selector reads each text tokenised as a whole: the tokens of its pieces would tell it where a phrase
+        begins.
+
+        Args:
+            texts: Texts about one picture each; ``grounded`` plays no role.
+            threshold: Score above which a token is picked; None: the heads' own.
+
+        Returns:
+            Per text its keywords, in order; adjacent picked tokens are one.
+
+        Raises:
+            BadImage: A picture cannot be read.
+            BadText: A piece is no text, or a text with its picture is longer than the model's context.
+            EmptyPhrase: A text without words.
+            HeadsMismatch: There are no heads, or they have no keyword selector.
+        """
+        selector, limit = self.need_selector(threshold)
+        if not texts:
+            return []
+        tokens = []
+        for one in texts:
+            one.check()
+            check_characters(self.backbone, one.text)
+            if not has_words(one.text):
+                raise EmptyPhrase(f"a text without words ({one.text!r}) has no keywords; leave it out")
+            tokens.append(text_offsets(self.backbone.tokenizer, one.text))
+        pictures = [open_image(one.image) for one in texts]
+        encoded = self._extended([one.question for one in texts], pictures, [ids for ids, _ in tokens])
+        states = last_states(self.backbone, encoded, [len(ids) for ids, _ in tokens])
+        found = []
+        for one, (ids, offsets), hidden in zip(texts, tokens, states, strict=True):
+            chosen = chosen_phrases(selector, hidden, ids, one.text, offsets, limit)
+            found.append([Keyword(phrase, span) for phrase, span in chosen.phrases if span is not None])
+        return found
+
+    def ground_generated(
+        self,
+        encoded: EncodedChat,
+        generated: Generated,
+        passages: Sequence[Passage],
+        pictures: Sequence[Image.Image],
+        *,
+        refine: bool = True,
+    ) -> list[list[Grounding]]:
+        """Ground phrases of answers that this model has generated (`begin_answers`).
+
+        Args:
+            encoded: The prompts, padded on the left.
+            generated: The answers to them.
+            passages: Per answer, a passage whose ``ids`` are the answer's.
+            pictures: One for each answer, RGB.
+            refine: Use the mask refiner.
+        """
+        if not any(passage.groups for passage in passages):
+            return [[] for _ in passages]
+        read = capture_answers(self.backbone, encoded, generated, passages)
+        return [self.masks(captured, picture, refine) for captured, picture in zip(read, pictures, strict=True)]
+
+    def attention_maps(self, image: ImageSource, phrase: str, *, prompt: str | None = None) -> AttentionMaps:
+        """Return the maps that the heads would read for one phrase; needs no heads."""
+        passage = self._phrases([phrase])
+        (captured,) = self._read_phrases([open_image(image)], [passage], prompt)
+        merged = merged_rows(captured.rows, passage.sizes, self.merge)
+        # Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
+        layers = [
+            self.backbone.attention_maps(merged[:, layer : layer + 1], captured.image)[0]
+            for layer in range(merged.shape[1])
+        ]
+        return AttentionMaps(torch.stack(layers).float().cpu().numpy(), captured.image.grid)
+
+    def need_heads(self) -> GroundingHeads:
+        """Return the heads.
+
+        Raises:
+            HeadsMismatch: The model was loaded to chat only.
+        """
+        if self.heads is None:
+            raise HeadsMismatch(f"{self.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
+        return self.heads
+
+    def need_selector(self, threshold: float | None = None) -> tuple[KeywordSelector, float]:
+        """Return the keyword selector and the threshold to use: the one that is given, or the heads' own.
+
+        Raises:
+            HeadsMismatch: There are no heads, or they have no keyword selector.
+        """
+        heads = self.need_heads()
+        if heads.keyword_selector is None:
+            raise HeadsMismatch(
+                "these heads have no keyword selector (released checkpoints have none); use heads that were trained "
+                "with one, or pass the spans to ground_text"
+            )
+        return heads.keyword_selector, heads.manifest.keyword_threshold if threshold is None else threshold
+
+    def masks(self, captured: CapturedPassage, picture: Image.Image, refine: bool) -> list[Grounding]:
+        """Turn the captured phrases of one picture into masks, in one call of the heads."""
+        return masks_of(captured, picture, self.backbone, self.need_heads(), merge=self.merge, refine=refine)
+
+    def _prompt(self, prompt: str | None) -> str:
+        if prompt is not None:
+            check_text(prompt, "the prompt")
+            return prompt
+        return self.heads.manifest.prompt if self.heads is not None else PROMPT
+
+    @property
+    def _separator(self) -> str:
+        return self.heads.manifest.separator if self.heads is not None else SEPARATOR
+
+    @property
+    def _template(self) -> str:
+        """Text around prompt and picture where this package writes the turn; chats are in the model's own template."""
+        return self.heads.manifest.template if self.heads is not None else ""
+
+    def _phrases(self, phrases: list[str]) -> Passage:
+        """Write phrases as one answer."""
+        check_characters(self.backbone, "".join(phrases))
+        passage = Passage.of_phrases(self.backbone.tokenizer, phrases, self._separator)
+        check_tokens(self.backbone, len(passage.ids))
+        return passage
+
+    def _extended(
+        self, prompts: Sequence[str], pictures: Sequence[Image.Image], texts: Sequence[Sequence[int]]
+    ) -> EncodedChat:
+        """Encode prompts in the heads' template, with token ids behind each."""
+        return self.encode(prompts, pictures, self._template).extended(texts, self.backbone.pad_id)
+
+    def _read_phrases(
+        self, pictures: list[Image.Image], passages: list[Passage], prompt: str | None
+    ) -> list[CapturedPassage]:
+        """Run a batch once; rows of all phrase tokens, separators left out."""
+        encoded = self._extended([self._prompt(prompt)] * len(pictures), pictures, [one.ids for one in passages])
+        return capture_passages(self.backbone, encoded, passages)
+
+
+def question_passage(tokenizer: Any, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> Passage:
+    """Find a text in the part of an encoded chat that follows its image, and the tokens of each span of the text.
+
+    Raises:
+        EmptyPhrase: The chat does not contain the text there, or a span has no words or no token.
+    """
+    first = int(encoded.image_tokens[0][-1].slots.max()) + 1
+    ids = encoded.inputs["input_ids"][0, first:].tolist()
+    written, offsets = decoded_offsets(tokenizer, ids)
+    place = written.rfind(text)
+    if place < 0 or not text:
+        raise EmptyPhrase(
+            f"the chat does not contain {text!r} after the image; words before the image cannot look at it"
+        )
+    groups = [span_tokens(written, offsets, (place + start, place + end)) for start, end in spans]
+    words = [trimmed(text, span) for span in spans]
+    return Passage(ids, groups, [(text[start:end], (start, end)) for start, end in words])
+
+
+@torch.no_grad()
+def masks_of(
+    captured: CapturedPassage,
+    picture: Image.Image,
+    backbone: Backbone,
+    heads: GroundingHeads,
+    *,
+    merge: str,
+    refine: bool,
+) -> list[Grounding]:
+    """Turn the captured phrases of one picture into masks, in one call of the heads.
+
+    Args:
+        captured: Attention and hidden states of the phrases.
+        picture: The original picture, RGB.
+        backbone: The frozen model that they were captured from.
+        heads: Heads that were trained for it.
+        merge: ``mean`` or ``max`` over a phrase's tokens.
+        refine: Use the mask refiner.
+
+    Raises:
+        CaptureError: The attention is not finite.
+    """
+    if not captured.passage.groups:
+        return []
+    if not bool(torch.isfinite(captured.rows).all()):
+        raise CaptureError(
+            f"the attention of {backbone.name} is not finite in {backbone.dtype}; load it with dtype='bfloat16' "
+            "or 'float32'"
+        )
+    maps = captured.maps(backbone, merge).to(heads.device)
+    hidden = [states.to(heads.device) for states in captured.states()]
+    out = heads(maps, hidden, picture, captured.image.grid, refine)
+    logits = out.logits.float().cpu().numpy()
+    decoder = out.decoder_logits.float().cpu().numpy()
+    return [
+        Grounding.from_logits(phrase, logits[index], decoder[index], span)
+        for index, (phrase, span) in enumerate(captured.passage.phrases)
+    ]
+
+
+@torch.no_grad()
+def chosen_phrases(
+    selector: KeywordSelector,
+    hidden: Tensor,
+    ids: Sequence[int],
+    text: str,
+    offsets: Sequence[Span],
+    threshold: float,
+    special: Iterable[int] = (),
+) -> Passage:
+    """Make phrases of the runs of adjacent tokens that the keyword selector picks.
+
+    Args:
+        selector: The keyword selector that was trained for the backbone.
+        hidden: States of the text's tokens after the final norm, ``[t, d]``.
+        ids: Token ids of the text, t of them.
+        text: The text itself, decoded.
+        offsets: Characters ``[start, end)`` of each token.
+        threshold: Score above which a token is picked.
+        special: Ids that are never picked: the end token, though it may score, names nothing.
+    """
+    scores = selector(hidden.to(next(selector.parameters()).device)).cpu()
+    never = set(special)
+    scores = scores.masked_fill(torch.tensor([token in never for token in ids], dtype=torch.bool), float("-inf"))
+    runs = selector.select(scores, threshold)
+    return Passage.of_tokens(ids, text, offsets, [range(start, end) for start, end in runs])
