@@ -12,7 +12,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -155,7 +154,7 @@ def _one_line_for_an_interrupt(kind: type[BaseException], error: BaseException, 
 
 
 def execute(command: Sequence[str]) -> int:
-    """Run any command with the hook on its path; the status is 1 where its own was 0 but a combination failed.
+    """Run any command with the hook on its path, and return its status, which the hook sees to.
 
     Raises:
         UnknownArgument: There is no command, or it cannot be started.
@@ -163,17 +162,10 @@ def execute(command: Sequence[str]) -> int:
     if not command:
         raise UnknownArgument("say what to run: flmm-vlmeval exec python run.py --data MME --model flmm_tiny")
     path = os.pathsep.join([str(HOOK_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "outcomes.json"
-        env = {**os.environ, "PYTHONPATH": path, outcomes.OUTCOMES_VARIABLE: str(written)}
-        try:
-            done = subprocess.run(list(command), env=env, check=False)
-        except OSError as exc:
-            raise UnknownArgument(f"{command[0]} cannot be started: {exc}") from exc
-        lines, status = outcomes.summary(outcomes.collected(written))
-    for line in lines:
-        print(line, file=sys.stderr)
-    return done.returncode or status
+    try:
+        return subprocess.run(list(command), env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+    except OSError as exc:
+        raise UnknownArgument(f"{command[0]} cannot be started: {exc}") from exc
 
 
 def find_run() -> Path:

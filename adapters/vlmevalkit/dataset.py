@@ -56,30 +56,28 @@ class FlmmBenchmark(ImageBaseDataset):
             UnknownArgument: Result files would cut masks off (``PRED_FORMAT``).
         """
         refuse_format([dataset])
-        self._asked: list[tuple[str, PlainTask, int]] = []
-        rows: list[dict[str, Any]] = []
-        for label, name in BENCHMARKS[dataset]:
-            task = PlainTask(name)
-            if len(task.docs) == 0:
-                logger.warning(f"{dataset}: the data has nothing of {label or name}; it is left out")
-            for number in range(len(task.docs)):
-                doc = task.docs[number]
-                rows.append(
-                    {
-                        "index": len(rows), "split": label or str(name), "image_path": str(doc["image_path"]),
-                        "question": task.prompt(doc), "answer": _in_words(doc),
-                    }
-                )  # fmt: skip
-                self._asked.append((label, task, number))
-        if not rows:
+        self._tasks = {label: PlainTask(name) for label, name in BENCHMARKS[dataset]}
+        # The task and the document of each row.
+        self._places = [(label, number) for label, task in self._tasks.items() for number in range(len(task.docs))]
+        if not self._places:
             raise DataNotFound(f"{dataset} has no documents in this data; flmm data check says what is missing")
-        self.identity = " ".join(dict.fromkeys(task.annotations for _, task, _ in self._asked))
+        for label, task in self._tasks.items():
+            if len(task.docs) == 0:
+                logger.warning(f"{dataset}: the data has nothing of {label or task.name}; it is left out")
+        self.identity = " ".join(dict.fromkeys(self._tasks[label].annotations for label, _ in self._places))
+        rows = []
+        for index, (label, number) in enumerate(self._places):
+            task = self._tasks[label]
+            doc = task.docs[number]
+            row = {"index": index, "split": label or task.name, "image_path": str(doc["image_path"])}
+            rows.append({**row, "question": task.prompt(doc), "answer": _in_words(doc)})
         return pd.DataFrame(rows)
 
     def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
         """Write the message about a row: its picture, the prompt, and what is wanted of a model of this package."""
         index = int(line if isinstance(line, int) else line["index"])
-        _, task, number = self._asked[index]
+        label, number = self._places[index]
+        task = self._tasks[label]
         doc = task.docs[number]
         return message_of(doc, task.prompt(doc), task.generation_kwargs, index)
 
@@ -94,36 +92,38 @@ class FlmmBenchmark(ImageBaseDataset):
             BadAnnotation: A row is not of this data set, or it is ``.xlsx``.
             OutputFailed: The folder cannot be written.
         """
-        records: dict[tuple[str, str], list[Record]] = {}
-        tasks: dict[tuple[str, str], PlainTask] = {}
         target = Path(eval_file)
         if target.suffix == ".xlsx":
             raise BadAnnotation(f"{target}: its cells cut masks off; answer again with PRED_FORMAT=tsv")
         stem = target.with_suffix("")
-        table = predictions.read(target)
-        answered = dict(zip(map(int, table["index"]), map(str, table[predictions.ANSWERS]), strict=True))
+        answers = predictions.answers_of(predictions.read(target))
+        records: dict[str, list[Record]] = {}
         with files.new_file(Path(f"{stem}{_DETAIL_ENDING}")) as part, part.open("w", encoding="utf-8") as details:
-            for index, reply in tqdm(answered.items(), desc=f"score {self.dataset_name}", unit="doc"):
-                if index not in range(len(self._asked)):
+            for index, reply in tqdm(answers.items(), desc=f"score {self.dataset_name}", unit="doc"):
+                if int(index) not in range(len(self._places)):
                     raise BadAnnotation(
-                        f"{target} has a row {index}, {self.dataset_name} has {len(self._asked)}: it is of other data; "
-                        "give another --work-dir"
+                        f"{target} has a row {index}, {self.dataset_name} has {len(self._places)}: it is of other "
+                        "data; give another --work-dir"
                     )
-                label, task, number = self._asked[index]
+                label, number = self._places[int(index)]
+                task = self._tasks[label]
                 record = task.score(task.docs[number], as_scored(reply))
-                records.setdefault((label, task.name), []).append(record)
-                tasks[label, task.name] = task
-                details.write(json.dumps({"index": index, "split": label, **_plain(record)}) + "\n")
+                records.setdefault(label, []).append(record)
+                # Without its reference, which is the data set's.
+                detail = {name: value for name, value in record.items() if name != "reference"}
+                details.write(json.dumps({"index": int(index), "split": label, **detail}) + "\n")
         printed: dict[str, float | int] = {}
-        for key, listed in records.items():
-            numbers = headline_first(key[1], tasks[key].numbers(listed))
-            printed.update({f"{key[0]}.{name}" if key[0] else name: value for name, value in numbers.items()})
-        if len(answered) < len(self._asked):
+        for label, listed in records.items():
+            task = self._tasks[label]
+            numbers = headline_first(task.name, task.numbers(listed))
+            printed.update({f"{label}.{name}" if label else name: value for name, value in numbers.items()})
+        if len(answers) < len(self._places):
             logger.warning(
-                f"{self.dataset_name}: PARTIAL RESULT over {len(answered)} of {len(self._asked)} documents; do not set "
+                f"{self.dataset_name}: PARTIAL RESULT over {len(answers)} of {len(self._places)} documents; do not set "
                 "it beside published numbers"
             )
-        facts = {label: {"task": name, "annotations": tasks[label, name].annotations} for label, name in records}
+        used = {label: self._tasks[label] for label in records}
+        facts = {label: {"task": task.name, "annotations": task.annotations} for label, task in used.items()}
         # Not the kit's `dump`: it writes a pickle under another name where it meets a number of numpy's.
         files.write(Path(f"{stem}{_TASKS_ENDING}"), json.dumps(facts, indent=1))
         files.write(Path(f"{stem}{_SCORE_ENDING}"), json.dumps(printed, indent=1))
@@ -189,8 +189,3 @@ def _in_words(doc: Mapping[str, Any]) -> str:
         if name in doc:
             return "; ".join(doc[name])
     return str(doc.get("answer") or doc.get("query") or "")
-
-
-def _plain(record: Record) -> dict[str, Any]:
-    """Return a document's record without its reference, which is the data set's."""
-    return {name: value for name, value in record.items() if name != "reference"}

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin import files
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.messages import is_failure
 from flmm_plugin.errors import BadAnnotation
 from flmm_plugin.nearest import did_you_mean
-
-#: A file that the outcomes are also written to, for the process that started this one.
-OUTCOMES_VARIABLE = "FLMM_VLMEVAL_OUTCOMES"
 
 #: The kit's reasons for leaving a combination out that are failures.
 _FAILURES = ("invalid_dataset", "No infer result found", "Incomplete infer result", "evaluate_returned_none")
@@ -49,25 +44,13 @@ def note(state: Mapping[str, Any]) -> None:
         reason = state.get("skip_reason")
         one["problem"] = str(state.get("error_message") or (reason if reason in _FAILURES else "") or "")
         one["note"] = str(reason or "")
-    written = os.environ.get(OUTCOMES_VARIABLE)
-    if written and _is_first():
-        listed = [[*key, one] for key, one in _outcomes.items()]
-        files.write(Path(written), json.dumps(listed))
 
 
-def collected(path: Path | None = None) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the outcomes of this process, or those that another one wrote to `path`."""
-    if path is None:
-        return dict(_outcomes)
-    content = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return {(model, data): one for model, data, one in json.loads(content or "[]")}
-
-
-def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[str], int]:
-    """Write the lines for a reader, and the exit status: 1 if a combination has no result."""
+def summary() -> tuple[list[str], int]:
+    """Return a line for each combination of this process, and the exit status: 1 if one has no result."""
     lines = []
     failed = all_samples = all_bad = 0
-    for (model, data), one in found.items():
+    for (model, data), one in _outcomes.items():
         samples, bad = failed_samples(one.get("prediction_file"))
         all_samples += samples
         all_bad += bad
@@ -79,7 +62,7 @@ def summary(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[list[st
         lines.append(line)
     counts = []
     if failed:
-        counts.append(f"{failed} of {len(found)} combinations have no result")
+        counts.append(f"{failed} of {len(_outcomes)} combinations have no result")
     if all_bad:
         counts.append(f"{all_bad} of {all_samples} samples FAILED")
     if counts:
@@ -116,8 +99,8 @@ def report() -> int:
 
     Of several processes, the first one prints.
     """
-    lines, status = summary(collected())
-    if _is_first() and not os.environ.get(OUTCOMES_VARIABLE):
+    lines, status = summary()
+    if os.environ.get("RANK", "0") == "0":
         for line in lines:
             print(line, file=sys.stderr)
     return status
@@ -129,11 +112,6 @@ def report_at_the_end() -> None:
     Call this before other modules register what is done at the end: theirs is done first then.
     """
     atexit.register(_end)
-
-
-def _is_first() -> bool:
-    """Tell whether this process is the one of several that speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _end() -> None:

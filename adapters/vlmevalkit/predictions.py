@@ -28,18 +28,20 @@ Table = Any
 
 
 class Readers:
-    """Stand-in for pandas in the kit's ``load``: tables are read with answers as they were written."""
+    """Stand-in for pandas in the kit's ``load``: a table's answers are read as text, failed ones as `NOTHING`."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(pd, name)
+        found = getattr(pd, name)
+        if name not in ("read_csv", "read_excel"):
+            return found
 
-    def read_csv(self, path: Any, **options: Any) -> Table:
-        """Read as pandas does, with answers as text and failed ones as `NOTHING`."""
-        return _scored(_as_written(pd.read_csv, path, **options))
+        def read_scored(path: Any, **options: Any) -> Table:
+            table = _as_written(found, path, **options)
+            if ANSWERS in table:
+                table[ANSWERS] = [NOTHING if is_failure(reply) else reply for reply in table[ANSWERS]]
+            return table
 
-    def read_excel(self, path: Any, **options: Any) -> Table:
-        """Read as pandas does, with answers as text and failed ones as `NOTHING`."""
-        return _scored(_as_written(pd.read_excel, path, **options))
+        return read_scored
 
 
 def read(path: Path) -> Table:
@@ -60,6 +62,11 @@ def read(path: Path) -> Table:
     if not {"index", ANSWERS} <= set(table):
         raise BadAnnotation(f"{path} has no columns index and {ANSWERS}: it is no result file of the kit")
     return table
+
+
+def answers_of(table: Table) -> dict[str, str]:
+    """Return index -> answer of a table, both as text."""
+    return dict(zip(map(str, table["index"]), map(str, table[ANSWERS]), strict=True))
 
 
 def whole(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,15 +136,9 @@ def _as_written(reader: Callable[..., Table], path: Any, **options: Any) -> Tabl
     return table
 
 
-def _scored(table: Table) -> Table:
-    if ANSWERS in table:
-        table[ANSWERS] = [NOTHING if is_failure(reply) else reply for reply in table[ANSWERS]]
-    return table
-
-
 def _changed(given: Table, path: Path) -> int:
     """Count the answers that a file does not hold as they were given; all of them where it is not there."""
     if not path.is_file():
         return len(given)
-    held = dict(zip(*(list(map(str, read(path)[name])) for name in ("index", ANSWERS)), strict=True))
-    return sum(held.get(str(index)) != str(said) for index, said in zip(given["index"], given[ANSWERS], strict=True))
+    held = answers_of(read(path))
+    return sum(held.get(index) != reply for index, reply in answers_of(given).items())

