@@ -21,7 +21,7 @@ from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, argumen
 from flmm_plugin.adapters.vlmevalkit import outcomes
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, SYNTHETIC
 from flmm_plugin.adapters.vlmevalkit.command_line import checked, judge_default
-from flmm_plugin.adapters.vlmevalkit.register import refuse_data, refuse_models, register_when_imported
+from flmm_plugin.adapters.vlmevalkit.register import refuse_unknown_names, register_when_imported
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
 
 RUN_VARIABLE = "VLMEVALKIT_RUN"
@@ -106,8 +106,7 @@ def run(words: Sequence[str]) -> int:
     kit = _executed(script)
     if hasattr(kit, "load_env"):
         kit.load_env()
-    refuse_models(asked)
-    refuse_data(asked)
+    refuse_unknown_names(asked)
     sys.argv += judge_default(words)
     kit.main()
     return outcomes.report()
@@ -134,7 +133,7 @@ def _begin_hooked() -> None:
         return
     sys.excepthook = _one_line_for_an_interrupt
     try:
-        refuse_models(checked(sys.argv[1:]))
+        refuse_unknown_names(checked(sys.argv[1:])._replace(data=()))  # run.py goes on without an unknown data set
     except FlmmError as exc:
         print(_refusal(exc), file=sys.stderr)
         raise SystemExit(2) from exc

@@ -28,7 +28,7 @@ from flmm_plugin.adapters.preserving.stock import shared, with_checkpoint
 from flmm_plugin.adapters.preserving.watch import GenerateWatch, logits_of, model_of, phrases_of, weight_hashes
 from flmm_plugin.adapters.vlmevalkit.command_line import Requested, unknown
 from flmm_plugin.adapters.vlmevalkit.messages import digest_of, is_failure
-from flmm_plugin.adapters.vlmevalkit.register import refuse_data, register
+from flmm_plugin.adapters.vlmevalkit.register import refuse_unknown_names, register
 from flmm_plugin.errors import FlmmError, FrozenWeightsChanged, UnknownArgument
 from flmm_plugin.images import open_image
 from flmm_plugin.reports.preservation import Answer, Arm
@@ -130,7 +130,7 @@ def run_arm(spec: ArmSpec, folder: Path) -> Arm:
         UnknownArgument: A data set without chat, or one that does not exist.
     """
     register()
-    refuse_data(Requested([], spec.tasks, free=False))
+    refuse_unknown_names(Requested([], spec.tasks, free=False))
     files.make_folder(folder)
     began = time.monotonic()
     watch = GenerateWatch()

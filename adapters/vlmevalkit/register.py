@@ -88,32 +88,25 @@ def register() -> None:
     _repair_llavabench()
 
 
-def refuse_models(asked: Requested) -> None:
-    """Refuse a model that the kit does not know.
+def refuse_unknown_names(asked: Requested) -> None:
+    """Refuse a model or a data set that the kit does not know.
 
     Raises:
-        UnknownArgument: One is not; the nearest name that is stands in the message.
-    """
-    from vlmeval.config import supported_VLM
-
-    for model in asked.models:
-        if model not in supported_VLM and not asked.free:
-            raise UnknownArgument(unknown("model", model, supported_VLM))
-
-
-def refuse_data(asked: Requested) -> None:
-    """Refuse a data set that the kit does not know.
-
-    Raises:
-        UnknownArgument: One is not; the nearest name that is stands in the message.
+        UnknownArgument: One is not known; the nearest name that is stands in the message.
     """
     import vlmeval.dataset as datasets
+    from vlmeval.config import supported_VLM
     from vlmeval.dataset.video_dataset_config import supported_video_datasets
     from vlmeval.smp import LMUDataRoot
 
+    if asked.free:
+        return
+    for model in asked.models:
+        if model not in supported_VLM:
+            raise UnknownArgument(unknown("model", model, supported_VLM))
     known = {*datasets.SUPPORTED_DATASETS, *supported_video_datasets}
     for data in asked.data:
-        if data not in known and not asked.free and not (Path(LMUDataRoot()) / f"{data}.tsv").is_file():
+        if data not in known and not (Path(LMUDataRoot()) / f"{data}.tsv").is_file():
             raise UnknownArgument(
                 f"{unknown('data set', data, known)} A table of your own is {LMUDataRoot()}/{data}.tsv."
             )
