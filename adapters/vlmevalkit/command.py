@@ -198,7 +198,7 @@ def listing() -> str:
     lines = ["models (--model):"]
     lines += [f"  {name:<24}{model.pretrained or 'pretrained= must be given'}" for name, model in DEFAULTS.items()]
     lines.append("data sets (--data):")
-    lines += [f"  {name:<34}{', '.join(part.task for part in parts)}" for name, parts in BENCHMARKS.items()]
+    lines += [f"  {name:<34}{', '.join(tasks.values())}" for name, tasks in BENCHMARKS.items()]
     lines += [f"  {name:<34}the kit's own, on synthetic scenes" for name in SYNTHETIC]
     return "\n".join(lines)
 

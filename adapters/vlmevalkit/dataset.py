@@ -56,7 +56,7 @@ class FlmmBenchmark(ImageBaseDataset):
             UnknownArgument: Result files would cut masks off (``PRED_FORMAT``).
         """
         refuse_format([dataset])
-        self._tasks = {label: PlainTask(name) for label, name in BENCHMARKS[dataset]}
+        self._tasks = {label: PlainTask(name) for label, name in BENCHMARKS[dataset].items()}
         # The task and the document of each row.
         self._places = [(label, number) for label, task in self._tasks.items() for number in range(len(task.docs))]
         if not self._places:

@@ -113,7 +113,7 @@ def _size(size: int) -> str:
 def _row(benchmark: Benchmark, part: Part) -> tuple[str, ...]:
     """Return the cells of a part in the Markdown table, which is the same for every root."""
     hashed = "yes" if getattr(part.source, "sha256", None) else ""
-    return benchmark.name, part.what, _address(part), str(part.size or ""), hashed, part.licence
+    return benchmark.name, part.what, part.origin, str(part.size or ""), hashed, part.licence
 
 
 def _detail(benchmark: Benchmark, root: Path) -> str:
@@ -124,22 +124,13 @@ def _detail(benchmark: Benchmark, root: Path) -> str:
         state = missing if part.found(root) is None else "have"
         lines.append(f"  {state:<7}  {part.what}")
         lines.append(f"      places   {', '.join(part.places)}")
-        lines.append(f"      from     {_address_and_size(part)}")
+        lines.append(f"      from     {_origin_and_size(part)}")
         lines.append(f"      licence  {part.licence}")
     return "\n".join(lines)
 
 
-def _address(part: Part) -> str:
-    """Return the address of a part, or how to get it by hand."""
-    from flmm_plugin.data.registry import Archive, Hub
-
-    if isinstance(part.source, Archive):
-        return part.source.urls[0]
-    return f"hub data set {part.source.repo}" if isinstance(part.source, Hub) else part.how
-
-
-def _address_and_size(part: Part) -> str:
-    return _address(part) + (f" ({part.size} bytes)" if part.size else "")
+def _origin_and_size(part: Part) -> str:
+    return part.origin + (f" ({part.size} bytes)" if part.size else "")
 
 
 def _check(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
@@ -212,9 +203,9 @@ def _download(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> 
             by_hand += not part.optional
             print(f"  by hand   {part.what}: {part.how}")
         elif args.dry_run:
-            print(f"  would get  {part.what}: {_address_and_size(part)}   licence: {part.licence}")
+            print(f"  would get  {part.what}: {_origin_and_size(part)}   licence: {part.licence}")
         else:
-            print(f"  get  {part.what}: {_address_and_size(part)}   licence: {part.licence}")
+            print(f"  get  {part.what}: {_origin_and_size(part)}   licence: {part.licence}")
             try:
                 print(f"  got   {install(part.source, root)}")
             except FlmmError as exc:

@@ -78,6 +78,13 @@ class Part:
         """Bytes of the download, if stated."""
         return self.source.size if isinstance(self.source, Archive) else None
 
+    @property
+    def origin(self) -> str:
+        """Address of its source, or what to do by hand."""
+        if isinstance(self.source, Archive):
+            return self.source.urls[0]
+        return f"hub data set {self.source.repo}" if isinstance(self.source, Hub) else self.how
+
     def found(self, root: Path) -> Path | None:
         """Return the first of its places under a root that exists, None if none does."""
         candidates = (root / place for place in self.places)
@@ -97,12 +104,7 @@ class Part:
         if found is not None:
             return found
         looked = " and ".join(str(root / place) for place in self.places)
-        if isinstance(self.source, Archive):
-            origin = f" It comes from {self.source.urls[0]}."
-        elif isinstance(self.source, Hub):
-            origin = f" It comes from https://huggingface.co/datasets/{self.source.repo}."
-        else:
-            origin = f" By hand: {self.how}." if self.how else ""
+        origin = f" {'It comes from' if self.source else 'By hand:'} {self.origin}." if self.origin else ""
         raise DataNotFound(
             f"no {self.what}: looked for {looked}.{origin} Get it with: flmm data download {benchmark} --root "
             f"'{root}'; or set {DATA_ROOT_VARIABLE} to the folder that already holds it"

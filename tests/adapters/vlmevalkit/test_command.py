@@ -23,13 +23,13 @@ from flmm_plugin.tasks.task_files import task_files
 
 def test_every_name_is_made_of_tasks_that_exist() -> None:
     known = task_files()
-    assert {part.task for parts in benchmarks.BENCHMARKS.values() for part in parts} <= set(known)
+    assert {task for tasks in benchmarks.BENCHMARKS.values() for task in tasks.values()} <= set(known)
     for name, splits in {"RefCOCO_SEG": 3, "RefCOCO+_SEG": 3, "RefCOCOg_SEG": 2, "PNG": 1, "GCG": 2, "ReasonSeg": 2,
                          "VisCoT": 6}.items():  # fmt: skip
-        parts = benchmarks.BENCHMARKS[name]
-        assert len(parts) == splits
+        tasks = benchmarks.BENCHMARKS[name]
+        assert len(tasks) == splits
         if splits > 1:
-            assert [benchmarks.BENCHMARKS[f"{name}_{part.label}"][0].task for part in parts] == [p.task for p in parts]
+            assert {label: benchmarks.BENCHMARKS[f"{name}_{label}"][""] for label in tasks} == tasks
     assert doctest.testmod(benchmarks).failed == 0
 
 

@@ -115,8 +115,8 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
     from flmm_plugin.tasks.plain_task import PlainTask
 
     monkeypatch.setattr("flmm_plugin.tasks.metrics.text.need_java", no_java)
-    (part,) = BENCHMARKS[name]
-    docs = PlainTask(part.task).docs
+    (task,) = BENCHMARKS[name].values()
+    docs = PlainTask(task).docs
     sizes = [Image.open(doc["image_path"]).size[::-1] for doc in docs]
     replies = [canned(doc, size, seed) for seed, (doc, size) in enumerate(zip(docs, sizes, strict=True))]
 
@@ -134,8 +134,8 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
 
     task_folder.install()
     index = TaskManager(verbosity="ERROR", include_path=str(task_folder.TASKS_FOLDER), include_defaults=False)
-    found = simple_evaluate(Canned(), tasks=[part.task], task_manager=index, bootstrap_iters=0, log_samples=False)
-    printed = {key.partition(",")[0]: value for key, value in found["results"][part.task].items() if "," in key}
+    found = simple_evaluate(Canned(), tasks=[task], task_manager=index, bootstrap_iters=0, log_samples=False)
+    printed = {key.partition(",")[0]: value for key, value in found["results"][task].items() if "," in key}
 
     data = build_dataset(name)
     table = pd.DataFrame({"index": data.data["index"], "prediction": replies})
