@@ -51,15 +51,14 @@ from flmm_plugin import __version__
 from flmm_plugin.capture import merged_rows
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.released import RELEASED
-from flmm_plugin.training.building import trainable
-from flmm_plugin.training.cache import CachedReader, FeatureCache, picture_bytes, words_bytes
+from flmm_plugin.training.batches import Preparer
+from flmm_plugin.training.cache import CachedReader, FeatureCache
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
-from flmm_plugin.training.frozen import load_lmm, without_encoder
-from flmm_plugin.training.halves import Halves
 from flmm_plugin.training.losses import HeadsLoss, Prepared
-from flmm_plugin.training.preparing import Preparer
+from flmm_plugin.training.models import load_lmm, trainable, without_encoder
 from flmm_plugin.training.recipe import TrainRecipe, read_recipe
 from flmm_plugin.training.samples import TrainingSample, TrainingSet
+from flmm_plugin.training.store import ScaledFloat16
 
 ARMS = ("heads", "cached", "filling", "no cache", "paper")
 
@@ -176,6 +175,32 @@ class Epochs:
         return FeatureCache.of_reader(self.folder / "full", self.reader)
 
 
+def words_bytes(
+    maps: int, cells: int, layers: int, hidden_size: int, phrase_tokens: float, text_tokens: float = 0.0
+) -> float:
+    """Compute the bytes of one phrase before compression: maps, states of its tokens, share of the selector's states.
+
+    Args:
+        maps: Attention maps of a phrase.
+        cells: Tokens of the (finest) grid.
+        layers: Layers whose states are kept.
+        hidden_size: Width of a state.
+        phrase_tokens: Tokens of a phrase.
+        text_tokens: Tokens of the text that the keyword selector reads, per phrase; 0: it does not learn.
+    """
+    half, power = 2, 2
+    return float(
+        maps * (cells * half + power)
+        + phrase_tokens * layers * (hidden_size * half + power)
+        + text_tokens * (hidden_size * half + power + 1)
+    )
+
+
+def picture_bytes(prompt_dim: int, side: int) -> float:
+    """Compute the bytes of one image embedding before compression, ``prompt_dim`` channels of ``side x side``."""
+    return float(prompt_dim * (side * side * 2 + 2))
+
+
 def _apart(these: Tensor, those: Tensor) -> float:
     return float((these - those).abs().max() / those.abs().max())
 
@@ -267,12 +292,12 @@ def break_even(seconds: dict[str, list[tuple[float, float]]], beside: str) -> fl
 def codec_rows(features: Sequence[FrozenFeatures]) -> list[dict[str, Any]]:
     """What codecs make of the float16 values of a cache, upper and lower bytes apart as they are stored."""
     parts = {
-        "attention": [Halves.of(one.attention, 2).values for one in features],
-        "hidden states": [Halves.of(torch.cat(one.hidden), 1).values for one in features],
+        "attention": [ScaledFloat16.of(one.attention, 2).values for one in features],
+        "hidden states": [ScaledFloat16.of(torch.cat(one.hidden), 1).values for one in features],
         "the same of a bfloat16 model": [
-            Halves.of(torch.cat(one.hidden).bfloat16().float(), 1).values for one in features
+            ScaledFloat16.of(torch.cat(one.hidden).bfloat16().float(), 1).values for one in features
         ],
-        "image embeddings": [Halves.of(one.embedding.features, 2).values for one in features if one.embedding],
+        "image embeddings": [ScaledFloat16.of(one.embedding.features, 2).values for one in features if one.embedding],
     }
     zstd = {level: zstandard.ZstdCompressor(level=level).compress for level in (1, 3, 9)}
     codecs: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {

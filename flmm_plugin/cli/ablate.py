@@ -7,7 +7,7 @@ import csv
 import io
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from flmm_plugin.errors import DataNotFound, ToolNotFound
 from flmm_plugin.public import public
 
 if TYPE_CHECKING:
-    from flmm_plugin.training.ablations import Measured, Study
+    from flmm_plugin.training.ablations import Measured, Part, Study
 
 _DESCRIPTION = """\
 Train one arm after the other on the same data, measure each on held-out samples, and print the study's table:
@@ -73,13 +73,13 @@ def _stopped(args: argparse.Namespace) -> str:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from flmm_plugin.training.ablations import STUDIES, arm_recipe, chosen, run_study, with_sams
+    from flmm_plugin.training.ablations import STUDIES, chosen, run_study, variant_recipe, with_sams
 
-    base = arm_recipe(args.config, args.changes, 0, args.out)
+    base = variant_recipe(args.config, args.changes, 0, args.out)
     study, left_out = with_sams(STUDIES[args.study], base, args.sams)
     study = chosen(study, args.parts, args.skip)
     if args.list:
-        print("\n".join(f"{part.key:<10} {', '.join(arm.name for arm in part.arms)}" for part in study.parts))
+        print("\n".join(f"{part.key:<10} {', '.join(one.name for one in part.variants)}" for part in study.parts))
         return 0
     for line in left_out:
         _say(line)
@@ -87,13 +87,13 @@ def _ablate(args: argparse.Namespace) -> int:
     found: list[Measured] = []
     rows: list[dict[str, str]] = []
     for one in run_study(
-        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), heard=_say,
+        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), say=_say,
         progress=not args.quiet,
     ):  # fmt: skip
         found.append(one)
         _say(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
         if study.key != "selector":
-            rows = _write(args, arm_rows(study, found), arm_figure(study, found), found)
+            rows = _write(args, variant_rows(study, found), variant_figure(study, found), found)
     if study.key == "selector":
         words = selector_rows(args, found)
         rows = _write(args, words, selector_figure(words), found)
@@ -105,60 +105,62 @@ def _ablate(args: argparse.Namespace) -> int:
 def _write(
     args: argparse.Namespace, rows: list[dict[str, str]], picture: bytes, found: Sequence[Measured]
 ) -> list[dict[str, str]]:
-    """Table and figure of what is known by now: a command that is stopped leaves those of its finished arms."""
+    """Write table and figure of what is known by now: a command that is stopped leaves those of its finished runs."""
     files.write(args.out / f"{args.study}.csv", as_csv(rows, provenance(args, found)))
     files.write(args.out / f"{args.study}.png", picture)
     return rows
 
 
-def arm_rows(study: Study, found: Sequence[Measured]) -> list[dict[str, str]]:
-    """A row per arm: means over seeds, half of the range behind them."""
+def variant_rows(study: Study, found: Sequence[Measured]) -> list[dict[str, str]]:
+    """Return a row per variant: means over seeds, half of the range behind them."""
     rows: list[dict[str, str]] = []
-    for part in study.parts:
-        for arm in part.arms:
-            runs = [one for one in found if (one.part, one.arm) == (part.key, arm.name)]
-            if not runs:
-                continue
-            row = {"in the paper": part.table, "varied": part.title, "arm": arm.name}
-            row |= {heading: _mean([one.scores.get(key) for one in runs]) for heading, key in _SCORES.items()}
-            if study.key == "decoder":
-                row[_COST] = f"{runs[0].decoder_gflop:.2f}"
-            printed = _published(part.table, arm.name)
-            row[_PAPER] = part.said if printed is None else f"{printed:.1f}"
-            rows.append(row)
+    for part, name, runs in _by_variant(study, found):
+        row = {"in the paper": part.table, "varied": part.title, "arm": name}
+        row |= {heading: _mean([one.scores.get(key) for one in runs]) for heading, key in _SCORES.items()}
+        if study.key == "decoder":
+            row[_COST] = f"{runs[0].decoder_gflop:.2f}"
+        printed = _published(part.table, name)
+        row[_PAPER] = part.said if printed is None else f"{printed:.1f}"
+        rows.append(row)
     return rows
 
 
-def arm_figure(study: Study, found: Sequence[Measured]) -> bytes:
-    """Bars of every part."""
+def variant_figure(study: Study, found: Sequence[Measured]) -> bytes:
+    """Draw the bars of every part."""
     from flmm_plugin.reports.ablation_figures import Bar, Panel, ablation_bars
 
+    bars: dict[str, list[Bar]] = {}
+    for part, name, runs in _by_variant(study, found):
+        numbers = tuple(100 * one.scores["miou"] for one in runs if one.scores.get("miou") is not None)
+        if numbers:
+            bars.setdefault(part.key, []).append(Bar(name, numbers, _published(part.table, name)))
     panels = []
     for part in study.parts:
-        bars = []
-        for arm in part.arms:
-            values = [one.scores.get("miou") for one in found if (one.part, one.arm) == (part.key, arm.name)]
-            numbers = tuple(100 * value for value in values if value is not None)
-            if numbers:
-                bars.append(Bar(arm.name, numbers, _published(part.table, arm.name)))
-        if not bars:
-            continue
-        note = part.said if all(bar.paper is None for bar in bars) else ""
-        panels.append(Panel(part.title, "average recall (mean IoU), %", tuple(bars), note))
+        if part.key in bars:
+            note = part.said if all(bar.paper is None for bar in bars[part.key]) else ""
+            panels.append(Panel(part.title, "average recall (mean IoU), %", tuple(bars[part.key]), note))
     return ablation_bars(panels)
 
 
+def _by_variant(study: Study, found: Sequence[Measured]) -> Iterator[tuple[Part, str, list[Measured]]]:
+    """Yield the variants that were measured, each with its part, its name and a run per seed."""
+    for part in study.parts:
+        for variant in part.variants:
+            runs = [one for one in found if (one.part, one.variant) == (part.key, variant.name)]
+            if runs:
+                yield part, variant.name, runs
+
+
 def selector_rows(args: argparse.Namespace, found: Sequence[Measured]) -> list[dict[str, str]]:
-    """A row per threshold and seedless tool; counts of words are summed over texts and seeds, then divided."""
+    """Return a row per threshold and tool; counts of words are summed over texts and seeds, then divided."""
     from flmm_plugin.tasks.keywords.noun_chunks import load_noun_chunks
     from flmm_plugin.tasks.metrics.keywords import PickedCounts, total, word_counts
-    from flmm_plugin.training.ablations import THRESHOLDS, arm_recipe
-    from flmm_plugin.training.selections import select
+    from flmm_plugin.training.ablations import THRESHOLDS, select, variant_recipe
 
     texts = [
         one
         for run in found
-        for one in select(arm_recipe(args.config, args.changes, run.seed, args.out), run.folder, THRESHOLDS)
+        for one in select(variant_recipe(args.config, args.changes, run.seed, args.out), run.folder, THRESHOLDS)
     ]
     if not texts:
         raise DataNotFound("no held-out text has annotated words; validation.parts must name PNG narratives")
@@ -187,7 +189,7 @@ def selector_rows(args: argparse.Namespace, found: Sequence[Measured]) -> list[d
 
 
 def selector_figure(rows: Sequence[Mapping[str, str]]) -> bytes:
-    """Precision over recall."""
+    """Draw precision over recall."""
     from flmm_plugin.reports.ablation_figures import Chosen, chosen_words
 
     points = []
@@ -200,7 +202,7 @@ def selector_figure(rows: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def provenance(args: argparse.Namespace, found: Sequence[Measured]) -> dict[str, str]:
-    """What made the numbers: the command, the data, the frozen model and the versions, as a run recorded them."""
+    """Return command, data, frozen model and versions, as a run recorded them."""
     record = files.read_json(found[0].folder / "run.json", DataNotFound)
     words = ["flmm", "ablate", args.study, *public(args.changes), "--config", Path(args.config).name]
     words += ["--parts", *args.parts] if args.parts else []
@@ -221,7 +223,7 @@ def provenance(args: argparse.Namespace, found: Sequence[Measured]) -> dict[str,
 
 
 def as_csv(rows: Sequence[Mapping[str, str]], facts: Mapping[str, str]) -> str:
-    """Rows under their headings, where they come from in ``#`` lines above."""
+    """Write rows under their headings, below ``#`` lines with their provenance."""
     out = io.StringIO()
     for name, value in facts.items():
         out.write(f"# {name}: {value}\n")
@@ -232,7 +234,7 @@ def as_csv(rows: Sequence[Mapping[str, str]], facts: Mapping[str, str]) -> str:
 
 
 def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows as a table."""
+    """Write rows as a Markdown table."""
     import pandas as pd
 
     from flmm_plugin.reports.tables import markdown
@@ -258,7 +260,7 @@ def _published_selectors() -> list[dict[str, str]]:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    """Per cent, with half of the range over seeds where there are several."""
+    """Write the mean in per cent, with half of the range over seeds where there are several."""
     numbers = [100 * value for value in values if value is not None]
     if not numbers:
         return ""

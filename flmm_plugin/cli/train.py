@@ -13,9 +13,8 @@ from flmm_plugin import json_lines
 from flmm_plugin.errors import UnknownArgument
 
 if TYPE_CHECKING:
+    from flmm_plugin.training.loop import TrainedRun, Trainer
     from flmm_plugin.training.recipe import TrainRecipe
-    from flmm_plugin.training.results import TrainedRun
-    from flmm_plugin.training.trainer import Trainer
     from flmm_plugin.training.validation import ValidationReport
 
 _DESCRIPTION = """\
@@ -85,7 +84,7 @@ def _train(args: argparse.Namespace) -> int:
 
         print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
         return 0
-    from flmm_plugin.training.trainer import Trainer
+    from flmm_plugin.training.loop import Trainer
 
     if not recipe.cache.enabled and (args.estimate or args.build_cache_only):
         raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
@@ -107,7 +106,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 def _stopped(args: argparse.Namespace) -> str:
     """Say what a run that somebody stops has saved."""
-    from flmm_plugin.training.checkpoints import saved_in
+    from flmm_plugin.training.checkpoint import saved_in
 
     return f"{saved_in(_folder(args))}; the same line goes on" if args.config else ""
 

@@ -1,8 +1,8 @@
-"""The paper's ablations as changes of one recipe, and the runs that measure them.
+"""Define the paper's ablations as changes of one recipe, and train and measure them.
 
-A study (``decoder``: Figure 5, ``refiner``: Table 5, ``selector``: Table 6) has parts, a part has arms, an arm is a
-recipe with a few keys changed. Arms that come to the same recipe share one run, runs share one feature cache, and a run
-that is finished is read, not made again.
+A study (``decoder``: Figure 5, ``refiner``: Table 5, ``selector``: Table 6) has parts; a part compares variants; a
+variant is a recipe with a few keys changed. Variants that come to the same recipe share one run, runs share one feature
+cache, and a run that is finished is read, not made again.
 """
 
 from __future__ import annotations
@@ -13,67 +13,53 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from flmm_plugin import files
 from flmm_plugin.backbones.base import Backbone
-from flmm_plugin.errors import TrainingStopped, UnknownArgument
+from flmm_plugin.errors import BadImage, BadText, HeadsMismatch, TrainingStopped, UnknownArgument
+from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.grounding import chosen_phrases
+from flmm_plugin.heads import load_heads
+from flmm_plugin.heads.checkpoint import HEADS_NAME
 from flmm_plugin.heads.sam import OFFICIAL_FILES
+from flmm_plugin.passages import text_offsets
 from flmm_plugin.training.features import FrozenReader
+from flmm_plugin.training.loop import Trainer
+from flmm_plugin.training.models import load_lmm
 from flmm_plugin.training.recipe import DataPart, TrainRecipe, read_recipe
 from flmm_plugin.training.run_folder import differences
-
-if TYPE_CHECKING:
-    from flmm_plugin.training.trainer import Trainer
+from flmm_plugin.training.samples import TrainingSet
+from flmm_plugin.words import Span
 
 FEATURES = "features"
 _RECORD, _COST = "run.json", "cost.json"
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One bar of a figure, one row of a table.
+class Variant:
+    """One bar of a figure, one row of a table."""
 
-    Attributes:
-        name: As the paper calls it.
-        changes: ``key.sub=value`` each, on top of the recipe and of its study's own changes.
-    """
-
-    name: str
-    changes: tuple[str, ...] = ()
+    name: str  # the paper's word for it
+    changes: tuple[str, ...] = ()  # ``key.sub=value`` each, on top of the recipe and of its study's own changes
 
 
 @dataclass(frozen=True)
 class Part:
-    """Arms that are compared with each other.
+    """Variants that are compared with each other."""
 
-    Attributes:
-        key: Names it on the command line.
-        title: What is varied.
-        table: Where the paper has it: ``5(a)`` to ``5(d)`` of its Figure 5, ``5a``, ``5b`` or ``6`` of its tables.
-        arms: In the paper's order.
-        said: What the paper says of it, where it prints no number.
-    """
-
-    key: str
+    key: str  # name on the command line
     title: str
-    table: str
-    arms: tuple[Arm, ...]
-    said: str = ""
+    table: str  # its place in the paper: ``5(a)`` to ``5(d)`` of Figure 5, or Table ``5a``, ``5b`` or ``6``
+    variants: tuple[Variant, ...]
+    said: str = ""  # the paper's finding, where it prints no number
 
 
 @dataclass(frozen=True)
 class Study:
-    """All parts of one figure or table.
-
-    Attributes:
-        key: Names it on the command line.
-        title: What is studied.
-        changes: Of every arm.
-        parts: In the paper's order.
-    """
+    """All parts of one figure or table; ``changes`` apply to every variant."""
 
     key: str
     title: str
@@ -83,28 +69,16 @@ class Study:
 
 @dataclass(frozen=True)
 class Measured:
-    """An arm's result.
+    """Result of a variant's run."""
 
-    Attributes:
-        part: Key of its part.
-        arm: Its name.
-        seed: Of its run.
-        scores: As `flmm_plugin.training.validation.Scores`, of the last step; 0..1.
-        steps: Of its run.
-        seconds: That its run took.
-        decoder_gflop: Billions of operations of its mask decoder for one phrase.
-        frozen: Hash of the frozen LMM's weights.
-        folder: Of its run.
-    """
-
-    part: str
-    arm: str
+    part: str  # key
+    variant: str  # name
     seed: int
-    scores: Mapping[str, float | None]
+    scores: Mapping[str, float | None]  # as `flmm_plugin.training.validation.Scores`, of the last step; 0..1
     steps: int
     seconds: float
-    decoder_gflop: float
-    frozen: str
+    decoder_gflop: float  # billions of operations of its mask decoder for one phrase
+    frozen: str  # hash of the frozen LMM's weights
     folder: Path
 
 
@@ -113,9 +87,8 @@ _REFINER = "heads.refiner."
 _NO_REFINER = (f"{_REFINER}enabled=false", "heads.selector=false")
 
 
-def _prompts(*given: str) -> tuple[str, ...]:
-    left_out = [prompt for prompt in ("box", "mask", "text") if prompt not in given]
-    return tuple(f"{_REFINER}prompts.{prompt}=false" for prompt in left_out)
+def _without(*prompts: str) -> tuple[str, ...]:
+    return tuple(f"{_REFINER}prompts.{prompt}=false" for prompt in prompts)
 
 
 DECODER = Study(
@@ -125,22 +98,22 @@ DECODER = Study(
     (
         Part(
             "layers", "Attention of which layers", "5(a)",
-            tuple(Arm(name, () if name == "all" else (f"{_DECODER}layers={name}",))
-                  for name in ("early", "mid", "late", "all")),
+            (Variant("early", (f"{_DECODER}layers=early",)), Variant("mid", (f"{_DECODER}layers=mid",)),
+             Variant("late", (f"{_DECODER}layers=late",)), Variant("all")),
             "all layers best, late ones worst",
         ),
         Part(
             "merge", "How the tokens of a phrase become one map", "5(b)",
-            (Arm("mean"), Arm("max", ("heads.merge=max",))), "mean 0.7 above max",
+            (Variant("mean"), Variant("max", ("heads.merge=max",))), "mean 0.7 above max",
         ),
         Part(
             "normalise", "Maps summed to 1", "5(c)",
-            (Arm("normalised"), Arm("as they are", (f"{_DECODER}normalise=false",))), "normalised 0.5 above",
+            (Variant("normalised"), Variant("as they are", (f"{_DECODER}normalise=false",))), "normalised 0.5 above",
         ),
         Part(
             "size", "Cells of the decoder's input", "5(d)",
-            (Arm("token grid", (f"{_DECODER}upsample_to=1",)), Arm("32", (f"{_DECODER}upsample_to=32",)),
-             Arm("64", (f"{_DECODER}upsample_to=64",)), Arm("96", (f"{_DECODER}upsample_to=96",))),
+            (Variant("token grid", (f"{_DECODER}upsample_to=1",)), Variant("32", (f"{_DECODER}upsample_to=32",)),
+             Variant("64", (f"{_DECODER}upsample_to=64",)), Variant("96", (f"{_DECODER}upsample_to=96",))),
             "64 the best trade-off of score and cost",
         ),
     ),
@@ -153,28 +126,30 @@ REFINER = Study(
     (
         Part(
             "prompts", "What SAM is told", "5a",
-            (Arm("no refiner", _NO_REFINER), Arm("mask", _prompts("mask")),
-             Arm("mask + box", _prompts("mask", "box")), Arm("mask + box + text")),
+            (Variant("no refiner", _NO_REFINER), Variant("mask", _without("box", "text")),
+             Variant("mask + box", _without("text")), Variant("mask + box + text")),
         ),
     ),
 )  # fmt: skip
 
-#: Thresholds at which a trained selector is read; the paper's is 0.3.
+#: Thresholds at which a trained selector is measured; the paper's is 0.3.
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SELECTOR = Study(
-    "selector", "Keyword selector (Table 6)", (), (Part("selector", "Who chooses the words", "6", (Arm("trained"),)),)
+    "selector",
+    "Keyword selector (Table 6)",
+    (),
+    (Part("selector", "Who chooses the words", "6", (Variant("trained"),)),),
 )
 STUDIES = {study.key: study for study in (DECODER, REFINER, SELECTOR)}
 
 
 def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[Study, list[str]]:
-    """The refiner's study with the SAMs that there are (Table 5b).
+    """Add the SAMs that are there (Table 5b) to the refiner's study.
 
     Args:
-        study: `REFINER`; others come back as they are.
-        recipe: Whose SAM is the middle of the comparison.
-        folder: Holds Meta's files; None: none are there. A recipe with a small SAM is compared with itself before any
-            training.
+        study: `REFINER`; others are returned as they are.
+        recipe: The recipe, with a SAM of its own. A small one is compared with itself before any training.
+        folder: Holds Meta's files; None: none are there.
 
     Returns:
         The study, and a sentence for each size that is left out.
@@ -183,23 +158,23 @@ def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[S
         return study, []
     own = recipe.heads.refiner.sam
     if not isinstance(own, str):
-        arms = (
-            Arm("small SAM, initial weights", (f"{_REFINER}checkpoint=null",)),
-            Arm("small SAM, trained"),
+        variants = (
+            Variant("small SAM, initial weights", (f"{_REFINER}checkpoint=null",)),
+            Variant("small SAM, trained"),
         )
-        part = Part("sam", "Which SAM", "5b", arms, "ViT-B 63.0, ViT-L 64.9, ViT-H 65.0")
+        part = Part("sam", "Which SAM", "5b", variants, "ViT-B 63.0, ViT-L 64.9, ViT-H 65.0")
         return dataclasses.replace(study, parts=(*study.parts, part)), [
             "SAM ViT-B, ViT-L and ViT-H are of no use here: the recipe has a small SAM of the world it is trained on"
         ]
-    found: list[Arm] = []
+    found: list[Variant] = []
     missing: list[str] = []
-    for variant, name in OFFICIAL_FILES.items():
+    for size, name in OFFICIAL_FILES.items():
         path = None if folder is None else folder / name
-        label = f"SAM ViT-{variant[-1].upper()}"
-        if variant == own and recipe.heads.refiner.checkpoint is not None:
-            found.append(Arm(label))
+        label = f"SAM ViT-{size[-1].upper()}"
+        if size == own and recipe.heads.refiner.checkpoint is not None:
+            found.append(Variant(label))
         elif path is not None and path.is_file():
-            found.append(Arm(label, (f"{_REFINER}sam={variant}", f"{_REFINER}checkpoint={path}")))
+            found.append(Variant(label, (f"{_REFINER}sam={size}", f"{_REFINER}checkpoint={path}")))
         else:
             missing.append(f"{label} is left out: give the folder with {name} as --sams")
     if len(found) < 2:  # nothing to compare
@@ -209,41 +184,41 @@ def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[S
 
 
 def chosen(study: Study, parts: Sequence[str], skip: Sequence[str] = ()) -> Study:
-    """The study with some of its parts (none named: all) and without some of its arms.
+    """Take some parts of a study (none named: all), without some of their variants.
 
     Raises:
-        UnknownArgument: It has no such part or arm, or nothing is left.
+        UnknownArgument: It has no such part or variant, or nothing is left.
     """
     known = {part.key: part for part in study.parts}
     for key in parts:
         if key not in known:
             raise UnknownArgument(f"the {study.key} study has no part {key!r}; it has {', '.join(known)}")
     kept = [known[key] for key in parts] if parts else list(study.parts)
-    names = {arm.name for part in kept for arm in part.arms}
+    names = {one.name for part in kept for one in part.variants}
     for name in skip:
         if name not in names:
             raise UnknownArgument(f"there is no arm {name!r} to skip; there are {', '.join(sorted(names))}")
-    cut = [dataclasses.replace(part, arms=tuple(arm for arm in part.arms if arm.name not in skip)) for part in kept]
-    left = tuple(part for part in cut if part.arms)
+    cut = [
+        dataclasses.replace(part, variants=tuple(one for one in part.variants if one.name not in skip)) for part in kept
+    ]
+    left = tuple(part for part in cut if part.variants)
     if not left:
         raise UnknownArgument("every arm is to be skipped; leave one at least")
     return dataclasses.replace(study, parts=left)
 
 
 def run_name(changes: Sequence[str], seed: int) -> str:
-    """Folder of a run: what is changed, as a file name.
+    """Return the folder of a run: its changes, as a file name.
 
     >>> run_name(["heads.refiner.enabled=false", "heads.decoder.layers=early"], 1)
     'layers-early+enabled-false+seed-1'
     """
-    named = [re.sub(r"[^A-Za-z0-9]+", "-", _short(change)).strip("-") for change in changes]
+    named = []
+    for change in changes:
+        key, _, value = change.partition("=")
+        last = f"{key.rsplit('.', 1)[-1]}={value.rsplit('/', 1)[-1]}"  # of a path the file's name
+        named.append(re.sub(r"[^A-Za-z0-9]+", "-", last).strip("-"))
     return "+".join([*sorted(named, reverse=True), f"seed-{seed}"])
-
-
-def _short(change: str) -> str:
-    """The last part of a key and of its value, if that is a path: folders make no file names."""
-    key, _, value = change.partition("=")
-    return f"{key.rsplit('.', 1)[-1]}={value.rsplit('/', 1)[-1]}"
 
 
 def run_study(
@@ -254,47 +229,47 @@ def run_study(
     *,
     seeds: Sequence[int] = (0,),
     backbone: Backbone | None = None,
-    heard: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     progress: bool = True,
 ) -> Iterator[Measured]:
-    """Train and measure every arm, one after the other.
+    """Train and measure every variant, one after the other.
 
     Args:
-        study: Which arms.
+        study: Variants to train.
         config: Recipe that they change.
-        changes: Of every arm, from the command line.
+        changes: Further changes of every variant, from the command line.
         out: Holds a folder per run, and the cache they share.
-        seeds: Every arm is trained with each.
-        backbone: Loaded already; None: as the recipe says, once.
-        heard: Told which run begins and which is there already.
+        seeds: Every variant is trained with each.
+        backbone: A model that is loaded already; None: as the recipe says, once.
+        say: Gets a line for each run that begins or is there already.
         progress: Show bars.
 
     Yields:
-        One result per arm and seed, arm after arm.
+        One result per variant and seed, variant after variant.
 
     Raises:
         TrainingStopped: A run's folder belongs to another recipe, or it cannot go on.
     """
     done: dict[str, Measured] = {}
-    todo = [(part, arm, seed) for part in study.parts for arm in part.arms for seed in seeds]
-    for part, arm, seed in todo:
-        own = [*study.changes, *_effective(config, [*changes, *study.changes], arm.changes)]
-        name, said = run_name(own, seed), f"{study.key}, {part.key}: {arm.name}, seed {seed}"
+    todo = [(part, one, seed) for part in study.parts for one in part.variants for seed in seeds]
+    for part, one, seed in todo:
+        own = [*study.changes, *_effective(config, [*changes, *study.changes], one.changes)]
+        name, text = run_name(own, seed), f"{study.key}, {part.key}: {one.name}, seed {seed}"
         if name not in done:
-            recipe = arm_recipe(config, [*changes, *own], seed, out)
+            recipe = variant_recipe(config, [*changes, *own], seed, out)
             finished = finished_run(out / name, recipe)
             if finished is None:
-                heard(f"{said} -> {out / name}")
+                say(f"{text} -> {out / name}")
                 finished, backbone = _trained(recipe, out / name, backbone, progress)
             else:
-                heard(f"{said}: finished before")
+                say(f"{text}: finished before")
             done[name] = finished
             _check_one_model(done)
-        yield dataclasses.replace(done[name], part=part.key, arm=arm.name)
+        yield dataclasses.replace(done[name], part=part.key, variant=one.name)
 
 
-def arm_recipe(config: str | Path, changes: Sequence[str], seed: int, out: Path) -> TrainRecipe:
-    """The recipe of a run: measured at its end alone, on PNG where the recipe says nothing, features shared."""
+def variant_recipe(config: str | Path, changes: Sequence[str], seed: int, out: Path) -> TrainRecipe:
+    """Return the recipe of a run: measured at its end alone, on PNG where the recipe has no parts; one shared cache."""
     recipe = read_recipe(config, [*changes, f"seed={seed}"])
     validation = dataclasses.replace(
         recipe.validation,
@@ -308,7 +283,7 @@ def arm_recipe(config: str | Path, changes: Sequence[str], seed: int, out: Path)
 
 
 def finished_run(folder: Path, recipe: TrainRecipe) -> Measured | None:
-    """What a run that came to its end has measured; None where there is none of this recipe on the same samples."""
+    """Read what a finished run has measured; None where there is none of this recipe on the same samples."""
     try:
         record: dict[str, Any] = files.read_json(folder / _RECORD, TrainingStopped)
         cost: dict[str, Any] = files.read_json(folder / _COST, TrainingStopped)
@@ -324,7 +299,7 @@ def finished_run(folder: Path, recipe: TrainRecipe) -> Measured | None:
 
 
 def _check_one_model(done: Mapping[str, Measured]) -> None:
-    """Arms that read other weights cannot be compared: a model that was replaced between two calls is found here."""
+    """Refuse to compare variants that read other weights: the model was replaced between two calls."""
     frozen = {name: one.frozen for name, one in done.items()}
     if len(set(frozen.values())) > 1:
         last = next(reversed(frozen))
@@ -335,17 +310,15 @@ def _check_one_model(done: Mapping[str, Measured]) -> None:
         )
 
 
-def _effective(config: str | Path, changes: Sequence[str], of_arm: Sequence[str]) -> list[str]:
-    """Those changes of an arm that change anything: what the recipe says already needs no run of its own."""
-    if not of_arm:
+def _effective(config: str | Path, changes: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Return those of a variant's own changes that change anything: the others need no run of their own."""
+    if not own:
         return []
     base = read_recipe(config, changes)
-    return [one for one in of_arm if read_recipe(config, [*changes, one]) != base]
+    return [one for one in own if read_recipe(config, [*changes, one]) != base]
 
 
 def _trained(recipe: TrainRecipe, folder: Path, backbone: Backbone | None, progress: bool) -> tuple[Measured, Backbone]:
-    from flmm_plugin.training.trainer import Trainer
-
     # A finished run that was measured on other samples is no part of this study.
     trainer = Trainer(recipe, folder, backbone=backbone, progress=progress, restart=(folder / _RECORD).exists())
     trainer.run()
@@ -357,7 +330,7 @@ def _trained(recipe: TrainRecipe, folder: Path, backbone: Backbone | None, progr
 
 @torch.no_grad()
 def _decoder_gflop(trainer: Trainer) -> float:
-    """Billions of operations of the mask decoder for one phrase; a multiplication and an addition are two."""
+    """Count billions of operations of the mask decoder for one phrase; a multiplication and an addition are two."""
     from torch.utils.flop_counter import FlopCounterMode
 
     heads = trainer.lmm.heads
@@ -366,3 +339,49 @@ def _decoder_gflop(trainer: Trainer) -> float:
     with FlopCounterMode(display=False) as counter:
         heads.mask_decoder(attention)
     return float(counter.get_total_flops()) / 1e9
+
+
+@dataclass(frozen=True)
+class SelectedText:
+    """Words that a keyword selector takes in one text; spans are characters ``[start, end)``."""
+
+    text: str
+    wanted: tuple[Span, ...]  # annotated phrases
+    picked: tuple[tuple[Span, ...], ...]  # per threshold, in the order asked for
+
+
+def select(
+    recipe: TrainRecipe, folder: Path, thresholds: Sequence[float], *, backbone: Backbone | None = None
+) -> list[SelectedText]:
+    """Apply the keyword selector of a finished run to its held-out texts; those it cannot use are left out.
+
+    Args:
+        recipe: Recipe of the run.
+        folder: Folder of the run.
+        thresholds: Scores above which a token is taken.
+        backbone: A model that is loaded already.
+
+    Raises:
+        HeadsMismatch: The run trained no selector.
+    """
+    lmm = load_lmm(recipe, "cpu" if backbone is None else str(backbone.device), backbone)
+    heads = load_heads(folder / HEADS_NAME, expect=lmm.backbone.facts, refiner=False, device=lmm.backbone.output_device)
+    selector = heads.keyword_selector
+    if selector is None:
+        raise HeadsMismatch(f"the heads in {folder} have no keyword selector; train with heads.selector=true")
+    reader = FrozenReader(GroundedLMM(lmm.backbone, heads))
+    found: list[SelectedText] = []
+    for sample in TrainingSet(recipe, recipe.validation.parts):
+        if not sample.keywords:
+            continue
+        try:
+            hidden = reader.words(sample).selector_hidden
+        except (BadImage, BadText):
+            continue
+        if hidden is None:
+            continue
+        ids, offsets = text_offsets(lmm.backbone.tokenizer, sample.text)
+        chosen_words = [chosen_phrases(selector, hidden, ids, sample.text, offsets, limit) for limit in thresholds]
+        picked = tuple(tuple(span for _, span in one.phrases if span is not None) for one in chosen_words)
+        found.append(SelectedText(sample.text, sample.spans, picked))
+    return found

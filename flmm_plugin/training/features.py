@@ -35,8 +35,8 @@ from flmm_plugin.grounding import question_passage
 from flmm_plugin.heads import GroundingHeads, ImageEmbedding
 from flmm_plugin.passages import Passage
 from flmm_plugin.seal import FrozenSeal
-from flmm_plugin.training.halves import Halves
 from flmm_plugin.training.samples import TrainingSample
+from flmm_plugin.training.store import ScaledFloat16
 
 # Counts changes of what is captured: features of another version are read anew.
 CAPTURE_VERSION = 2
@@ -258,7 +258,7 @@ class FrozenReader:
 
 
 def _rounded(tensor: Tensor, trailing: int) -> Tensor:
-    return Halves.of(tensor, trailing).restored().to(tensor.device)
+    return ScaledFloat16.of(tensor, trailing).restored().to(tensor.device)
 
 
 def _described(made: Any) -> Any:

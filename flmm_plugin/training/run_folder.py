@@ -1,4 +1,4 @@
-"""The folder of a run: where everything is, which recipe it belongs to, and the record of what made the heads."""
+"""Keep the folder of a run: its files, the recipe it belongs to, and the record of what made the heads."""
 
 from __future__ import annotations
 
@@ -19,26 +19,21 @@ from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.errors import OutputFailed, TrainingStopped, UnknownArgument
 from flmm_plugin.heads.checkpoint import HEADS_NAME
 from flmm_plugin.seal import FrozenSeal
-from flmm_plugin.training.checkpoints import FOLDER
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from flmm_plugin.grounded_lmm import GroundedLMM
-    from flmm_plugin.training.results import TrainedRun
     from flmm_plugin.training.samples import TrainingSet
+
+CHECKPOINTS = "checkpoints"
 
 #: Keys that may differ when a run goes on: they decide nothing about the weights.
 FREE = ("cache.folder", "cache.cap_gb", "validation", "saving", "trackers", "bad_samples", "max_bad_share")
 
 
 class RunFolder:
-    """Paths of a run.
-
-    Args:
-        path: The folder.
-        recipe: Of the run.
-    """
+    """Files of one run: the folder ``path``, which belongs to ``recipe``."""
 
     def __init__(self, path: Path, recipe: TrainRecipe) -> None:
         self.path, self.recipe = path, recipe
@@ -46,7 +41,7 @@ class RunFolder:
         self.last = path / "last.safetensors"
         self.log = path / "log.jsonl"
         self.problems = path / "problems.jsonl"
-        self.checkpoints = path / FOLDER
+        self.checkpoints = path / CHECKPOINTS
         self.features = path / "features"
         self.page = path / "validation.html"
         self._recipe = path / "recipe.yaml"
@@ -55,7 +50,7 @@ class RunFolder:
         self._held = contextlib.ExitStack()
 
     def open(self, *, restart: bool = False) -> None:
-        """Make the folder, or check that it belongs to the same recipe; it is this run's until `close`.
+        """Make the folder, or check that it belongs to the same recipe, and lock it until `close`.
 
         Raises:
             OutputFailed: It cannot be written, or another process trains in it.
@@ -74,11 +69,11 @@ class RunFolder:
         files.write(self._recipe, yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
     def close(self) -> None:
-        """Let other runs into the folder."""
+        """Release the folder for other runs."""
         self._held.close()
 
     def check(self) -> None:
-        """See that the folder is still there: what is written into a new one would be half a run.
+        """Check that the folder is still there: what is written into a new one would be half a run.
 
         Raises:
             OutputFailed: It is gone.
@@ -89,7 +84,7 @@ class RunFolder:
             )
 
     def go_on_after(self, step: int) -> None:
-        """Cut from the log what was done after a step that is done again, and what is not a whole line."""
+        """Cut from the log the lines of steps that will be done again, and incomplete lines."""
         if self.log.exists():
             kept = [row for row in json_lines.read(self.log) if isinstance(row, dict) and row.get("step", 0) <= step]
             files.write(self.log, (json.dumps(row) + "\n" for row in kept))
@@ -112,21 +107,27 @@ class RunFolder:
             why = f"{self._recipe} holds no recipe"
         if not isinstance(before, Mapping) or not before:
             raise TrainingStopped(
-                f"{why}, so it cannot be told which run is in {self.path}: write its recipe back (the same line with "
+                f"{why}, so it is not known which run is in {self.path}: write its recipe back (the same line with "
                 f"--print > {self._recipe}), or give --restart to begin anew"
             )
         return before
 
     def record(
-        self, run: TrainedRun, lmm: GroundedLMM, samples: TrainingSet, *, processes: int, seals: Sequence[FrozenSeal]
+        self,
+        result: Mapping[str, Any],
+        lmm: GroundedLMM,
+        samples: TrainingSet,
+        *,
+        processes: int,
+        seals: Sequence[FrozenSeal],
     ) -> None:
-        """Write ``run.json``: what was done, with what, to what."""
+        """Write ``run.json``: result, recipe, data, model and versions."""
         import accelerate
         import torch
         import transformers
 
         content = {
-            "result": {**asdict(run), "heads": run.heads.name, "last": run.last.name},
+            "result": {**result, "heads": self.heads.name, "last": self.last.name},
             "recipe": self.recipe.to_dict(),
             "data": {"samples": len(samples), "phrases": samples.phrases, "digests": samples.digests},
             "backbone": {
@@ -149,7 +150,7 @@ class RunFolder:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """Keys in which two recipes differ, `FREE` ones apart, each as ``key: one, now other``.
+    """List the keys in which two recipes differ, `FREE` ones apart, each as ``key: one, now other``.
 
     >>> differences({"seed": 0, "cache": {"cap_gb": 1}}, {"seed": 1, "cache": {"cap_gb": 2}})
     ['seed: 0, now 1']

@@ -1,4 +1,4 @@
-"""What heads reach on samples they do not learn from: cIoU, recall, keywords; and the masks of a few, to look at.
+"""Measure heads on samples they do not learn from: cIoU, recall, keywords; keep the masks of a few to look at.
 
 Pixels and phrases are counted, counts are summed over processes, and the division comes last. The numbers are those of
 teacher-forced text, a quick measure of progress; the benchmarks' own numbers come from the evaluation tasks.
@@ -8,7 +8,7 @@ Shapes: n phrases, H x W original picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.records import Grounding
+from flmm_plugin.training.batches import Preparer
 from flmm_plugin.training.losses import Prepared, run_heads
-from flmm_plugin.training.preparing import Preparer
 from flmm_plugin.training.samples import TrainingSample
 
-#: What is counted, in this order; "halves" are phrases with an IoU of at least 0.5.
+#: Names of the counts, in this order; "halves" are phrases with an IoU of at least 0.5.
 COUNTS = (
     "phrases", "intersection", "union", "decoder_intersection", "decoder_union", "halves", "iou_parts",
     "tokens_right", "tokens_chosen", "tokens_wanted", "unusable",
@@ -33,25 +33,15 @@ _PARTS = 1 << 32  # an IoU is summed in whole parts of this: sums of integers ar
 
 @dataclass(frozen=True)
 class Scores:
-    """Results of a validation, in 0..1; None where nothing was measured.
+    """Results of a validation, in 0..1; None where nothing was measured."""
 
-    Attributes:
-        ciou: Summed intersections over summed unions, refined masks (the decoder's where there is no refiner).
-        decoder_ciou: The same of the mask decoder's masks.
-        miou: Mean IoU of refined masks.
-        recall: Share of phrases whose refined mask has an IoU of at least 0.5.
-        keyword_f1: Of the tokens that the keyword selector takes, at the heads' threshold.
-        phrases: How many were scored.
-        unusable: Samples that could not be used.
-    """
-
-    ciou: float | None
-    decoder_ciou: float | None
-    miou: float | None
-    recall: float | None
-    keyword_f1: float | None
-    phrases: int
-    unusable: int
+    ciou: float | None  # summed intersections over summed unions, refined masks (or the decoder's, without a refiner)
+    decoder_ciou: float | None  # the same of the mask decoder's masks
+    miou: float | None  # mean IoU of refined masks
+    recall: float | None  # share of phrases whose refined mask has an IoU of at least 0.5
+    keyword_f1: float | None  # of the tokens that the keyword selector takes, at the heads' threshold
+    phrases: int  # scored
+    unusable: int  # samples that could not be used
 
     @classmethod
     def of_counts(cls, counts: Sequence[int]) -> Scores:
@@ -75,15 +65,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Masks of one sample, to look at.
-
-    Attributes:
-        key: Of the sample.
-        picture: It.
-        found: Refined masks.
-        targets: ``bool[H, W]`` each.
-        ious: Of each.
-    """
+    """Masks of one sample, to look at: refined ones (``found``), annotated ones (``bool[H, W]``) and their IoUs."""
 
     key: str
     picture: Image.Image
@@ -94,40 +76,30 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class ValidationReport:
-    """One validation.
-
-    Attributes:
-        step: After so many steps.
-        epoch: After so many epochs.
-        scores: Over all processes.
-        shown: Of the main process's samples.
-        best: Whether no validation before was better.
-    """
+    """One validation."""
 
     step: int
     epoch: float
-    scores: Scores
-    shown: tuple[Shown, ...]
-    best: bool
+    scores: Scores  # over the samples of all processes
+    shown: tuple[Shown, ...]  # of some of the main process's samples
+    best: bool  # no validation before was better
 
 
 @torch.no_grad()
 def count(
     heads: GroundingHeads,
-    samples: Sequence[TrainingSample],
+    samples: Iterable[TrainingSample],
     preparer: Preparer,
     *,
     pictures: int = 0,
-    progress: Callable[[Sequence[TrainingSample]], Sequence[TrainingSample]] = lambda samples: samples,
 ) -> tuple[Tensor, list[Shown]]:
     """Count the pixels of some samples.
 
     Args:
-        heads: What is measured; put into evaluation mode for it.
-        samples: On what.
-        preparer: Reads them.
-        pictures: Of how many, the first ones, the masks are kept.
-        progress: Wraps the samples, e.g. in a progress bar.
+        heads: Measured in evaluation mode, and returned to the mode they were in.
+        samples: Samples to measure on, e.g. wrapped in a progress bar.
+        preparer: Reads the samples.
+        pictures: Number of samples, the first ones, whose masks are kept.
 
     Returns:
         ``int64[len(COUNTS)]``, and the kept masks.
@@ -136,7 +108,7 @@ def count(
     heads.eval()
     totals = torch.zeros(len(COUNTS), dtype=torch.int64)
     shown: list[Shown] = []
-    for sample in progress(samples):
+    for sample in samples:
         prepared = preparer.prepare(sample)
         if prepared is None:
             totals[COUNTS.index("unusable")] += 1
@@ -160,12 +132,12 @@ def count(
 
 
 def _overlap(found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of ``bool[n, H, W]`` pairs in both and in either, ``int64[n]`` each, on the CPU."""
+    """Count pixels of ``bool[n, H, W]`` pairs in both and in either, ``int64[n]`` each, on the CPU."""
     return (found & target).flatten(1).sum(dim=1).cpu(), (found | target).flatten(1).sum(dim=1).cpu()
 
 
 def _keywords(heads: GroundingHeads, prepared: Prepared) -> tuple[int, int, int]:
-    """Tokens that the selector takes rightly, takes, and should take."""
+    """Count tokens that the selector takes rightly, takes, and should take."""
     hidden, labels = prepared.features.selector_hidden, prepared.features.selector_labels
     if heads.keyword_selector is None or hidden is None or labels is None:
         return 0, 0, 0

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads.released import RELEASED
+from flmm_plugin.training.features import FrozenReader
+from tests.flmm_plugin.training.frozen import Samples, frozen_lmm
 
 
 def test_quick_run_times_equal_work_and_writes_every_table(
@@ -49,6 +53,20 @@ def test_every_lmm_of_the_paper_has_a_size_that_is_arithmetic(script: ModuleType
     numbers = 1024 * 576 + 4 * 32 * 4096 + 12 * 4096
     assert rows["LLaVA-1.5-7B"]["MB a phrase"] == pytest.approx(2 * numbers / 1e6, abs=0.02)
     assert rows["LLaVA-1.5-7B"]["MB a picture"] == pytest.approx(2 * 256 * 64 * 64 / 1e6, abs=0.01)
+
+
+def test_bytes_by_arithmetic_are_those_of_the_tensors(
+    script: ModuleType, load_llava: Callable[..., Any], tmp_path: Path
+) -> None:
+    features = FrozenReader(frozen_lmm(load_llava("mha"))).read(Samples(tmp_path).narrative())
+    tokens = sum(len(one) for one in features.hidden) / 2
+    assert features.selector_hidden is not None
+    expected = script.words_bytes(12, 16, 3, 64, tokens, len(features.selector_hidden) / 2)
+    rounded = features.rounded()
+    powers = 2 * (12 + 3 * tokens) + len(features.selector_hidden)
+    numbers = rounded.attention.numel() + torch.cat(rounded.hidden).numel() + features.selector_hidden.numel()
+    assert 2 * expected == 2 * numbers + 2 * powers + len(features.selector_hidden)
+    assert script.picture_bytes(16, 8) == 16 * (64 * 2 + 2)
 
 
 def test_codecs_are_measured_on_what_is_stored(script: ModuleType) -> None:

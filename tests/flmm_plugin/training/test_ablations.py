@@ -16,11 +16,11 @@ from flmm_plugin.training.ablations import (
     DECODER,
     REFINER,
     STUDIES,
-    arm_recipe,
     chosen,
     finished_run,
     run_name,
     run_study,
+    variant_recipe,
     with_sams,
 )
 from flmm_plugin.training.recipe import read_recipe
@@ -36,16 +36,16 @@ def test_every_arm_is_a_recipe_of_its_own(study: Any, config: str, tmp_path: Pat
     base = read_recipe(config)
     study, _ = with_sams(study, base, None)
     for part in study.parts:
-        made = [arm_recipe(config, [*study.changes, *arm.changes], 0, tmp_path).to_dict() for arm in part.arms]
+        made = [variant_recipe(config, [*study.changes, *arm.changes], 0, tmp_path).to_dict() for arm in part.variants]
         assert len({json.dumps(one, sort_keys=True) for one in made}) == len(made), part.key
-        names = [run_name([*study.changes, *arm.changes], 0) for arm in part.arms]
+        names = [run_name([*study.changes, *arm.changes], 0) for arm in part.variants]
         assert len(set(names)) == len(names)
 
 
 def test_the_decoder_is_studied_without_the_refiner(tmp_path: Path) -> None:
     for part in DECODER.parts:
-        for arm in part.arms:
-            recipe = arm_recipe(CONFIG, [*DECODER.changes, *arm.changes], 3, tmp_path)
+        for arm in part.variants:
+            recipe = variant_recipe(CONFIG, [*DECODER.changes, *arm.changes], 3, tmp_path)
             assert not recipe.heads.refiner.enabled
             assert recipe.seed == 3
             assert recipe.cache.folder == str(tmp_path / "features")
@@ -53,7 +53,7 @@ def test_the_decoder_is_studied_without_the_refiner(tmp_path: Path) -> None:
 
 def test_table_5a_gives_sam_one_prompt_more_per_row(tmp_path: Path) -> None:
     (prompts,) = REFINER.parts
-    made = [arm_recipe(CONFIG, arm.changes, 0, tmp_path).heads.refiner for arm in prompts.arms]
+    made = [variant_recipe(CONFIG, arm.changes, 0, tmp_path).heads.refiner for arm in prompts.variants]
     assert [one.enabled for one in made] == [False, True, True, True]
     given = [(one.prompts.mask, one.prompts.box, one.prompts.text) for one in made[1:]]
     assert given == [(True, False, False), (True, True, False), (True, True, True)]
@@ -62,13 +62,13 @@ def test_table_5a_gives_sam_one_prompt_more_per_row(tmp_path: Path) -> None:
 def test_sams_are_those_that_there_are(tmp_path: Path) -> None:
     tiny = read_recipe(CONFIG)
     study, left_out = with_sams(REFINER, tiny, None)
-    assert [arm.name for arm in study.parts[1].arms] == ["small SAM, initial weights", "small SAM, trained"]
+    assert [arm.name for arm in study.parts[1].variants] == ["small SAM, initial weights", "small SAM, trained"]
     assert "ViT-H" in left_out[0]
     (tmp_path / "sam_vit_b_01ec64.pth").touch()
     official = read_recipe(CONFIG, ["heads.refiner.sam=vit_l", "heads.refiner.checkpoint=sam_vit_l_0b3195.pth"])
     study, left_out = with_sams(REFINER, official, tmp_path)
-    assert [arm.name for arm in study.parts[1].arms] == ["SAM ViT-B", "SAM ViT-L"]
-    assert study.parts[1].arms[1].changes == ()  # the recipe's own
+    assert [arm.name for arm in study.parts[1].variants] == ["SAM ViT-B", "SAM ViT-L"]
+    assert study.parts[1].variants[1].changes == ()  # the recipe's own
     assert left_out == ["SAM ViT-H is left out: give the folder with sam_vit_h_4b8939.pth as --sams"]
     assert with_sams(DECODER, tiny, None) == (DECODER, [])
 
@@ -78,7 +78,7 @@ def test_parts_and_arms_are_chosen_by_name() -> None:
     with pytest.raises(UnknownArgument, match="no part 'layer'; it has layers, merge, normalise, size"):
         chosen(DECODER, ["layer"])
     smaller = chosen(DECODER, ["merge", "size"], ["96", "max", "mean"])
-    assert [[arm.name for arm in part.arms] for part in smaller.parts] == [["token grid", "32", "64"]]
+    assert [[arm.name for arm in part.variants] for part in smaller.parts] == [["token grid", "32", "64"]]
     with pytest.raises(UnknownArgument, match="no arm 'late' to skip; there are max, mean"):
         chosen(DECODER, ["merge"], ["late"])
     with pytest.raises(UnknownArgument, match="leave one"):
@@ -129,14 +129,14 @@ def test_finished_arms_are_read_and_others_are_not(out: Path, monkeypatch: pytes
     monkeypatch.setattr(ablations, "_trained", fails)
     said: list[str] = []
     study = chosen(DECODER, ["merge"])
-    found = list(run_study(study, CONFIG, SMALL, out, heard=said.append))
-    assert [(one.part, one.arm) for one in found] == [("merge", "mean"), ("merge", "max")]
+    found = list(run_study(study, CONFIG, SMALL, out, say=said.append))
+    assert [(one.part, one.variant) for one in found] == [("merge", "mean"), ("merge", "max")]
     assert all(line.endswith("finished before") for line in said)
     folder = found[0].folder
-    again = arm_recipe(CONFIG, [*SMALL, *study.changes], 0, out)
+    again = variant_recipe(CONFIG, [*SMALL, *study.changes], 0, out)
     assert finished_run(folder, again) is not None
     for other in ("steps=2", "validation.parts=[{dataset: refcoco, split: train, limit: 2}]"):
-        assert finished_run(folder, arm_recipe(CONFIG, [*SMALL, other, *study.changes], 0, out)) is None
+        assert finished_run(folder, variant_recipe(CONFIG, [*SMALL, other, *study.changes], 0, out)) is None
     with pytest.raises(AssertionError, match="trained again"):
         list(run_study(study, CONFIG, SMALL, out, seeds=[1]))
 

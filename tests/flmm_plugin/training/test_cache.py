@@ -16,8 +16,14 @@ import pytest
 import torch
 
 from flmm_plugin.errors import BadCache, BadImage, EmptyPhrase
-from flmm_plugin.training.cache import CachedReader, Counts, FeatureCache, PictureHashes, picture_bytes, words_bytes
-from flmm_plugin.training.cache_building import CacheEstimate, build, estimate
+from flmm_plugin.training.cache import (
+    CachedReader,
+    CacheEstimate,
+    Counts,
+    FeatureCache,
+    build,
+    estimate,
+)
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
 from flmm_plugin.training.samples import TrainingSample
 
@@ -213,18 +219,6 @@ def test_the_estimate_passes_over_samples_that_cannot_be_used(
         estimate(reader, cache, [bad])
 
 
-def test_bytes_by_arithmetic_are_those_of_the_tensors(reader: FrozenReader, samples: Samples) -> None:
-    features = reader.read(samples.narrative())
-    tokens = sum(len(one) for one in features.hidden) / 2
-    assert features.selector_hidden is not None
-    expected = words_bytes(12, 16, 3, 64, tokens, len(features.selector_hidden) / 2)
-    rounded = features.rounded()
-    powers = 2 * (12 + 3 * tokens) + len(features.selector_hidden)
-    numbers = rounded.attention.numel() + torch.cat(rounded.hidden).numel() + features.selector_hidden.numel()
-    assert 2 * expected == 2 * numbers + 2 * powers + len(features.selector_hidden)
-    assert picture_bytes(16, 8) == 16 * (64 * 2 + 2)
-
-
 def planned(**changes: Any) -> CacheEstimate:
     facts: dict[str, Any] = {
         "folder": Path("cache"), "samples": 100, "phrases": 400, "pictures": 90, "probed": 8, "phrase_bytes": 1e6,
@@ -256,7 +250,7 @@ def test_a_cache_that_does_not_fit_on_the_disk_is_refused_with_three_ways_out() 
 
 
 def test_processes_share_the_building(reader: FrozenReader, some: list[TrainingSample], tmp_path: Path) -> None:
-    reports = [build(opened(tmp_path, reader), some, rank=rank, world=4, progress=False) for rank in range(4)]
+    reports = [build(opened(tmp_path, reader), some, rank=rank, processes=4, progress=False) for rank in range(4)]
     assert [one.samples for one in reports] == [2, 2, 1, 1]
     assert [one.read for one in reports] == [2, 2, 1, 1]
     last = build(opened(tmp_path, reader), some, progress=False)
@@ -317,10 +311,11 @@ def test_a_build_that_is_killed_goes_on(reader: FrozenReader, some: list[Trainin
 
 
 def test_a_picture_replaced_under_its_name_and_time_is_another(tmp_path: Path) -> None:
-    path, hashes = tmp_path / "x.bin", PictureHashes()
+    path, cache = tmp_path / "x.bin", FeatureCache(tmp_path / "cache", {}, None)
     path.write_bytes(b"one")
-    before, stat = hashes.of(path), path.stat()
+    sample = replace(Samples(tmp_path).narrative(0), image_path=path)
+    before, stat = cache.address(sample), path.stat()
     time.sleep(0.02)
     path.write_bytes(b"two")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert hashes.of(path) != before
+    assert cache.address(sample) != before

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
+from flmm_plugin.training.loop import Trainer
 from flmm_plugin.training.recipe import TrainRecipe
 from flmm_plugin.training.samples import TrainingSample
-from flmm_plugin.training.trainer import Trainer
 
 from .frozen import SMALL_SAM
 

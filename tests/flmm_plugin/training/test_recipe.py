@@ -17,10 +17,11 @@ from flmm_plugin.cli import main
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.heads.released import find_released
-from flmm_plugin.training.building import build_heads, layer_numbers, maps_of_layers
+from flmm_plugin.training.batches import data_order
+from flmm_plugin.training.distributed import chosen_trackers
+from flmm_plugin.training.loop import share_of_peak
+from flmm_plugin.training.models import build_heads, layer_numbers, maps_of_layers
 from flmm_plugin.training.recipe import TrainRecipe, read_recipe, recipes
-from flmm_plugin.training.schedule import data_order, rate
-from flmm_plugin.training.tracking import chosen_trackers
 
 # Numbers of LMMs that the paper has not, from their published configurations.
 OTHERS = {
@@ -134,7 +135,7 @@ def test_layers_by_name_and_the_maps_that_are_theirs(load_llava: Any) -> None:
 
 def test_schedule_and_order_depend_on_the_step_alone() -> None:
     numbers = TrainRecipe().optimiser
-    rates = [rate(numbers, step, 100) for step in range(100)]
+    rates = [share_of_peak(numbers, step, 100) for step in range(100)]
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
     assert all(one >= other for one, other in itertools.pairwise(rates[2:]))
     assert rates[-1] < 0.001
@@ -145,14 +146,14 @@ def test_schedule_and_order_depend_on_the_step_alone() -> None:
 
 
 def test_trackers_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flmm_plugin.training import tracking
+    from flmm_plugin.training import distributed
 
-    monkeypatch.setattr(tracking, "_installed", lambda name: name == "wandb")
+    monkeypatch.setattr(distributed, "_installed", lambda name: name == "wandb")
     assert chosen_trackers(["wandb"]) == (("wandb",), "")
     names, said = chosen_trackers(["auto"])
     assert names == ()
     assert "pip install tensorboard" in said
-    monkeypatch.setattr(tracking, "_installed", lambda name: name == "tensorboard")
+    monkeypatch.setattr(distributed, "_installed", lambda name: name == "tensorboard")
     assert chosen_trackers(["auto"]) == (("tensorboard",), "")
     with pytest.raises(UnknownArgument, match="did you mean 'wandb'"):
         chosen_trackers(["wandbb"])

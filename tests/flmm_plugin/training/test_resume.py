@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from flmm_plugin.errors import BadCheckpoint, OutputFailed, TrainingStopped
-from flmm_plugin.training.checkpoints import Checkpoints, load_process, random_states, save_process, set_random_states
+from flmm_plugin.training.checkpoint import Checkpoints, load_process, random_states, save_process, set_random_states
+from flmm_plugin.training.loop import Trainer
 from flmm_plugin.training.recipe import TrainRecipe
-from flmm_plugin.training.stepping import Stepper
-from flmm_plugin.training.trainer import Trainer
 from tests.flmm_plugin.test_json_lines import no_file_grows_beyond
 
 from .runs import forked, run, same_bits, small_recipe, weights
@@ -40,7 +39,7 @@ def killed_after(calls: int, method: str, recipe: TrainRecipe, out: Path, backbo
 
     def act() -> None:
         trainer = Trainer(recipe, out, backbone=backbone, progress=False)
-        places = (trainer.checkpoints, trainer.stepper, trainer.accelerator)
+        places = (trainer.checkpoints, trainer, trainer.accelerator)
         owner: Any = next(place for place in places if hasattr(place, method))
         real, seen = getattr(owner, method), 0
 
@@ -66,7 +65,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     backbone = load_llava("mha")
     assert forked(lambda: run(recipe, tmp_path / "whole", backbone)) == 0
     dice = random.Random(os.getpid())  # another run of the tests tries other moments
-    moments = [("_backward", dice.randint(1, 4)), ("step", dice.randint(1, 3)), ("save_state", 1), ("finish", 1)]
+    moments = [("backward", dice.randint(1, 4)), ("step", dice.randint(1, 3)), ("save_state", 1), ("finish", 1)]
     dice.shuffle(moments)
     for method, calls in moments:
         ended = killed_after(calls, method, recipe, tmp_path / "killed", backbone, before=dice.random() < 0.5)
@@ -83,7 +82,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     backbone = load_llava("mha")
     first = run(recipe, tmp_path / "run", backbone)
-    monkeypatch.setattr(Stepper, "step", None)
+    monkeypatch.setattr(Trainer, "step", None)
     again = run(recipe, tmp_path / "run", backbone)
     assert (again.steps, again.scores, again.best_score) == (first.steps, first.scores, first.best_score)
 
@@ -274,13 +273,13 @@ def test_a_folder_that_is_gone_is_not_made_anew_in_the_middle(
 ) -> None:
     import shutil
 
-    real = Stepper.step
+    real = Trainer.step
 
-    def step(self: Stepper, *args: Any) -> Any:
+    def step(self: Trainer, *args: Any) -> Any:
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         return real(self, *args)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(TrainingStopped, match="is gone"):
         run(recipe, tmp_path / "run", load_llava("mha"))
 

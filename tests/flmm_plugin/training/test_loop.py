@@ -14,15 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.errors import FrozenWeightsChanged, TrainingStopped
 from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.training.batches import BAD_LOSS, EMPTY_MASK, EMPTY_PHRASE, NO_MASK, Preparer
+from flmm_plugin.training.loop import Trainer, decoder_steps, learning_rate
 from flmm_plugin.training.losses import HeadsLoss, Prepared, bce_loss, dice_loss
-from flmm_plugin.training.preparing import BAD_LOSS, EMPTY_MASK, EMPTY_PHRASE, NO_MASK, Preparer
 from flmm_plugin.training.recipe import DataPart, OptimiserRecipe, TrainRecipe
 from flmm_plugin.training.samples import TrainingSet, without_empty
-from flmm_plugin.training.schedule import decoder_steps, learning_rate
-from flmm_plugin.training.trainer import Trainer
 from flmm_plugin.training.validation import ValidationReport
 
 from .frozen import Samples, frozen_lmm
@@ -90,8 +88,7 @@ def test_empty_masks_are_left_out_and_named(load_llava: Callable[..., Any], samp
 
 
 def test_masks_of_another_size_and_missing_pictures_are_named(load_llava: Callable[..., Any], samples: Samples) -> None:
-    heard: list[Problem] = []
-    reader = preparer(load_llava("mha"), heard_of=heard.append)
+    reader = preparer(load_llava("mha"))
     assert reader.prepare(samples.expressions(mask_loader=lambda: [np.ones((40, 61), bool)] * 2)) is None
     gone = samples.folder / "gone.png"
 
@@ -101,6 +98,8 @@ def test_masks_of_another_size_and_missing_pictures_are_named(load_llava: Callab
         return open_image(gone)
 
     assert reader.prepare(replace(samples.narrative(2), image_loader=load)) is None
+    heard = reader.new_problems()
+    assert not reader.new_problems(), "each is returned once"
     assert [one.kind for one in heard] == ["annotation cannot be used", "picture cannot be read"]
     assert "40 x 61" in heard[0].where
     assert "gone.png" in heard[1].where
@@ -156,7 +155,7 @@ def test_a_loss_that_is_not_finite_is_named_and_costs_its_sample_alone(
 def test_steps_without_a_gradient_end_a_run(
     recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flmm_plugin.training.stepping._BAD_IN_A_ROW", 2)
+    monkeypatch.setattr("flmm_plugin.training.loop._BAD_IN_A_ROW", 2)
     monkeypatch.setattr(
         HeadsLoss,
         "losses",
@@ -184,11 +183,11 @@ def test_validation_keeps_the_best_and_patience_ends_a_run(
 ) -> None:
     validation = replace(recipe.validation, parts=recipe.data.parts[:1], every=0.5, patience=2, pictures=1)
     scores = iter([0.3, 0.5, 0.4, 0.2, 0.9])
-    from flmm_plugin.training import trainer
+    from flmm_plugin.training import loop
 
-    real = trainer.Scores.of_counts
+    real = loop.Scores.of_counts
     monkeypatch.setattr(
-        trainer.Scores, "of_counts", classmethod(lambda cls, counts: replace(real(counts), ciou=next(scores)))
+        loop.Scores, "of_counts", classmethod(lambda cls, counts: replace(real(counts), ciou=next(scores)))
     )
     reports: list[ValidationReport] = []
     patient = replace(recipe, validation=validation, epochs=3)
@@ -251,14 +250,14 @@ def test_a_frozen_weight_that_moves_is_caught(
     frozen = trainer.lmm.backbone.decoder if part == "decoder" else refiner.sam.image_encoder
     weight = next(frozen.parameters())
     kept = weight.detach().clone()
-    real = trainer.stepper.step
+    real = trainer.step
 
     def step(batch: Any) -> dict[str, float]:
         with torch.no_grad():
             weight.add_(1.0)
         return real(batch)
 
-    trainer.stepper.step = step  # type: ignore[method-assign]
+    trainer.step = step  # type: ignore[method-assign]
     try:
         with pytest.raises(FrozenWeightsChanged):
             trainer.run()
@@ -279,7 +278,7 @@ def test_in_the_first_phase_only_the_mask_decoder_learns(
     moved: list[set[str]] = []
     for batch in trainer.batches.after(0):
         before = {name: one.detach().clone() for name, one in model.named_parameters()}
-        lines = trainer.stepper.step(batch)
+        lines = trainer.step(batch)
         moved.append({name for name, one in model.named_parameters() if not torch.equal(one, before[name])})
         assert (lines["refiner_bce"] == 0) == (len(moved) <= 2)
     trainer.close()

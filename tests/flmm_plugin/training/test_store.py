@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from flmm_plugin.errors import BadCache
-from flmm_plugin.training import shards
-from flmm_plugin.training.shards import DiskCap, ShardStore, size_text
+from flmm_plugin.training import store as store_module
+from flmm_plugin.training.store import DiskCap, ShardStore, size_text
 
 IDENTITY = {"model": "one", "capture": 1}
 
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_opened_is_not_taken_for_damage(tmp_path: Path, mo
     def crowded(*args: Any, **options: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(shards, "safe_open", crowded)
+    monkeypatch.setattr(store_module, "safe_open", crowded)
     with pytest.raises(BadCache, match="Too many open files"):
         one.get("a")
     with pytest.raises(BadCache, match="Too many open files"):
@@ -185,7 +185,7 @@ def test_a_full_disk_is_said_and_what_was_written_stays(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.files, "flush", full)
+    monkeypatch.setattr(store_module.files, "flush", full)
     one.put("b", record(2))
     one.flush()
     assert one.cap.full
@@ -283,7 +283,7 @@ def test_an_old_folder_is_looked_at_only_when_it_changed(tmp_path: Path, monkeyp
     one.flush()
     one.refresh()
     looked: list[str] = []
-    monkeypatch.setattr(shards.os, "scandir", lambda path: looked.append(path) or iter(()))
+    monkeypatch.setattr(store_module.os, "scandir", lambda path: looked.append(path) or iter(()))
     one.refresh()
     assert not looked
     os.utime(one.folder, ns=(time.time_ns(), time.time_ns()))

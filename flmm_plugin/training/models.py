@@ -1,35 +1,108 @@
-"""From a recipe to fresh heads for a backbone: manifest, SAM weights, and which parameters learn.
+"""Load the frozen model of a recipe, and build the heads that learn from it.
 
-Shapes: m layers, c heads per layer.
+The heads that learn are a copy without SAM's image encoder: what accelerate wraps, distributes and saves holds nothing
+that is frozen.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 import flmm_plugin
 from flmm_plugin import bundled
+from flmm_plugin.backbones import load_backbone
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.backbones.inputs import ImageTokens
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, build_sam
 from flmm_plugin.heads.sam import sam_of_file
+from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.recipe import Layers, TrainRecipe
 
 
-def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> GroundingHeads:
-    """Freshly initialised heads; the seed decides their weights, SAM's come from its checkpoint.
+def load_lmm(recipe: TrainRecipe, device: str, backbone: Backbone | None = None, data: str = "") -> GroundedLMM:
+    """Load the frozen model of a recipe, with fresh heads.
 
     Args:
-        recipe: Says which heads.
+        recipe: Names the model and the heads.
+        device: Device of both, unless the recipe has a ``device_map``.
+        backbone: A model that is loaded already.
+        data: Names of the data sets, for the manifest.
+    """
+    asked = recipe.backbone
+    if backbone is None:
+        backbone = load_backbone(
+            asked.pretrained,
+            revision=asked.revision,
+            dtype=asked.dtype,
+            device=None if asked.device_map else device,
+            device_map=asked.device_map,
+            attn_implementation=asked.attn_implementation,
+            load_in_4bit=asked.load_in_4bit,
+            load_in_8bit=asked.load_in_8bit,
+            trust_remote_code=asked.trust_remote_code,
+        )
+    if recipe.control == "random":
+        draw_weights(backbone)
+    return GroundedLMM(backbone, build_heads(recipe, backbone, data).to(device).eval())
+
+
+@torch.no_grad()
+def draw_weights(backbone: Backbone, seed: int = 12345) -> Backbone:
+    """Give a model freshly initialised weights (the control ``random``), and return it."""
+    model = backbone.model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(model)(model.config)
+    model.load_state_dict(fresh.state_dict())
+    return backbone
+
+
+class _NoEncoder(nn.Module):
+    """Placeholder of SAM's frozen image encoder in the heads that are trained, which get embeddings, not images."""
+
+    def __init__(self, img_size: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+
+
+def without_encoder(heads: GroundingHeads) -> GroundingHeads:
+    """Return a copy of the heads that shares nothing with them and has no image encoder."""
+    if heads.mask_refiner is None:
+        return copy.deepcopy(heads)
+    sam = heads.mask_refiner.sam
+    encoder = sam.image_encoder
+    heads.mask_refiner.clear_cache()
+    sam.image_encoder = _NoEncoder(int(encoder.img_size))
+    try:
+        return copy.deepcopy(heads)
+    finally:
+        sam.image_encoder = encoder
+
+
+def seals_of(lmm: GroundedLMM) -> list[FrozenSeal]:
+    """Seal all that must not change: the LMM, and SAM's image encoder where there is one."""
+    heads = lmm.heads
+    if heads is None or heads.mask_refiner is None:
+        return [lmm.seal]
+    return [lmm.seal, FrozenSeal(heads.mask_refiner.sam.image_encoder)]
+
+
+def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> GroundingHeads:
+    """Build fresh heads; the seed decides their weights, SAM's come from its checkpoint.
+
+    Args:
+        recipe: Describes the heads.
         backbone: The frozen LMM.
-        data: What they will be trained on, for the manifest.
+        data: Names of the data sets, for the manifest.
 
     Raises:
         BadCheckpoint: SAM's weights are missing or of another size.
@@ -70,10 +143,10 @@ def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> Grou
 
 
 def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
-    """A SAM with the weights that heads start from.
+    """Build a SAM with the weights that heads start from.
 
     Args:
-        sam: Size, or numbers of a small one.
+        sam: ``vit_b``, ``vit_l`` or ``vit_h``; or the numbers of a small one.
         checkpoint: As in `flmm_plugin.training.recipe.RefinerRecipe`.
 
     Raises:
@@ -87,7 +160,7 @@ def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
 
 
 def layer_numbers(layers: Layers, count: int) -> tuple[int, ...]:
-    """Numbers of the layers that a recipe names, from 1 to ``count``.
+    """Return the numbers of the layers that a recipe names, from 1 to ``count``.
 
     >>> layer_numbers("early", 24), layer_numbers("mid", 24), layer_numbers("late", 24), layer_numbers((1, 3), 4)
     ((6,), (12,), (24,), (1, 3))
@@ -102,10 +175,10 @@ def layer_numbers(layers: Layers, count: int) -> tuple[int, ...]:
 
 
 def maps_of_layers(backbone: Backbone, layers: tuple[int, ...]) -> list[int]:
-    """Channels of `Backbone.attention_maps` that come from some layers (numbered from 1).
+    """Find the channels of `Backbone.attention_maps` that come from some layers (numbered from 1).
 
     Families order their channels in their own ways (view by view, or layer by layer); so rows that hold the number of
-    their layer are sent the same way, and where a number comes out its layer's map is.
+    their layer are sent the same way, and the numbers that come out name the layers of the channels.
     """
     m, c, views = backbone.num_layers, backbone.num_heads, backbone.maps_per_image
     grid = ImageGrid(2, 2, 1.0, 1.0, 0.0, 0.0, 2, 2)
@@ -116,7 +189,7 @@ def maps_of_layers(backbone: Backbone, layers: tuple[int, ...]) -> list[int]:
 
 
 def freeze_idle(heads: GroundingHeads) -> GroundingHeads:
-    """Take parameters that no loss reaches out of the training: an optimiser would let them decay for nothing.
+    """Exclude parameters that no loss reaches from the training: an optimiser would let them decay for nothing.
 
     They are SAM's point prompts and quality score, and whatever stands for a prompt that is not given.
     """
@@ -138,5 +211,5 @@ def freeze_idle(heads: GroundingHeads) -> GroundingHeads:
 
 
 def trainable(heads: GroundingHeads) -> dict[str, Tensor]:
-    """The parameters that learn, by name."""
+    """Return the parameters that learn, by name."""
     return {name: parameter for name, parameter in heads.named_parameters() if parameter.requires_grad}
