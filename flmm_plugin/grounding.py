@@ -29,13 +29,13 @@ from flmm_plugin.capture import (
     merged_rows,
 )
 from flmm_plugin.context import check_characters, check_tokens
-from flmm_plugin.errors import BadText, CaptureError, EmptyPhrase, HeadsMismatch, UnknownArgument
+from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch, UnknownArgument
 from flmm_plugin.frozen_lmm import FrozenLMM
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, KeywordSelector
 from flmm_plugin.heads.manifest import PROMPT, SEPARATOR
 from flmm_plugin.images import ImageSource, open_image
-from flmm_plugin.passages import Passage, decoded_offsets, piece_spans, span_tokens, text_offsets
+from flmm_plugin.passages import GivenText, Keyword, Passage, decoded_offsets, span_tokens, text_offsets
 from flmm_plugin.records import Grounding
 from flmm_plugin.words import Span, check_text, checked_phrases, checked_spans, has_words, trimmed
 
@@ -52,60 +52,6 @@ class AttentionMaps:
 
     maps: npt.NDArray[np.float32]
     grid: ImageGrid
-
-
-@dataclass(frozen=True, eq=False)
-class GivenText:
-    """A text in pieces that stands as the answer to a question about one picture, such as a panoptic narrative.
-
-    Each piece is tokenised alone, as the paper's models read them (sections 4.2 and A1.3).
-
-    Attributes:
-        image: The picture that the text is about.
-        question: The user's words before the text, written in the template that the heads were trained with.
-        pieces: The text, cut where its phrases begin and end; joined as they are.
-        grounded: Indices of the pieces that are to be grounded.
-    """
-
-    image: ImageSource
-    question: str
-    pieces: tuple[str, ...]
-    grounded: tuple[int, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The pieces, joined as they are."""
-        return "".join(self.pieces)
-
-    @property
-    def spans(self) -> tuple[Span, ...]:
-        """Characters ``[start, end)`` of each grounded piece in `text`, without white space at the ends."""
-        return tuple(piece_spans(self.pieces, self.grounded))
-
-    def check(self) -> None:
-        """Refuse pieces that are no text, and grounded pieces that are no indices.
-
-        Raises:
-            BadText: One of them is.
-        """
-        for index, piece in enumerate(self.pieces):
-            check_text(piece, f"piece {index}")
-        for place in self.grounded:
-            if isinstance(place, bool) or not hasattr(place, "__index__"):
-                raise BadText(f"{place!r} among the grounded pieces is no index; give whole numbers from 0 on")
-
-
-@dataclass(frozen=True)
-class Keyword:
-    """Words that the keyword selector chose in a text.
-
-    Attributes:
-        phrase: The words, without white space at their ends.
-        span: Their characters ``[start, end)`` in the text.
-    """
-
-    phrase: str
-    span: Span
 
 
 class PhraseGrounder(FrozenLMM):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flmm_plugin.errors import BadText, EmptyPhrase
+from flmm_plugin.images import ImageSource
 from flmm_plugin.words import Span, check_text, check_within, checked_phrases, has_words, short, trimmed
 
 
@@ -130,6 +131,60 @@ class Passage:
                 found.groups.append(list(group))
                 found.phrases.append((text[start:end], (start, end)))
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class GivenText:
+    """A text in pieces that stands as the answer to a question about one picture, such as a panoptic narrative.
+
+    Each piece is tokenised alone, as the paper's models read them (sections 4.2 and A1.3).
+
+    Attributes:
+        image: The picture that the text is about.
+        question: The user's words before the text, written in the template that the heads were trained with.
+        pieces: The text, cut where its phrases begin and end; joined as they are.
+        grounded: Indices of the pieces that are to be grounded.
+    """
+
+    image: ImageSource
+    question: str
+    pieces: tuple[str, ...]
+    grounded: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The pieces, joined as they are."""
+        return "".join(self.pieces)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Characters ``[start, end)`` of each grounded piece in `text`, without white space at the ends."""
+        return tuple(piece_spans(self.pieces, self.grounded))
+
+    def check(self) -> None:
+        """Refuse pieces that are no text, and grounded pieces that are no indices.
+
+        Raises:
+            BadText: One of them is.
+        """
+        for index, piece in enumerate(self.pieces):
+            check_text(piece, f"piece {index}")
+        for place in self.grounded:
+            if isinstance(place, bool) or not hasattr(place, "__index__"):
+                raise BadText(f"{place!r} among the grounded pieces is no index; give whole numbers from 0 on")
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """Words that the keyword selector chose in a text.
+
+    Attributes:
+        phrase: The words, without white space at their ends.
+        span: Their characters ``[start, end)`` in the text.
+    """
+
+    phrase: str
+    span: Span
 
 
 def plain_tokens(tokenizer: Any, text: str) -> list[int]:

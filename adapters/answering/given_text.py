@@ -18,7 +18,7 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.requests import GIVEN_TEXT_FLAG, Request, picture_of
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
-from flmm_plugin.grounding import GivenText, Keyword
+from flmm_plugin.passages import GivenText, Keyword
 from flmm_plugin.records import masks_json
 
 KINDS = ("ground", "keywords")

@@ -12,9 +12,8 @@ import torch
 
 from flmm_plugin.errors import EmptyPhrase, HeadsMismatch
 from flmm_plugin.grounded_lmm import GroundedLMM
-from flmm_plugin.grounding import GivenText
 from flmm_plugin.heads import GroundingHeads, HeadsManifest
-from flmm_plugin.passages import Passage
+from flmm_plugin.passages import GivenText, Passage
 
 QUESTION = "Please give me a description of the image."
 PIECES = ("There is", " a man", " near", " the big table", ".")

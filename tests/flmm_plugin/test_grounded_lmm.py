@@ -23,10 +23,9 @@ from flmm_plugin.errors import (
     UnknownArgument,
 )
 from flmm_plugin.grounded_lmm import GroundedLMM
-from flmm_plugin.grounding import GivenText
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
 from flmm_plugin.heads.manifest import PROMPT
-from flmm_plugin.passages import decoded_offsets
+from flmm_plugin.passages import GivenText, decoded_offsets
 from flmm_plugin.visual_cot import VisualCotOptions
 
 Load = Callable[..., Any]

@@ -260,6 +260,7 @@ def test_package_exports_are_lazy_and_named() -> None:
     assert flmm_plugin.Grounding is Grounding
     assert flmm_plugin.FlmmError is FlmmError
     assert set(flmm_plugin.__all__) <= set(dir(flmm_plugin))
+    assert all(getattr(flmm_plugin, name) is not None for name in flmm_plugin.__all__)
     with pytest.raises(AttributeError, match="it offers"):
         flmm_plugin.nothing_of_the_kind  # noqa: B018
     code = "import flmm_plugin, flmm_plugin.records, sys; sys.exit('torch' in sys.modules)"

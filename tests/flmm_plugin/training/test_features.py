@@ -14,9 +14,8 @@ from tokenizers.normalizers import Lowercase
 from flmm_plugin.backbones import load_backbone
 from flmm_plugin.errors import BadImage, CaptureError, EmptyPhrase, HeadsMismatch
 from flmm_plugin.grounded_lmm import GroundedLMM
-from flmm_plugin.grounding import GivenText
 from flmm_plugin.images import open_image
-from flmm_plugin.passages import text_offsets
+from flmm_plugin.passages import GivenText, text_offsets
 from flmm_plugin.records import Grounding
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader
 
