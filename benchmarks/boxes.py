@@ -40,7 +40,7 @@ from flmm_plugin.tasks.metrics.viscot import box_iou
 from flmm_plugin.tiny import language
 from flmm_plugin.tiny.evaluate import SIZE, held_out
 from flmm_plugin.tiny.layouts_png import narrative
-from flmm_plugin.tiny.world import Scene, render, visible_masks
+from flmm_plugin.tiny.scenes import Scene, render, visible_masks
 
 Mask = npt.NDArray[np.bool_]
 OF = ("predicted", "coarse", "true")

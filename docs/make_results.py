@@ -143,7 +143,7 @@ def _cell(value: Any) -> str:
 def example_scene() -> Image.Image:
     """The held-out scene that README grounds: a red, a green and two orange things."""
     from flmm_plugin.tiny.evaluate import held_out
-    from flmm_plugin.tiny.world import render
+    from flmm_plugin.tiny.scenes import render
 
     *_, (scene, _) = held_out(2026, 5)
     return Image.fromarray(render(scene))
@@ -155,7 +155,7 @@ def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
     from flmm_plugin.reports.figures import overlay
     from flmm_plugin.tiny.evaluate import held_out
     from flmm_plugin.tiny.language import DESCRIBE_PROMPT
-    from flmm_plugin.tiny.world import render
+    from flmm_plugin.tiny.scenes import render
 
     lmm = GroundedLMM.from_pretrained("flmm_tiny")
     crowded = [scene for scene, _ in held_out(seed, 12 * count) if len(scene.things) > 2]

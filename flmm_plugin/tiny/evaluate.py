@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flmm_plugin.tiny import heads_path, language, tiny_path
-from flmm_plugin.tiny.world import COLORS, SHAPES, BoolArray, Scene, render, sample_scene, visible_masks
+from flmm_plugin.tiny.scenes import COLORS, SHAPES, BoolArray, Scene, render, sample_scene, visible_masks
 
 Picture = npt.NDArray[np.uint8]
 SIZE = 224

@@ -16,7 +16,7 @@ from torch import Tensor
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.packing import Packer, picture
-from flmm_plugin.tiny.world import Scene, render, visible_masks
+from flmm_plugin.tiny.scenes import Scene, render, visible_masks
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_plugin.tiny.world import COLORS, PLACES, SHAPES, Scene, Thing
+from flmm_plugin.tiny.scenes import COLORS, PLACES, SHAPES, Scene, Thing
 
 DESCRIBE_PROMPT = "Please give me a description of the image."
 REFER_PROMPT = "Please name the objects in the image."

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin.tiny import language
-from flmm_plugin.tiny.world import SHAPES, BoolArray, Scene, render, sample_scene, visible_masks
+from flmm_plugin.tiny.scenes import SHAPES, BoolArray, Scene, render, sample_scene, visible_masks
 
 PICTURE_SIZE = 224
 MME_CATEGORIES = ("existence", "count", "position", "color")

@@ -13,7 +13,7 @@ from PIL import Image
 from flmm_plugin.records import encode_rle
 from flmm_plugin.tiny import language
 from flmm_plugin.tiny.layouts import PICTURE_SIZE, polygons
-from flmm_plugin.tiny.world import BoolArray, Scene, Thing, render, sample_scene, visible_masks
+from flmm_plugin.tiny.scenes import BoolArray, Scene, Thing, render, sample_scene, visible_masks
 
 # A stream of scenes per split, apart from those of the other layouts.
 _GCG_STREAM, _REASONSEG_STREAM = 40, 50

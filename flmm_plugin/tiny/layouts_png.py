@@ -19,7 +19,7 @@ from PIL import Image
 
 from flmm_plugin.tiny import language
 from flmm_plugin.tiny.layouts import PICTURE_SIZE
-from flmm_plugin.tiny.world import GROUNDS, SHAPES, Scene, render, sample_scene, visible_masks
+from flmm_plugin.tiny.scenes import GROUNDS, SHAPES, Scene, render, sample_scene, visible_masks
 
 _STREAM = 70
 _RETOLD = 4

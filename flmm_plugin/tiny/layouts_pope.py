@@ -11,7 +11,7 @@ from PIL import Image
 
 from flmm_plugin.tiny import language
 from flmm_plugin.tiny.layouts import PICTURE_SIZE
-from flmm_plugin.tiny.world import render, sample_scene
+from flmm_plugin.tiny.scenes import render, sample_scene
 
 CATEGORIES = ("adversarial", "popular", "random")
 

@@ -14,7 +14,7 @@ from flmm_plugin.datasets.viscot import ASK_FOR_BOX, TABLE_SETS, to_padded_squar
 from flmm_plugin.records import mask_box
 from flmm_plugin.tiny import language
 from flmm_plugin.tiny.layouts import PICTURE_SIZE
-from flmm_plugin.tiny.world import Scene, render, sample_scene, visible_masks
+from flmm_plugin.tiny.scenes import Scene, render, sample_scene, visible_masks
 
 # Pictures of these sets lie in another set's folder, with these endings.
 _FOLDERS = {"textcap": "textvqa"}

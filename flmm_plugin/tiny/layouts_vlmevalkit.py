@@ -20,7 +20,7 @@ from flmm_plugin.files import cache_folder
 from flmm_plugin.tiny import language, panel
 from flmm_plugin.tiny.layouts import MME_CATEGORIES, PICTURE_SIZE
 from flmm_plugin.tiny.layouts_pope import CATEGORIES
-from flmm_plugin.tiny.world import Scene, render, sample_scene
+from flmm_plugin.tiny.scenes import Scene, render, sample_scene
 
 #: Tables, by the names that they have with `flmm_plugin.adapters.vlmevalkit`.
 TABLES = ("MME_TINY", "POPE_TINY", "MMBench_TINY")
@@ -40,7 +40,7 @@ def kit_root() -> Path:
     here = Path(__file__).parent
     sources = [
         Path(__file__),
-        *(here / f"{name}.py" for name in ("language", "layouts", "layouts_pope", "panel", "world")),
+        *(here / f"{name}.py" for name in ("language", "layouts", "layouts_pope", "panel", "scenes")),
     ]
     version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     return panel._written_once(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flmm_plugin.tiny import language
-from flmm_plugin.tiny.world import sample_scene
+from flmm_plugin.tiny.scenes import sample_scene
 
 IMAGE_TOKEN = "<image>"
 IMAGE_SIZE, PATCH = 112, 8

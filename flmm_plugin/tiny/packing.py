@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flmm_plugin.tiny import language, lmm
-from flmm_plugin.tiny.world import Scene, render
+from flmm_plugin.tiny.scenes import Scene, render
 
 
 def picture(scene: Scene, rng: np.random.Generator) -> Tensor:

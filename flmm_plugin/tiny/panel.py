@@ -36,7 +36,7 @@ VALIDATION_SCENES = 25
 #: The one set of the Visual-CoT benchmark that the panel has.
 VISCOT_SET = "sroie"
 
-_WRITERS = ("layouts", "layouts_gcg", "layouts_png", "layouts_pope", "layouts_viscot", "language", "panel", "world")
+_WRITERS = ("layouts", "layouts_gcg", "layouts_png", "layouts_pope", "layouts_viscot", "language", "panel", "scenes")
 
 
 @functools.cache

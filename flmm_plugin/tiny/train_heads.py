@@ -31,8 +31,8 @@ from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.features import SceneFeatures, extract
 from flmm_plugin.tiny.optim import schedule
 from flmm_plugin.tiny.runs import atomic_save, load_state
+from flmm_plugin.tiny.scenes import sample_scene
 from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SIDE, SamConfig, mask_loss, train_sam
-from flmm_plugin.tiny.world import sample_scene
 
 CONTROLS = ("random", "image_only")
 SAVE_EVERY = 50  # steps between states that a killed run goes on from

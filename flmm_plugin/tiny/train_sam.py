@@ -20,7 +20,7 @@ from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import schedule
 from flmm_plugin.tiny.runs import atomic_save, load_state
-from flmm_plugin.tiny.world import render, sample_scene, visible_masks
+from flmm_plugin.tiny.scenes import render, sample_scene, visible_masks
 
 SAM_NUMBERS: dict[str, Any] = {
     "image_size": 128,

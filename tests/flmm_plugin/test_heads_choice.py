@@ -22,7 +22,7 @@ from flmm_plugin.heads_choice import choose_heads
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
     from flmm_plugin.tiny.evaluate import held_out
-    from flmm_plugin.tiny.world import render
+    from flmm_plugin.tiny.scenes import render
 
     ((scene, _),) = held_out(5, 1)
     return Image.fromarray(render(scene))

@@ -27,7 +27,7 @@ from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import language, lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import KINDS, Packed, Packer, picture
-from flmm_plugin.tiny.world import Scene, sample_scene
+from flmm_plugin.tiny.scenes import Scene, sample_scene
 from tools.tiny.runs import atomic_save, load_state
 from tools.tiny.train_tower import TokenProbe, scene_facts, train_tower
 

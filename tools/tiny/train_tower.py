@@ -17,7 +17,7 @@ from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import picture
-from flmm_plugin.tiny.world import COLORS, SHAPES, SIZES, Scene, sample_scene
+from flmm_plugin.tiny.scenes import COLORS, SHAPES, SIZES, Scene, sample_scene
 from tools.tiny.runs import atomic_save, load_state
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def test_choices_are_asked_in_words_that_the_embedded_model_learnt(flmm: Any) ->
     from vlmeval.dataset import build_dataset
 
     from flmm_plugin.tiny import language, panel
-    from flmm_plugin.tiny.world import sample_scene
+    from flmm_plugin.tiny.scenes import sample_scene
 
     rng = np.random.default_rng([panel.SEED, 60, 0])
     learnt = language.choice_question(sample_scene(rng), rng)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flmm_plugin.tiny import language
-from flmm_plugin.tiny.world import PLACES, Scene, Thing, sample_scene
+from flmm_plugin.tiny.scenes import PLACES, Scene, Thing, sample_scene
 
 
 def _things(phrase: str, scene: Scene) -> list[int]:

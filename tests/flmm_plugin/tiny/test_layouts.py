@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.datasets.refer import ReferDataset
-from flmm_plugin.tiny import layouts, world
+from flmm_plugin.tiny import layouts, scenes
 
 
 @pytest.mark.parametrize(("name", "split"), [("refcoco", "testB"), ("refcoco+", "val"), ("refcocog", "test")])
@@ -32,7 +32,7 @@ def test_polygons_are_the_mask_to_within_its_outline() -> None:
     from pycocotools import mask as coco
 
     for seed in range(10):
-        for mask in world.visible_masks(world.sample_scene(np.random.default_rng(seed)), 224):
+        for mask in scenes.visible_masks(scenes.sample_scene(np.random.default_rng(seed)), 224):
             rles = coco.frPyObjects(layouts.polygons(mask), 224, 224)
             again = coco.decode(coco.merge(rles)).astype(bool)
             assert (again & mask).sum() / (again | mask).sum() > 0.97

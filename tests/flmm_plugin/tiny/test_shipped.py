@@ -15,7 +15,7 @@ from flmm_plugin import tiny
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.records import mask_box
 from flmm_plugin.tasks.metrics.viscot import box_iou
-from flmm_plugin.tiny import evaluate, language, world
+from flmm_plugin.tiny import evaluate, language, scenes
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -39,10 +39,10 @@ def test_plain_transformers_loads_it_in_single_precision() -> None:
     processor = AutoProcessor.from_pretrained(tiny.tiny_path())
     assert type(model).__module__.startswith("transformers.")
     assert model.dtype == torch.float32
-    scene = world.sample_scene(np.random.default_rng(0))
+    scene = scenes.sample_scene(np.random.default_rng(0))
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": language.DESCRIBE_PROMPT}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(images=Image.fromarray(world.render(scene)), text=text, return_tensors="pt")
+    inputs = processor(images=Image.fromarray(scenes.render(scene)), text=text, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=72, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert processor.decode(ids, skip_special_tokens=True).strip().startswith("A ")
 
@@ -53,9 +53,9 @@ def test_boxes_of_the_readme_s_example_are_those_of_the_things(order: tuple[int,
     *_, (scene, _) = evaluate.held_out(2026, 5)
     named = {"red circle": ("red", "left"), "orange circle at the right": ("orange", "right")}
     phrases = [list(named)[index] for index in order]
-    masks = world.visible_masks(scene, evaluate.SIZE)
+    masks = scenes.visible_masks(scene, evaluate.SIZE)
     lmm = GroundedLMM.from_pretrained("flmm_tiny", device="cpu")
-    for found in lmm.ground(world.render(scene, evaluate.SIZE), phrases):
+    for found in lmm.ground(scenes.render(scene, evaluate.SIZE), phrases):
         (index,) = [i for i, one in enumerate(scene.things) if (one.color, one.place_name) == named[found.phrase]]
         assert box_iou(found.box, mask_box(masks[index])) > 0.9
 

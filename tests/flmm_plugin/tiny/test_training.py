@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from flmm_plugin.tiny import features, language, lmm, optim, packing, train_heads
+from flmm_plugin.tiny.scenes import sample_scene
 from flmm_plugin.tiny.train_sam import SamConfig
-from flmm_plugin.tiny.world import sample_scene
 
 FAST_HEADS = train_heads.HeadsConfig(
     sam=SamConfig(steps=2, batch=2), scenes=3, decoder_steps=2, joint_steps=2, joint_batch=2
