@@ -30,7 +30,7 @@ class FLMM(BaseModel):
     In a ``--config`` file: ``{"class": "FLMM", "name": "flmm_llava", "heads": "heads.safetensors"}``.
 
     Args:
-        name: Key of `flmm_plugin.adapters.answering.defaults.DEFAULTS`.
+        name: Name of a model as ``--model`` takes it: a key of `DEFAULTS` in `flmm_plugin.adapters.answering.defaults`.
         pretrained: Folder or hub id of the LMM, if it is not the name's own.
         heads: Grounding heads: a file, ``auto`` (those that belong to the LMM), ``none`` for chat alone.
         device: Where to run; the default is the first GPU that the kit left visible to this process.

@@ -32,7 +32,7 @@ def register_when_imported(then: Callable[[], None] = lambda: None) -> None:
     """Register as soon as the kit is imported, or now if it is already.
 
     Args:
-        then: Called after that.
+        then: Called without arguments once everything is registered.
     """
 
     def registered(_module: Any) -> None:

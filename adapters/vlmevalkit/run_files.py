@@ -112,7 +112,7 @@ class DataSetRun:
         Args:
             result: File that the kit goes on from, if it is there.
             indices: The index of every row that is asked about, by whatever process.
-            keys: As `keys` returns them.
+            keys: What decides the answer of each row of this process, as `keys` returns it.
             journal: As `journal` returns it; it knows of answers of a run that was killed.
 
         Returns:

@@ -22,8 +22,8 @@ class Archive:
 
     Attributes:
         urls: Where it is, best first; the others are mirrors.
-        size: Bytes.
-        sha256: Hex digest.
+        size: Bytes of the download; None where nobody states them.
+        sha256: Hexadecimal digest of the download; None where nobody states it.
         into: Folder under the root that it is unpacked into; "" for the root.
         file: Path under the root that it is saved as, for a file that is no archive.
         inner: Archives inside it that are unpacked too: name -> folder under the root.
@@ -56,12 +56,12 @@ class Part:
     """One file or folder that a benchmark needs.
 
     Attributes:
-        what: In words.
+        what: Words that name it in listings and messages.
         places: Paths under the root; the first that exists counts. One with a suffix is a file, others are folders.
-        licence: Of this part.
+        licence: Terms of this part, or who states them.
         source: How to fetch it; None where a form must be filled in or a page be visited.
         how: What to do by hand, where `source` is None.
-        optional: Tasks run without it.
+        optional: Whether every task of the benchmark runs without it.
         comes_along: Whether another part's archive brings it.
     """
 
@@ -94,7 +94,7 @@ class Part:
         """Return where the part is under a root.
 
         Args:
-            root: Data root.
+            root: Data root, such as ``$FLMM_DATA``.
             benchmark: Name that ``flmm data download`` knows.
 
         Raises:
@@ -116,8 +116,8 @@ class Split:
     """One split as its reader sees it.
 
     Attributes:
-        name: As in task names.
-        items: How many were read.
+        name: Name of the split, as the tasks' names have it.
+        items: How many pictures, questions, ... its reader found.
         expected: How many the official split has; None where nobody states it.
         unit: What is counted: pictures, questions, ...
         pictures: Their files, each once, in order of use.
@@ -138,9 +138,9 @@ class Benchmark:
 
     Attributes:
         name: As given to ``flmm data``.
-        title: In words.
+        title: Name and splits, as listings show them.
         tasks: What to give to ``lmms_eval --tasks``.
-        paper: Who made it.
+        paper: Authors, year and arXiv number.
         parts: Files and folders that it needs.
         splits: Names of the splits that a check reads.
         read: Reads one of them: (data root, split) -> what is there.
