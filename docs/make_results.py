@@ -152,7 +152,7 @@ def example_scene() -> Image.Image:
 def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
     """Held-out scenes of three objects or more, side by side, with masks of what the model says of them."""
     from flmm_plugin import GroundedLMM
-    from flmm_plugin.reports.figures import overlay
+    from flmm_plugin.reports.figures import in_row, overlay
     from flmm_plugin.tiny.evaluate import held_out
     from flmm_plugin.tiny.language import DESCRIBE_PROMPT
     from flmm_plugin.tiny.scenes import render
@@ -164,7 +164,7 @@ def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
         image = Image.fromarray(render(scene))
         answer = lmm.grounded_chat(image, DESCRIBE_PROMPT, max_new_tokens=72, do_sample=False)
         tiles.append(overlay(image, answer.groundings))
-    return side_by_side(tiles)
+    return in_row(tiles, 16)
 
 
 def training_figure(log: Path) -> Any:
@@ -186,17 +186,6 @@ def training_figure(log: Path) -> Any:
     axes.legend(ncols=3, fontsize="small")
     axes.grid(alpha=0.3)
     return figure
-
-
-def side_by_side(tiles: Sequence[Image.Image], gap: int = 16) -> Image.Image:
-    """Pictures in a row, tops aligned, on white."""
-    width = sum(tile.width for tile in tiles) + gap * (len(tiles) - 1)
-    sheet = Image.new("RGB", (width, max(tile.height for tile in tiles)), "white")
-    left = 0
-    for tile in tiles:
-        sheet.paste(tile, (left, 0))
-        left += tile.width + gap
-    return sheet
 
 
 def with_picture(readme: str) -> str:

@@ -1,7 +1,6 @@
-"""The paper's charts from published and measured numbers: ranks (Figure 6), recall curves, ablations (Table 5).
+"""Draw charts of printed and measured numbers: ranks (Figure 6), recall curves, ablations (Table 5), word selectors.
 
-Every function returns PNG bytes; what cannot be drawn is named, not left out silently. Colours are Okabe and Ito's, and
-shapes differ too.
+Every function returns PNG bytes, and names what cannot be drawn. Colours are Okabe and Ito's, and shapes differ too.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.comparison import ComparisonTable, Row
@@ -49,7 +49,7 @@ class Fit:
 
 
 def published_ranks() -> list[RankPoint]:
-    """The ranks printed in Figure 6. They do not follow from Table 1's numbers by any rule for ties; see `ranks_of`."""
+    """Return the ranks printed in Figure 6. No rule for ties gives them from Table 1's numbers; see `ranks_of`."""
     found: dict[str, dict[str, float]] = {}
     for one in numbers_of("F6"):
         found.setdefault(LMM_NAMES[one.backbone], {})[one.column] = one.number
@@ -57,7 +57,7 @@ def published_ranks() -> list[RankPoint]:
 
 
 def ranks_of(table: ComparisonTable) -> tuple[list[RankPoint], dict[str, list[str]]]:
-    """Average ranks computed from Table 1: F-LMM's published rows and measured ones, together.
+    """Compute average ranks from Table 1: of F-LMM's printed rows and measured ones, together.
 
     Equal numbers share the mean of their places.
 
@@ -84,17 +84,13 @@ def _rank_name(row: Row) -> str:
 
 
 def _average_ranks(models: Sequence[Mapping[str, float]], groups: Sequence[Sequence[str]]) -> list[float]:
-    totals = [0.0] * len(models)
-    for group in groups:
-        values = [sum(model[name] for name in group) for model in models]
-        for at, value in enumerate(values):
-            better, equal = sum(other > value for other in values), sum(other == value for other in values)
-            totals[at] += better + (equal + 1) / 2
-    return [total / len(groups) for total in totals]
+    totals = pd.DataFrame([[sum(model[name] for name in group) for group in groups] for model in models])
+    averages: list[float] = totals.rank(ascending=False).mean(axis=1).tolist()
+    return averages
 
 
 def fit(points: Sequence[RankPoint]) -> Fit:
-    """The line through the points.
+    """Return the least-squares line through the points.
 
     Raises:
         DataNotFound: Fewer than two different chat ranks.
@@ -108,8 +104,8 @@ def fit(points: Sequence[RankPoint]) -> Fit:
 
 
 def rank_chart(series: Mapping[str, Sequence[RankPoint]]) -> bytes:
-    """Figure 6: chat rank against ground rank, a dashed linear fit per series (published, recomputed, measured)."""
-    figure, axes = _canvas(7.2, 5.4)
+    """Draw Figure 6: chat rank against ground rank, with a dashed linear fit per series."""
+    figure, (axes,) = new_panels(1, 7.2, 5.4)
     for at, (name, points) in enumerate(series.items()):
         colour = _COLOURS[at % len(_COLOURS)]
         line = fit(points)
@@ -120,8 +116,9 @@ def rank_chart(series: Mapping[str, Sequence[RankPoint]]) -> bytes:
             [p.chat for p in points], [p.ground for p in points], s=36, color=colour, label=label,
             marker="os^D"[at % 4], zorder=3,
         )  # fmt: skip
-        for point in points if at == 0 or len(series) == 1 else [p for p in points if p.name.endswith("(measured)")]:
-            axes.annotate(point.name, (point.chat, point.ground), (4, 4), textcoords="offset points", fontsize=8)
+        for point in points:
+            if at == 0 or point.name.endswith("(measured)"):
+                axes.annotate(point.name, (point.chat, point.ground), (4, 4), textcoords="offset points", fontsize=8)
     axes.set(xlabel="average chat rank (1 is best)", ylabel="average ground rank (1 is best)")
     axes.margins(x=0.16, y=0.08)
     axes.legend(loc="upper left", fontsize=8)
@@ -129,7 +126,7 @@ def rank_chart(series: Mapping[str, Sequence[RankPoint]]) -> bytes:
 
 
 def recall_chart(samples: Iterable[SampleView]) -> bytes:
-    """Recall curves: share of phrases whose IoU is at least a threshold, one curve per model and task.
+    """Draw recall curves: the share of phrases whose IoU is at least a threshold, one curve per model and task.
 
     Raises:
         DataNotFound: No sample has an IoU.
@@ -141,7 +138,7 @@ def recall_chart(samples: Iterable[SampleView]) -> bytes:
             curves.setdefault(f"{sample.model}, {sample.task}", []).extend(known)
     if not curves:
         raise DataNotFound("no sample has an IoU: run mask tasks with --log_samples and give their folder")
-    figure, axes = _canvas(7.2, 5.0)
+    figure, (axes,) = new_panels(1, 7.2, 5.0)
     for at, (name, ious) in enumerate(sorted(curves.items())):
         thresholds, recall = recall_curve(ious)
         label = f"{name}: mean IoU {np.mean(ious):.3f}, n {len(ious)}"
@@ -153,21 +150,21 @@ def recall_chart(samples: Iterable[SampleView]) -> bytes:
 
 
 def recall_curve(ious: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Thresholds 0, 0.01, ... 1 and the share of IoUs at or above each.
+    """Return thresholds 0, 0.01, ... 1 and the share of IoUs at or above each.
 
     >>> recall_curve([0.5, 1.0])[1][50:52]
     [1.0, 0.5]
     """
     ordered = np.sort(np.asarray(ious, dtype=np.float64))
     thresholds = np.arange(101) / 100
-    # An IoU that is a threshold but for rounding reaches it.
+    # An IoU that equals a threshold but for rounding counts as reaching it.
     below = np.searchsorted(ordered, thresholds - 1e-12, side="left")
     shares: npt.NDArray[np.float64] = 1 - below / len(ordered)
     return thresholds.tolist(), shares.tolist()
 
 
 def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:
-    """Bars of an ablation's variants, the paper's beside the measured ones; one panel per table.
+    """Draw bars of an ablation's variants, the paper's beside the measured ones; one panel per table.
 
     Raises:
         DataNotFound: A table has no row.
@@ -178,16 +175,19 @@ def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:
     for axes, table in zip(panels, tables, strict=True):
         rows = [row for row in table.rows if row.kind in ("published", "flmm")]
         variants = list(dict.fromkeys(row.variant or row.label for row in rows))
-        owners = list(dict.fromkeys("published" if row.kind == "published" else row.label for row in rows))
+        owners: dict[str, list[Row]] = {}
+        for row in rows:
+            owners.setdefault("published" if row.kind == "published" else row.label, []).append(row)
         width = 0.8 / max(1, len(owners))
-        for at, owner in enumerate(owners):
-            for row in rows:
-                if ("published" if row.kind == "published" else row.label) != owner or row.cells[0].value is None:
-                    continue
-                place = variants.index(row.variant or row.label) + (at - (len(owners) - 1) / 2) * width
-                bar = axes.bar(place, row.cells[0].value, width * 0.92, color=_COLOURS[at % len(_COLOURS)])
-                axes.bar_label(bar, [f"{row.cells[0].text}{'*' if row.cells[0].marks else ''}"], fontsize=8)
-            axes.bar(0, 0, color=_COLOURS[at % len(_COLOURS)], label=owner)
+        for at, (owner, of_owner) in enumerate(owners.items()):
+            colour = _COLOURS[at % len(_COLOURS)]
+            for row in of_owner:
+                cell = row.cells[0]
+                if cell.value is not None:
+                    place = variants.index(row.variant or row.label) + (at - (len(owners) - 1) / 2) * width
+                    bar = axes.bar(place, cell.value, width * 0.92, color=colour)
+                    axes.bar_label(bar, [f"{cell.text}{'*' if cell.marks else ''}"], fontsize=8)
+            axes.bar(0, 0, color=colour, label=owner)
         axes.set_xticks(range(len(variants)), variants, rotation=20, ha="right", fontsize=8)
         axes.set_title(f"{table.layout.table}. {table.layout.title}", fontsize=9)
         axes.set_ylabel(table.layout.columns[0].name)
@@ -196,13 +196,100 @@ def ablation_chart(tables: Sequence[ComparisonTable]) -> bytes:
     return as_png(figure)
 
 
-def _canvas(width: float, height: float) -> tuple[Any, Axes]:
-    figure, panels = new_panels(1, width, height)
-    return figure, panels[0]
+_HERE, _PAPER, _TOOL = "#0072b2", "#d55e00", "#009e73"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One run of an ablation: its name, its values by seed (percent), and what the paper prints (percent, or None)."""
+
+    name: str
+    values: tuple[float, ...]
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Runs that are compared; ``measure`` names the axis, ``note`` is what the paper says where it prints no number."""
+
+    title: str
+    measure: str
+    bars: tuple[Bar, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Precision and recall, percent, of the words that one method chose.
+
+    Attributes:
+        kind: ``here`` (joined by a line, in order), ``tool`` or ``paper``.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    kind: str = "here"
+
+
+def ablation_bars(panels: Sequence[Panel]) -> bytes:
+    """Draw one panel per comparison: bars are means, every seed is a dot, the paper's numbers are diamonds.
+
+    The axis does not begin at zero: differences are what an ablation is about, and they are small.
+
+    Raises:
+        DataNotFound: There is nothing to draw.
+    """
+    if not panels or any(not panel.bars for panel in panels):
+        raise DataNotFound("an ablation without runs cannot be drawn; run some first")
+    figure, places = new_panels(len(panels), 3.6, 3.8)
+    for axes, panel in zip(places, panels, strict=True):
+        everything: list[float] = []
+        for at, bar in enumerate(panel.bars):
+            mean = sum(bar.values) / len(bar.values)
+            drawn = axes.bar(at, mean, 0.62, color=_HERE, alpha=0.85, label="here" if at == 0 else None)
+            axes.bar_label(drawn, [f"{mean:.1f}"], fontsize=8, padding=2)
+            if len(bar.values) > 1:
+                axes.plot([at] * len(bar.values), bar.values, "o", color="black", markersize=3)
+            if bar.paper is not None:
+                known = any(one.paper is not None for one in panel.bars[:at])
+                axes.plot(at, bar.paper, "D", color=_PAPER, markersize=6, label=None if known else "paper")
+            everything += [*bar.values, *([] if bar.paper is None else [bar.paper])]
+        span = max(max(everything) - min(everything), 2.0)
+        axes.set_ylim(max(0.0, min(everything) - 0.6 * span), max(everything) + 0.35 * span)
+        axes.set_xticks(range(len(panel.bars)), [bar.name for bar in panel.bars], rotation=20, ha="right", fontsize=8)
+        axes.set_title(panel.title + (f"\npaper: {panel.note}" if panel.note else ""), fontsize=9)
+        axes.set_ylabel(panel.measure, fontsize=8)
+        if any(bar.paper is not None for bar in panel.bars):
+            axes.legend(fontsize=8)
+    return as_png(figure)
+
+
+def chosen_words(points: Sequence[Chosen]) -> bytes:
+    """Draw precision over recall of word selectors.
+
+    Raises:
+        DataNotFound: There is nothing to draw.
+    """
+    if not points:
+        raise DataNotFound("no selector was measured; run one first")
+    figure, (axes,) = new_panels(1)
+    styles = {"here": ("o-", _HERE), "tool": ("s", _TOOL), "paper": ("D", _PAPER)}
+    for kind, (style, colour) in styles.items():
+        own = [point for point in points if point.kind == kind]
+        if own:
+            axes.plot([point.recall for point in own], [point.precision for point in own], style, color=colour)
+        for point in own:
+            axes.annotate(
+                point.name, (point.recall, point.precision), textcoords="offset points", xytext=(-6, -4), ha="right",
+                fontsize=8,
+            )  # fmt: skip
+    axes.set(xlabel="recall, % of words", ylabel="precision, % of words", xlim=(0, 103), ylim=(0, 103))
+    return as_png(figure)
 
 
 def new_panels(count: int, width: float = 5.2, height: float = 4.4) -> tuple[Any, list[Axes]]:
-    """A figure outside pyplot's global state: several may be drawn in one process, and none is shown."""
+    """Return a figure and its panels, outside pyplot's global state: several may be drawn, and none is shown."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -218,7 +305,7 @@ def new_panels(count: int, width: float = 5.2, height: float = 4.4) -> tuple[Any
 
 
 def as_png(figure: Any) -> bytes:
-    """The figure as a file."""
+    """Return the figure as a PNG file."""
     buffer = io.BytesIO()
     # No date and no version inside: the same numbers give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})

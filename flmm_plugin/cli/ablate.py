@@ -127,7 +127,7 @@ def variant_rows(study: Study, found: Sequence[Measured]) -> list[dict[str, str]
 
 def variant_figure(study: Study, found: Sequence[Measured]) -> bytes:
     """Draw the bars of every part."""
-    from flmm_plugin.reports.ablation_figures import Bar, Panel, ablation_bars
+    from flmm_plugin.reports.charts import Bar, Panel, ablation_bars
 
     bars: dict[str, list[Bar]] = {}
     for part, name, runs in _by_variant(study, found):
@@ -190,7 +190,7 @@ def selector_rows(args: argparse.Namespace, found: Sequence[Measured]) -> list[d
 
 def selector_figure(rows: Sequence[Mapping[str, str]]) -> bytes:
     """Draw precision over recall."""
-    from flmm_plugin.reports.ablation_figures import Chosen, chosen_words
+    from flmm_plugin.reports.charts import Chosen, chosen_words
 
     points = []
     for row in rows:

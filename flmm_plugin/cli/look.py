@@ -173,8 +173,7 @@ def _attention(args: argparse.Namespace) -> int:
     others = [checked_model(name, "--compare") for name in args.compare]
     picture, out = _begin(args), _stem(args, "attention")
     heads = _heads(args) if args.masks else None
-    from flmm_plugin.reports.attention_figures import AttentionView, compare_attention, pipeline
-    from flmm_plugin.reports.figures import contact_sheet
+    from flmm_plugin.reports.attention_figures import AttentionView, compare_attention, contact_sheet, pipeline
 
     clusters = args.clusters or 4
     lmm = _load(args, heads)

@@ -173,10 +173,10 @@ def _drawn(args: argparse.Namespace, runs: Sequence[Any]) -> bytes:
         return charts.ablation_chart(_made(args, runs))
     from io import BytesIO
 
-    from flmm_plugin.reports.qualitative import qualitative_sheet
+    from flmm_plugin.reports.sample_sheet import sample_sheet
 
     buffer = BytesIO()
-    qualitative_sheet(read_samples(runs), args.count, order=args.order).save(buffer, "PNG", optimize=True)
+    sample_sheet(read_samples(runs), args.count, order=args.order).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

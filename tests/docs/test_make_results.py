@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from flmm_plugin.reports import tables
 
@@ -74,14 +73,6 @@ def test_the_picture_replaces_what_was_between_the_markers(script: ModuleType) -
     assert script.with_picture(once) == once
     with pytest.raises(SystemExit, match="has no <!-- picture"):
         script.with_picture("no markers")
-
-
-def test_tiles_stand_side_by_side(script: ModuleType) -> None:
-    sheet = script.side_by_side([Image.new("RGB", (4, 6), "red"), Image.new("RGB", (5, 3), "blue")], gap=1)
-    assert sheet.size == (10, 6)
-    assert sheet.getpixel((0, 0)) == (255, 0, 0)
-    assert sheet.getpixel((5, 0)) == (0, 0, 255)
-    assert sheet.getpixel((5, 5)) == (255, 255, 255)
 
 
 def test_readme_has_the_places_that_are_filled() -> None:

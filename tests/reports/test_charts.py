@@ -13,12 +13,15 @@ from PIL import Image
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.records import encode_rle
 from flmm_plugin.reports import charts
+from flmm_plugin.reports.charts import Bar, Chosen, Panel, ablation_bars, chosen_words
 from flmm_plugin.reports.comparison import compare
-from flmm_plugin.reports.qualitative import groundings, qualitative_cards, qualitative_sheet
 from flmm_plugin.reports.result_files import read_results
 from flmm_plugin.reports.sample_files import PhraseView, SampleView, read_samples
+from flmm_plugin.reports.sample_sheet import logged_masks, sample_sheet
 from flmm_plugin.reports.table_layouts import LAYOUTS
 from tests.reports.conftest import mask_sample, square
+
+BLUE, ORANGE, GREEN = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
 
 
 def size_of(png: bytes) -> tuple[int, int]:
@@ -89,26 +92,27 @@ def test_recall_and_samples_from_logs(write_run: Callable[..., Path], picture: P
     run = write_run("a", "flmm_llava", {"flmm_refcoco_val": {"cIoU": 1.0}}, samples={"flmm_refcoco_val": lines})
     views = list(read_samples(read_results([run])))
     assert size_of(charts.recall_chart(views))[0] > 500
-    sheet = qualitative_sheet(views, 2)
+    sheet = sample_sheet(views, 2)
     assert sheet.width == 3 * 480 + 2 * 6
     with pytest.raises(DataNotFound, match="no sample has an IoU"):
         charts.recall_chart([])
     with pytest.raises(DataNotFound, match="no sample can be drawn"):
-        qualitative_sheet([sample(0, 0.5, "gone.png")])
+        sample_sheet([sample(0, 0.5, "gone.png")])
 
 
 def test_sheet_takes_the_worst_and_draws_no_score_that_was_not_logged(picture: Path) -> None:
     samples = [sample(n, iou, str(picture)) for n, iou in enumerate((0.9, 0.1, 0.5))]
-    cards = qualitative_cards(samples, 2).cards
-    assert [card.caption for card in cards] == ["a thing", "a thing"]
-    (known,), (unknown,) = groundings(samples[0].phrases), groundings(sample(0, 0.5, "", None).phrases)
+    worst = sample_sheet([samples[1], samples[2]], order="document")
+    assert sample_sheet(samples, 2).tobytes() == worst.tobytes()
+    assert sample_sheet(samples, 2, order="best").tobytes() != worst.tobytes()
+    (known,), (unknown,) = logged_masks(samples[0].phrases), logged_masks(sample(0, 0.5, "", None).phrases)
     assert known.score == 0.5
     assert np.isnan(unknown.score)
     assert known.phrase == "a thing (IoU 0.90)"
     wrong = encode_rle(square((41, 60), 5, 5, 10))
     odd = SampleView("m", "t", 0, "q", "x", "", image=str(picture), phrases=(PhraseView("a", 0.5, 0.5, wrong, None),))
     with pytest.raises(DataNotFound):
-        qualitative_sheet([odd])
+        sample_sheet([odd])
 
 
 def test_ablation_bars_for_published_and_measured(write_run: Callable[..., Path]) -> None:
@@ -118,3 +122,44 @@ def test_ablation_bars_for_published_and_measured(write_run: Callable[..., Path]
     assert size_of(charts.ablation_chart(tables))[0] > 900
     with pytest.raises(DataNotFound, match="without rows"):
         charts.ablation_chart([compare(LAYOUTS["5a"], [], published=False)])
+
+
+def painted(png: bytes, colour: tuple[int, int, int]) -> int:
+    """Pixels of nearly a colour; bars are not quite opaque."""
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    return int((np.abs(pixels - np.array(colour)).sum(axis=2) < 110).sum())
+
+
+def test_a_panel_per_comparison_and_a_diamond_where_the_paper_has_a_number() -> None:
+    layers = Panel("layers", "recall, %", (Bar("early", (40.0,)), Bar("all", (50.0, 52.0))), "all best")
+    prompts = Panel("prompts", "recall, %", (Bar("mask", (60.0,), 63.4),))
+    alone, both = ablation_bars([layers]), ablation_bars([layers, prompts])
+    assert Image.open(io.BytesIO(both)).width > 1.8 * Image.open(io.BytesIO(alone)).width
+    assert painted(alone, ORANGE) == 0
+    assert painted(both, ORANGE) > 0
+    assert painted(alone, BLUE) > 1000
+    assert both == ablation_bars([layers, prompts])  # the same numbers give the same file
+
+
+def test_a_higher_bar_is_taller() -> None:
+    low = ablation_bars([Panel("", "", (Bar("a", (40.0,)), Bar("b", (60.0,))))])
+    equal = ablation_bars([Panel("", "", (Bar("a", (60.0,)), Bar("b", (60.0,))))])
+    assert painted(low, BLUE) < painted(equal, BLUE)
+
+
+def test_nothing_cannot_be_drawn() -> None:
+    with pytest.raises(DataNotFound, match="without runs"):
+        ablation_bars([])
+    with pytest.raises(DataNotFound, match="without runs"):
+        ablation_bars([Panel("layers", "", ())])
+    with pytest.raises(DataNotFound, match="no selector"):
+        chosen_words([])
+
+
+def test_selectors_tools_and_the_paper_look_different() -> None:
+    here = [Chosen("0.1", 60, 98), Chosen("0.3", 80, 95)]
+    paper, tool = Chosen("spaCy (paper)", 41.1, 97.3, "paper"), Chosen("noun chunks", 50, 90, "tool")
+    assert painted(chosen_words(here), BLUE) > 0
+    assert painted(chosen_words(here), ORANGE) == 0
+    assert painted(chosen_words([*here, paper]), ORANGE) > 0
+    assert painted(chosen_words([*here, tool]), GREEN) > painted(chosen_words(here), GREEN)

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from flmm_plugin.records import Grounding
-from flmm_plugin.reports.figures import (
-    cluster_maps,
-    colours,
-    contact_sheet,
-    contour,
-    mask_layer,
-    overlay,
-    seen_by_grid,
-)
+from flmm_plugin.reports.figures import NamedMask, colours, contour, in_column, in_row, mask_layer, overlay
 
 
 def grounding(
@@ -76,57 +66,20 @@ def test_overlay_refuses_masks_of_another_size() -> None:
         overlay(grey(61, 40), [grounding(1, 1, 5, 5)])
 
 
-@dataclass
-class Grid:
-    height: int = 4
-    width: int = 4
-    scale_y: float = 10.0
-    scale_x: float = 10.0
-    offset_y: float = 0.0
-    offset_x: float = 10.0
+def test_masks_of_logs_are_drawn_like_groundings_without_a_score() -> None:
+    known = grounding(5, 5, 30, 30)
+    assert np.array_equal(overlay(grey(), [known], legend=False), overlay(grey(), [NamedMask("x", known.mask)], False))
+    assert not np.array_equal(overlay(grey(), [known]), overlay(grey(), [NamedMask(known.phrase, known.mask)]))
 
 
-def test_view_is_what_the_grid_covers() -> None:
-    image = grey()
-    image.paste((255, 0, 0), (0, 0, 10, 40))  # cut away by the grid's centre crop
-    view = np.asarray(seen_by_grid(image, Grid()))
-    assert view.shape == (40, 40, 3)
-    assert (view[:, 1:] == 100).all()
-    beyond = np.asarray(seen_by_grid(grey(20, 40), Grid(offset_x=-10.0)))
-    assert (beyond[5, 5] == 0).all()
-    assert (beyond[5, 15] == 100).all()
-
-
-def blob_maps(layers: int = 3, heads: int = 2) -> np.ndarray:
-    maps = np.random.default_rng(0).random((layers, heads, 6, 6)) * 0.01
-    maps[..., 1:3, 1:3] += 1.0
-    return maps
-
-
-def test_clusters_find_the_blob_and_rank_by_attention() -> None:
-    labels = cluster_maps(blob_maps(), clusters=2)
-    expected = np.zeros((6, 6), int)
-    expected[1:3, 1:3] = 1
-    assert np.array_equal(labels, expected)
-    assert np.array_equal(labels, cluster_maps(blob_maps() * np.array([1.0, 1000.0])[:, None, None], clusters=2))
-
-
-def test_clusters_of_maps_without_structure() -> None:
-    assert cluster_maps(np.zeros((2, 2, 5, 5))).tolist() == np.zeros((5, 5), int).tolist()
-    assert set(np.unique(cluster_maps(blob_maps(), clusters=4))) == {0, 1, 2, 3}
-
-
-def test_contact_sheet_has_one_cell_per_head_and_layer() -> None:
-    small = contact_sheet(blob_maps(2, 3), grey(), Grid(), phrase="the thing", cell=30)
-    deep = contact_sheet(blob_maps(5, 3), grey(), Grid(), phrase="the thing", cell=30)
-    assert deep.height - small.height == 3 * 34
-    assert deep.width == small.width
-    pixels = np.asarray(deep)
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
-    wide = contact_sheet(blob_maps(1, 30), grey(), cell=20)
-    assert wide.width == 34 + 30 * 24
-
-
-def test_contact_sheet_needs_layers_and_heads() -> None:
-    with pytest.raises(ValueError, match=r"\[layers, heads, h, w\]"):
-        contact_sheet(np.zeros((4, 6, 6)), grey())
+def test_images_beside_and_below_each_other() -> None:
+    pair = [grey(60, 40), grey(20, 50)]
+    row, column = in_row(pair, 6), in_column(pair, 6)
+    assert (row.size, column.size) == ((86, 50), (60, 96))
+    assert row.getpixel((62, 0)) == row.getpixel((0, 45)) == (255, 255, 255)
+    assert row.getpixel((66, 49)) == column.getpixel((0, 46)) == (100, 100, 100)
+    tiles = in_row([Image.new("RGB", (4, 6), "red"), Image.new("RGB", (5, 3), "blue")], 1)
+    assert tiles.size == (10, 6)
+    assert tiles.getpixel((0, 0)) == (255, 0, 0)
+    assert tiles.getpixel((5, 0)) == (0, 0, 255)
+    assert tiles.getpixel((5, 5)) == (255, 255, 255)
