@@ -254,7 +254,7 @@ def plugin_conditions(record: Mapping[str, Any]) -> dict[str, str]:
 
 def plugin_options(record: Mapping[str, Any]) -> dict[str, str]:
     """Return options and facts about heads of the plugin's record as text; the names of facts begin with ``heads.``."""
-    found = {}
+    found: dict[str, str] = {}
     for prefix, part in (("", record.get("options")), ("heads.", record.get("heads"))):
         if isinstance(part, Mapping):
             found |= {f"{prefix}{name}": str(value) for name, value in part.items() if value is not None}

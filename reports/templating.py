@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ _TEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 #: LaTeX uses braces itself; its templates have other marks.
-_TEX_SYNTAX = {
+_TEX_SYNTAX: Mapping[str, Any] = {
     "variable_start_string": "<<", "variable_end_string": ">>", "block_start_string": "<%", "block_end_string": "%>",
 }  # fmt: skip
 
