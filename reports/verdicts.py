@@ -1,4 +1,4 @@
-"""What `flmm preserve` found, read back from its ``verdict.json``, for the page's head."""
+"""Read the ``verdict.json`` of `flmm preserve` for the head of a page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class CheckNote:
     """One kind of comparison.
 
     Attributes:
-        name: Of the check.
-        compared: How much was compared.
-        differing: How much of it differed between the stock arm and F-LMM.
-        noise: How much of it differed between the stock model and itself; None where that was not measured.
-        same: How much differed between F-LMM and stock under the same settings; None where they were the same anyway.
-        question: What was asked where the first difference is that is held against the plugin, "" if there is none.
-        stock: What the stock arm has there.
-        ours: What the F-LMM arm has there.
+        name: Name of the check, such as ``generated ids``.
+        compared: Number of things that were compared.
+        differing: Number of those that differed between the stock run and F-LMM.
+        noise: The same between the stock model and itself; None where that was not measured.
+        same: The same between F-LMM and stock under its settings; None where the settings were the same anyway.
+        question: Question of the first difference that is held against the plugin, "" if there is none.
+        stock: Text of the stock run at that place.
+        ours: Text of the F-LMM run at that place.
     """
 
     name: str
@@ -39,7 +39,7 @@ class CheckNote:
 
     @property
     def blamed(self) -> int:
-        """How much of it is held against the plugin."""
+        """Number of differences that are held against the plugin."""
         return self.differing if self.same is None else self.same
 
 
@@ -54,37 +54,33 @@ class VerdictNote:
 
 
 def read_verdicts(paths: Iterable[str | Path]) -> list[VerdictNote]:
-    """Every ``verdict.json`` at or under the given paths.
+    """Read every ``verdict.json`` at or under the given paths.
 
     Raises:
         DataNotFound: One of them is damaged.
     """
-    found = []
-    for given in map(Path, paths):
-        for file in sorted(given.rglob("verdict.json")) if given.is_dir() else [given]:
-            if file.name == "verdict.json":
-                found.append(_read(file))
-    return found
+    found = [file for given in map(Path, paths) for file in (sorted(given.rglob("verdict.json")) or [given])]
+    return [_read(file) for file in found if file.name == "verdict.json"]
 
 
 def _read(file: Path) -> VerdictNote:
     content: Mapping[str, Any] = files.read_json(file, DataNotFound, "run flmm preserve again")
     with named(file, "verdict of `flmm preserve`"):
-        others = [{str(one["name"]): one for one in content.get(kind, ())} for kind in ("noise", "same_settings")]
-        checks = tuple(_check(one, *others) for one in content["checks"])
-        return VerdictNote(file, str(content["status"]), public_text(str(content["line"])), checks)
-
-
-def _check(
-    one: Mapping[str, Any], noise: Mapping[str, Mapping[str, Any]], same: Mapping[str, Mapping[str, Any]]
-) -> CheckNote:
-    name = str(one["name"])
-    first = same.get(name, one).get("first") or {}
-    return CheckNote(
-        name, int(one["compared"]), int(one["differing"]), _differing(noise.get(name)), _differing(same.get(name)),
-        question=str(first.get("question", "")), stock=str(first.get("left", "")), ours=str(first.get("right", "")),
-    )  # fmt: skip
-
-
-def _differing(one: Mapping[str, Any] | None) -> int | None:
-    return None if one is None else int(one["differing"])
+        noise, same = ({str(one["name"]): one for one in content.get(kind, ())} for kind in ("noise", "same_settings"))
+        checks = []
+        for one in content["checks"]:
+            name = str(one["name"])
+            first = same.get(name, one).get("first") or {}
+            checks.append(
+                CheckNote(
+                    name=name,
+                    compared=int(one["compared"]),
+                    differing=int(one["differing"]),
+                    noise=int(noise[name]["differing"]) if name in noise else None,
+                    same=int(same[name]["differing"]) if name in same else None,
+                    question=str(first.get("question", "")),
+                    stock=str(first.get("left", "")),
+                    ours=str(first.get("right", "")),
+                )
+            )
+        return VerdictNote(file, str(content["status"]), public_text(str(content["line"])), tuple(checks))

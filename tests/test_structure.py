@@ -91,11 +91,11 @@ INDIRECT = {"torchvision"}
 # Imported by one module that nothing else imports: whoever loads the pytest plugin runs pytest.
 # VLMEvalKit has an extra and an environment of its own, and only what it loads imports it.
 BROUGHT = {
-    "flmm_plugin.adapters.lmms_eval.pytest_plugin": {"pytest"},
+    "flmm_plugin.adapters.preservation.pytest_plugin": {"pytest"},
     **{
-        f"flmm_plugin.adapters.vlmevalkit.{name}": {"vlmeval"}
-        for name in ("dataset", "model", "preserve_arm", "preserve_plain", "register", "inference")
+        f"flmm_plugin.adapters.vlmevalkit.{name}": {"vlmeval"} for name in ("dataset", "model", "register", "inference")
     },
+    **{f"flmm_plugin.adapters.preservation.{name}": {"vlmeval"} for name in ("vlmevalkit", "plain_vlmevalkit")},
 }
 
 

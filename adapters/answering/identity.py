@@ -38,7 +38,7 @@ _LIBRARIES = (
 )
 
 # Folders of this package whose code answers nothing; what the tasks ask is part of what was asked.
-_SILENT = ("cli", "data", "datasets", "reports", "tasks", "tiny", "training", "preserving")
+_SILENT = ("cli", "data", "datasets", "reports", "tasks", "tiny", "training", "preservation")
 
 # What configurations say of where they lie and who wrote them.
 _NOT_DECIDING = frozenset(

@@ -218,19 +218,20 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
 
 
 def stock_of(model: str, arguments: str) -> tuple[str, str] | None:
-    """Name and arguments of the stock arm of a model; None, with a word, where lmms-eval has none that works.
+    """Name and arguments of the stock adapter of a model; None, with a word, where lmms-eval has none that works.
 
     Raises:
         UnknownArgument: It is not said which checkpoint the model is.
     """
-    from flmm_plugin.adapters.lmms_eval.preserve_stock import PLAIN, adapter_for
-    from flmm_plugin.adapters.preserving.stock import shared, with_checkpoint
+    from flmm_plugin.adapters.preservation.stock import PLAIN, adapter_for, stock_arguments
 
     given = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
-    told = with_checkpoint(shared(given), "flmm_tiny" if model == "flmm_tiny" else "")
+    told = stock_arguments(given, "flmm_tiny" if model == "flmm_tiny" else "")
     name, why = adapter_for(told)
     if name == PLAIN:
-        print(f"no stock arm for {model}: {why}; flmm preserve compares it with plain transformers", file=sys.stderr)
+        print(
+            f"no stock adapter for {model}: {why}; flmm preserve compares it with plain transformers", file=sys.stderr
+        )
         return None
     # lmms-eval's adapter needs a device map of its own, which transformers 5 refuses to be empty.
     device = told.setdefault("device", "cuda" if _cuda() else "cpu")

@@ -139,8 +139,8 @@ def test_a_picture_is_its_pixels_or_its_bytes(tmp_path: Path) -> None:
     assert asked_digest(["what?"], [path]) != before
 
 
-def test_an_arm_of_preserve_belongs_to_the_content_that_its_arguments_point_to(tmp_path: Path) -> None:
-    from flmm_plugin.adapters.preserving.record import ArmSpec, arm_key
+def test_a_run_of_preserve_belongs_to_the_content_that_its_arguments_point_to(tmp_path: Path) -> None:
+    from flmm_plugin.adapters.preservation.record import RunSpec, run_key
 
     folder, heads = tmp_path / "lmm", tmp_path / "h.safetensors"
     folder.mkdir()
@@ -151,7 +151,7 @@ def test_an_arm_of_preserve_belongs_to_the_content_that_its_arguments_point_to(t
             path.write_bytes(some)
             os.utime(path, (1e9, 1e9))
         arguments = {"pretrained": str(folder), "heads": str(heads)}
-        spec = ArmSpec(role="F-LMM", model="flmm_llava", model_args=arguments, tasks=("mme",))
-        names.append(arm_key(spec, 1, "lmms-eval"))
+        spec = RunSpec(role="F-LMM", model="flmm_llava", model_args=arguments, tasks=("mme",))
+        names.append(run_key(spec, 1))
     assert len(set(names)) == 3
     assert names[0] == names[3]

@@ -212,24 +212,23 @@ def test_one_dataset_name_is_all_splits(flmm: Any, refer_folder: Any, monkeypatc
 
 
 def test_chat_is_what_it_is_without_the_plugin_in_the_kit_too(flmm: Any, tmp_path: Path) -> None:
-    from flmm_plugin.adapters.preserving.record import ArmSpec
-    from flmm_plugin.adapters.vlmevalkit.preserve import preserve
-    from flmm_plugin.adapters.vlmevalkit.preserve_arm import run_arm
+    from flmm_plugin.adapters.preservation.proof import Plan, prove
+    from flmm_plugin.adapters.preservation.run import run_here
 
-    ours = ArmSpec(role="F-LMM", model="flmm_tiny", model_args={}, tasks=("MME_TINY", "MMBench_TINY"), limit=2)
-    verdict = preserve(ours, tmp_path, launch=run_arm)
+    plan = Plan(model="flmm_tiny", harness="vlmevalkit", tasks=("MME_TINY", "MMBench_TINY"), limit=2, out=tmp_path)
+    verdict = prove(plan, run_here)
     assert verdict.unchanged, verdict.reason
     compared = {check.name: check.compared for check in verdict.checks}
     assert compared["generated ids"] == compared["texts"] == compared["pictures"] == 4
     assert compared["logits"] == 1
     assert compared["metrics"] > 2
-    assert verdict.arms[1].grounded == {"asked": 4, "failed": 0}
-    planted = preserve(dataclasses.replace(ours, plant="logit"), tmp_path, launch=run_arm)
+    assert verdict.runs[1].grounded == {"asked": 4, "failed": 0}
+    planted = prove(dataclasses.replace(plan, plant="logit"), run_here)
     assert planted.exit_status == 1
     assert planted.first is not None
-    masks = dataclasses.replace(ours, tasks=("RefCOCO_SEG_TINY",))
+    masks = dataclasses.replace(plan, tasks=("RefCOCO_SEG_TINY",))
     with pytest.raises(UnknownArgument, match="asks for masks"):
-        preserve(masks, tmp_path, launch=run_arm)
+        prove(masks, run_here)
 
 
 def test_a_model_of_the_kit_s_own_that_asks_otherwise_is_told_apart_by_its_prompts(
@@ -237,10 +236,9 @@ def test_a_model_of_the_kit_s_own_that_asks_otherwise_is_told_apart_by_its_promp
 ) -> None:
     import vlmeval.config
 
-    from flmm_plugin.adapters.preserving.record import ArmSpec
-    from flmm_plugin.adapters.vlmevalkit.preserve import preserve
-    from flmm_plugin.adapters.vlmevalkit.preserve_arm import run_arm
-    from flmm_plugin.adapters.vlmevalkit.preserve_plain import PlainTransformers
+    from flmm_plugin.adapters.preservation.plain_vlmevalkit import PlainTransformers
+    from flmm_plugin.adapters.preservation.proof import Plan, prove
+    from flmm_plugin.adapters.preservation.run import run_here
     from flmm_plugin.tiny import tiny_path
 
     class Asking(PlainTransformers):
@@ -252,21 +250,21 @@ def test_a_model_of_the_kit_s_own_that_asks_otherwise_is_told_apart_by_its_promp
     models = vlmeval.config.supported_VLM
     monkeypatch.setitem(models, "kit_plain", functools.partial(PlainTransformers, str(tiny_path())))
     monkeypatch.setitem(models, "kit_asking", functools.partial(Asking, str(tiny_path())))
-    ours = ArmSpec(role="F-LMM", model="flmm_tiny", model_args={}, tasks=("MME_TINY",), limit=0.05)
-    alike = preserve(ours, tmp_path, stock="kit_plain", launch=run_arm)
+    plan = Plan(model="flmm_tiny", harness="vlmevalkit", tasks=("MME_TINY",), limit=0.05, out=tmp_path)
+    alike = prove(dataclasses.replace(plan, stock="kit_plain"), run_here)
     assert alike.unchanged, alike.reason
-    assert alike.arms[0].adapter == "the kit's kit_plain"
+    assert alike.runs[0].adapter == "the kit's kit_plain"
     assert {check.name: check.compared for check in alike.checks}["texts"] == 2, "a share of 40 rows"
-    otherwise = preserve(ours, tmp_path, stock="kit_asking", launch=run_arm)
+    otherwise = prove(dataclasses.replace(plan, stock="kit_asking"), run_here)
     differing = {check.name: check.differing for check in otherwise.checks}
     assert differing["prompts"] == 2
     assert otherwise.exit_status != 0
     with pytest.raises(UnknownArgument, match="vlmutil mlist all"):
-        preserve(ours, tmp_path, stock="no_such_model", launch=run_arm)
+        prove(dataclasses.replace(plan, stock="no_such_model"), run_here)
 
 
-def test_the_stock_arm_owes_nothing_to_this_package() -> None:
+def test_the_stock_model_owes_nothing_to_this_package() -> None:
     from importlib import resources
 
-    source = resources.files("flmm_plugin.adapters.vlmevalkit").joinpath("preserve_plain.py").read_text()
+    source = resources.files("flmm_plugin.adapters.preservation").joinpath("plain_vlmevalkit.py").read_text()
     assert "flmm_plugin" not in source

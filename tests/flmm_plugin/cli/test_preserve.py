@@ -13,24 +13,24 @@ import yaml
 
 from flmm_plugin import cli
 from flmm_plugin.adapters.answering.arguments import arguments_of
-from flmm_plugin.adapters.lmms_eval import preserve as runner
+from flmm_plugin.adapters.preservation import proof
+from flmm_plugin.adapters.preservation.verdict import Answer, RunRecord, Verdict, compare, decide, logits_check
 from flmm_plugin.errors import DataNotFound, UnknownArgument
-from flmm_plugin.reports.preservation import Answer, Arm, LogitsCheck, Verdict, compare, decide
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKFLOW = ROOT / ".github" / "workflows" / "preserve.yml"
 
 
 def verdict(text: str = "yes", *, alone: bool = False) -> Verdict:
-    def arm(role: str, said: str, key: str = "generate_until/mme/0/0") -> Arm:
+    def record(role: str, said: str, key: str = "generate_until/mme/0/0") -> RunRecord:
         one = Answer(key, "mme", 0, "is it ?", text=said, ids=(1, 2))
-        return Arm(role, "llava_hf", {}, {key: one}, {"mme": {"score,none": 1.0}}, {"w": "1"})
+        return RunRecord(role, "llava_hf", {}, {key: one}, {"mme": {"score,none": 1.0}}, {"w": "1"})
 
     stock, ours = (
-        arm("stock", "yes"),
-        arm("F-LMM", text, "generate_until/mme/9/0" if alone else "generate_until/mme/0/0"),
+        record("stock", "yes"),
+        record("F-LMM", text, "generate_until/mme/9/0" if alone else "generate_until/mme/0/0"),
     )
-    return decide([stock, ours], compare(stock, ours, LogitsCheck(True, "equal")))
+    return decide([stock, ours], compare(stock, ours, logits_check(True, "equal")))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Any, *words: str) -> tuple[int, Any]:
@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: Any, *words: str)
         result: Verdict = made
         return result
 
-    monkeypatch.setattr(runner, "preserve", preserve)
+    monkeypatch.setattr(proof, "prove", preserve)
     given = ["preserve", "--model", "flmm_tiny", "--tasks", "mme,pope", "--device", "cpu", "--out", str(tmp_path)]
     return cli.main([*given, *words]), plans[0]
 

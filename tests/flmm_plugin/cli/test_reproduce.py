@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval import preserve_stock
+from flmm_plugin.adapters.preservation import stock
 from flmm_plugin.cli import main, reproduce
 from flmm_plugin.reports.table_layouts import LAYOUTS
 
@@ -91,7 +91,7 @@ def test_a_part_is_not_the_whole(fake: Path) -> None:
 
 def test_stock_arm_gets_the_chat_tasks(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Which adapter it is, is the business of `flmm preserve`, and asking transformers costs seconds.
-    monkeypatch.setattr(preserve_stock, "adapter_for", lambda arguments: ("llava_hf", ""))
+    monkeypatch.setattr(stock, "adapter_for", lambda arguments: ("llava_hf", ""))
     monkeypatch.setattr(reproduce, "_cuda", lambda: False)
     assert go(fake, "--stock", "--dry-run") == 0
     args = argparse.Namespace(backbones=["flmm_tiny"], stock=True, limit=None)
@@ -102,7 +102,7 @@ def test_stock_arm_gets_the_chat_tasks(fake: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert "pretrained=" in jobs[1].arguments
     assert "device_map=cpu" in jobs[1].arguments
-    monkeypatch.setattr(preserve_stock, "adapter_for", lambda arguments: (preserve_stock.PLAIN, "none works"))
+    monkeypatch.setattr(stock, "adapter_for", lambda arguments: (stock.PLAIN, "none works"))
     assert len(reproduce.planned(args, ("mme",), LAYOUTS["1"].mask_tasks, fake)) == 1
 
 

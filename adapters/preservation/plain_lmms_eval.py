@@ -1,6 +1,6 @@
-"""Plain transformers as an lmms-eval model: the stock arm where lmms-eval has no adapter that works.
+"""Plain transformers as an lmms-eval model: the stock model where lmms-eval has no adapter that works.
 
-The other arm of a proof must owe nothing to what is to be proven: this file imports nothing of this package, and a test
+The stock run of a proof must owe nothing to what is to be proven: this file imports nothing of this package, and a test
 holds it to that. It is transformers' documented way from a chat to an answer: chat template, processor, ``generate``.
 """
 
@@ -21,16 +21,14 @@ class PlainTransformers(lmms):
     """Any checkpoint that transformers loads as an image-text-to-text model.
 
     Args:
-        pretrained: Folder or hub id.
-        revision: On the hub.
+        pretrained: Folder or hub id of the checkpoint.
+        revision: Version of it on the hub.
         dtype: As transformers takes it; ``auto`` is as stored.
-        device: Where to run.
-        device_map: Instead of ``device``: how to split the model.
-        attn_implementation: The attention kernel.
+        device: Device to run on, unless ``device_map`` says how to split the model.
+        attn_implementation: Attention kernel; None: transformers' default.
         system_prompt: A system turn before every chat.
         trust_remote_code: Run code from the checkpoint's repository.
-        load_in_4bit: Quantise the weights (bitsandbytes).
-        load_in_8bit: The same, to 8 bits.
+        load_in_4bit, load_in_8bit: Quantise the weights (bitsandbytes).
         batch_size: Requests per ``generate``; those handed over together are answered together.
     """
 
@@ -80,12 +78,12 @@ class PlainTransformers(lmms):
 
     @property
     def device(self) -> Any:
-        """Where inputs go."""
+        """The device that inputs are moved to."""
         return self.model.device
 
     @property
     def tokenizer(self) -> Any:
-        """The processor's."""
+        """The processor's tokenizer."""
         return self.processor.tokenizer
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
@@ -96,7 +94,7 @@ class PlainTransformers(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Mean loss of each continuation and whether it is the greedy one, as lmms-eval's ``llava_hf`` defines both."""
+        """Return each continuation's mean loss and whether it is the greedy one, as lmms-eval's ``llava_hf`` does."""
         scores = []
         for request in requests:
             context, target, doc_to_visual, doc_id, task, split = request.args
@@ -117,7 +115,7 @@ class PlainTransformers(lmms):
         return scores
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Not offered."""
+        """Refuse: not offered."""
         raise NotImplementedError("plain transformers answers single rounds; leave multi-round tasks out")
 
     def _answer(self, requests: Sequence[Any]) -> list[GenerationResult]:
@@ -178,7 +176,7 @@ class PlainTransformers(lmms):
 
 
 class PlainTransformersSimple(PlainTransformers):
-    """The same for ``--force_simple``: lmms-eval's plain prompts."""
+    """The same model for ``--force_simple``: lmms-eval's plain prompts."""
 
     is_simple = True
 

@@ -1,6 +1,6 @@
-"""Plain transformers as a VLMEvalKit model: the stock arm of a proof.
+"""Plain transformers as a VLMEvalKit model: the stock model of a proof.
 
-The kit's own classes put their own words around a question and need a GPU; the arm that the plugin is held against must
+The kit's own classes put their own words around a question and need a GPU; the model that F-LMM is compared with must
 be asked the same. It must also owe nothing to what is to be proven: this file imports nothing of this package, and a
 test holds it to that. It is transformers' documented way from a chat to an answer.
 """
@@ -19,12 +19,11 @@ class PlainTransformers(BaseModel):
     """Any checkpoint that transformers loads as an image-text-to-text model.
 
     Args:
-        pretrained: Folder or hub id.
-        revision: On the hub.
+        pretrained: Folder or hub id of the checkpoint.
+        revision: Version of it on the hub.
         dtype: As transformers takes it; ``auto`` is as stored.
-        device: Where to run.
-        device_map: Instead of ``device``: how to split the model.
-        attn_implementation: The attention kernel.
+        device: Device to run on, unless ``device_map`` says how to split the model.
+        attn_implementation: Attention kernel; None: transformers' default.
         system_prompt: A system turn before every question.
         trust_remote_code: Run code from the checkpoint's repository.
     """
@@ -61,12 +60,12 @@ class PlainTransformers(BaseModel):
 
     @property
     def tokenizer(self) -> Any:
-        """The processor's."""
+        """The processor's tokenizer."""
         return self.processor.tokenizer
 
     @torch.inference_mode()
     def generate_inner(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
-        """The answer to a message, decoded greedily."""
+        """Answer a message, decoding greedily."""
         content = [
             {"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["value"]}
             for part in message

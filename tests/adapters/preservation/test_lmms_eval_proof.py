@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +18,19 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.adapters.answering import identity
-from flmm_plugin.adapters.lmms_eval import preserve_arm, preserve_plain, preserve_stock
-from flmm_plugin.adapters.lmms_eval.preserve import ArmFailed, Plan, in_a_process, other_settings, preserve
-from flmm_plugin.adapters.lmms_eval.preserve_model import WatchedModel
-from flmm_plugin.adapters.lmms_eval.preserve_stock import StockUnusable
-from flmm_plugin.adapters.preserving.faults import FAULTS
-from flmm_plugin.adapters.preserving.record import ArmSpec, read_answers
-from flmm_plugin.adapters.preserving.watch import GenerateWatch
+from flmm_plugin.adapters.lmms_eval import preflight
+from flmm_plugin.adapters.lmms_eval.preflight import NotReady
+from flmm_plugin.adapters.preservation import plain_lmms_eval
+from flmm_plugin.adapters.preservation.faults import FAULTS
+from flmm_plugin.adapters.preservation.lmms_eval import WatchedModel, evaluate, make_model, marks_of
+from flmm_plugin.adapters.preservation.proof import Plan, RunFailed, in_a_process, other_settings, prove
+from flmm_plugin.adapters.preservation.record import RunSpec, StockUnusable, read_answers
+from flmm_plugin.adapters.preservation.run import run_here
+from flmm_plugin.adapters.preservation.stock import shared, stock_arguments
+from flmm_plugin.adapters.preservation.verdict import RunRecord, Verdict
+from flmm_plugin.adapters.preservation.watch import Recorder
 from flmm_plugin.cli.preserve import FAULTS as NAMED
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.reports.preservation import Arm, Verdict
 
 torch = pytest.importorskip("torch")
 
@@ -80,7 +82,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def same_code() -> Iterator[None]:
-    """An arm is kept under a hash of this package's code, which an editor may save while the tests run."""
+    """A run is kept under a hash of this package's code, which an editor may save while the tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identity, "code_digest", lambda *_: "this code")
         yield
@@ -99,9 +101,9 @@ def index() -> Any:
 FOLDERS: dict[tuple[str, str, int, float | None], Path] = {}
 
 
-def launch(spec: ArmSpec, folder: Path) -> Arm:
+def launch(spec: RunSpec, folder: Path) -> RunRecord:
     FOLDERS[spec.role, spec.plant, spec.batch_size, spec.limit] = folder
-    return preserve_arm.run_arm(spec, folder, task_manager=index())
+    return run_here(spec, folder, task_manager=index())
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def plan(
 
 @pytest.fixture(scope="module")
 def clean(plan: Plan) -> Verdict:
-    return preserve(plan, launch)
+    return prove(plan, launch)
 
 
 def differing(verdict: Verdict) -> set[str]:
@@ -125,7 +127,7 @@ def differing(verdict: Verdict) -> set[str]:
 
 def test_chat_beside_grounding_is_the_stock_adapter_s(clean: Verdict) -> None:
     assert (clean.status, clean.mode, clean.exit_status) == ("unchanged", "exact", 0)
-    stock, ours = clean.arms
+    stock, ours = clean.runs
     assert stock.adapter == "llava_hf"
     assert ours.grounded == {"asked": 4, "failed": 0}
     compared = {check.name: check.compared for check in clean.checks}
@@ -143,11 +145,11 @@ def test_chat_beside_grounding_is_the_stock_adapter_s(clean: Verdict) -> None:
     [("logit", {"logits"}), ("weight", {"weights"}), ("padding", {"pictures"}), ("template", {"prompts"})],
 )
 def test_planted_faults_are_caught(plan: Plan, clean: Verdict, fault: str, caught: set[str]) -> None:
-    verdict = preserve(replace(plan, plant=fault), launch)
+    verdict = prove(replace(plan, plant=fault), launch)
     assert (verdict.status, verdict.exit_status) == ("changed", 1)
     assert caught <= differing(verdict)
     assert not differing(verdict) & ({"weights", "questions", "prompts", "pictures"} - caught)
-    assert any(f"planted in the F-LMM arm: {fault}" in note for note in verdict.notes)
+    assert any(f"planted in the F-LMM run: {fault}" in note for note in verdict.notes)
     if fault == "template":
         assert verdict.first is not None
         assert verdict.first.first is not None
@@ -159,10 +161,10 @@ def test_every_fault_has_a_name_on_the_command_line() -> None:
     assert set(NAMED) == set(FAULTS)
 
 
-def test_a_killed_arm_goes_on_where_it_was(plan: Plan, clean: Verdict) -> None:
-    calls: list[ArmSpec] = []
+def test_a_killed_run_goes_on_where_it_was(plan: Plan, clean: Verdict) -> None:
+    calls: list[RunSpec] = []
 
-    def watched(spec: ArmSpec, folder: Path) -> Arm:
+    def watched(spec: RunSpec, folder: Path) -> RunRecord:
         calls.append(spec)
         return launch(spec, folder)
 
@@ -172,23 +174,23 @@ def test_a_killed_arm_goes_on_where_it_was(plan: Plan, clean: Verdict) -> None:
     lines = (folder / "answers.jsonl").read_text().splitlines()
     (folder / "answers.jsonl").write_text("\n".join([*lines[:2], lines[2][:20]]))
     (folder / "arm.json").unlink()
-    verdict = preserve(plan, watched)
-    assert [spec.role for spec in calls] == ["F-LMM"], "the stock arm is there already"
-    assert verdict.arms[1].resumed == 1, "the first is asked again for its logits, the second is on disk"
-    assert list(verdict.arms[1].answers.values()) == whole
+    verdict = prove(plan, watched)
+    assert [spec.role for spec in calls] == ["F-LMM"], "the stock run is there already"
+    assert verdict.runs[1].resumed == 1, "the first is asked again for its logits, the second is on disk"
+    assert list(verdict.runs[1].answers.values()) == whole
     assert verdict.unchanged
-    assert preserve(plan, watched).unchanged
+    assert prove(plan, watched).unchanged
     assert len(calls) == 1, "a finished comparison runs nothing"
 
 
 def test_other_settings_are_measured_on_the_stock_model_too(plan: Plan, clean: Verdict) -> None:
-    verdict = preserve(replace(plan, batch_size=3), launch)
-    assert [arm.role for arm in verdict.arms][:3] == ["stock", "F-LMM", "stock, settings of F-LMM"]
+    verdict = prove(replace(plan, batch_size=3), launch)
+    assert [run.role for run in verdict.runs][:3] == ["stock", "F-LMM", "stock, settings of F-LMM"]
     assert (verdict.mode, verdict.status) == ("measured", "unchanged")
-    assert verdict.arms[2].adapter == "plain transformers: asked for"
+    assert verdict.runs[2].adapter == "plain transformers: asked for"
     assert not any(check.differing for check in verdict.same)
     assert {check.name: check.compared for check in verdict.same}["generated ids"] == 4
-    assert verdict.arms[1].grounded["asked"] == 2, "once after each batch: of one, of three"
+    assert verdict.runs[1].grounded["asked"] == 2, "once after each batch: of one, of three"
 
 
 def test_a_kernel_that_the_stock_adapter_chose_by_itself_is_not_blamed_on_the_plugin(
@@ -202,13 +204,13 @@ def test_a_kernel_that_the_stock_adapter_chose_by_itself_is_not_blamed_on_the_pl
         made(self, *args, **{**options, "attn_implementation": "eager"})
 
     monkeypatch.setattr(LlavaHf, "__init__", eager)
-    verdict = preserve(replace(plan, out=tmp_path), launch)
-    assert [arm.settings["kernel"] for arm in verdict.arms] == ["eager", "sdpa", "sdpa"]
-    assert verdict.arms[2].adapter == "plain transformers: asked for"
+    verdict = prove(replace(plan, out=tmp_path), launch)
+    assert [run.settings["kernel"] for run in verdict.runs] == ["eager", "sdpa", "sdpa"]
+    assert verdict.runs[2].adapter == "plain transformers: asked for"
     assert (verdict.mode, verdict.status) == ("measured", "unchanged")
     assert "logits" in differing(verdict), "the kernel moves bits, or this test shows nothing"
     assert not any(check.differing for check in verdict.same)
-    assert any("the arms differ in attn_implementation" in note for note in verdict.notes)
+    assert any("the runs differ in attn_implementation" in note for note in verdict.notes)
 
 
 def test_settings_are_those_of_the_arguments() -> None:
@@ -232,33 +234,33 @@ def test_a_stock_adapter_that_does_not_work_is_replaced_and_the_verdict_says_so(
 
     monkeypatch.setattr(LlavaHf, "generate_until", broken)
     plan = replace(plan, out=tmp_path, limit=2)
-    verdict = preserve(plan, launch)
+    verdict = prove(plan, launch)
     assert verdict.unchanged
-    assert verdict.arms[0].adapter.startswith("plain transformers: lmms-eval's llava_hf does not work here")
-    assert any(verdict.arms[0].adapter in note for note in verdict.notes)
+    assert verdict.runs[0].adapter.startswith("plain transformers: lmms-eval's llava_hf does not work here")
+    assert any(verdict.runs[0].adapter in note for note in verdict.notes)
     with pytest.raises(StockUnusable):
-        preserve(replace(plan, stock="llava_hf"), launch)
+        prove(replace(plan, stock="llava_hf"), launch)
 
 
 def test_without_heads_attention_is_read_between_the_questions(plan: Plan, clean: Verdict) -> None:
     arguments = {"pretrained": plan.model_args["pretrained"]}
-    verdict = preserve(replace(plan, model_args=arguments), launch)
+    verdict = prove(replace(plan, model_args=arguments), launch)
     assert verdict.unchanged
-    assert verdict.arms[1].grounded == {"asked": 4, "failed": 0}
-    assert verdict.arms[0] == clean.arms[0], "other heads need no other stock arm"
+    assert verdict.runs[1].grounded == {"asked": 4, "failed": 0}
+    assert verdict.runs[0] == clean.runs[0], "other heads need no other stock run"
     assert any("no heads" in note for note in verdict.notes)
 
 
 def test_a_fresh_start_asks_the_judge_again(tmp_path: Path) -> None:
-    def stopped(spec: ArmSpec, folder: Path) -> Arm:
-        raise ArmFailed("enough seen")
+    def stopped(spec: RunSpec, folder: Path) -> RunRecord:
+        raise RunFailed("enough seen")
 
     judged = tmp_path / "judge.jsonl"
     plan = Plan(model="flmm_tiny", tasks=("flmm_tiny_choice",), out=tmp_path)
     for fresh in (False, True):
         judged.write_text("")
-        with pytest.raises(ArmFailed, match="enough seen"):
-            preserve(replace(plan, fresh=fresh), stopped)
+        with pytest.raises(RunFailed, match="enough seen"):
+            prove(replace(plan, fresh=fresh), stopped)
         assert judged.exists() is not fresh
 
 
@@ -267,47 +269,47 @@ def test_a_fresh_start_asks_the_judge_again(tmp_path: Path) -> None:
 
 def test_what_changes_chat_on_purpose_is_refused() -> None:
     with pytest.raises(UnknownArgument, match="on purpose"):
-        preserve_stock.shared({"visual_cot": "v1"})
+        shared({"visual_cot": "v1"})
 
 
-def test_both_arms_get_the_same_model_and_nothing_else() -> None:
+def test_both_runs_get_the_same_model_and_nothing_else() -> None:
     given = {"pretrained": "p", "dtype": "float32", "heads": "h", "merge": "max", "revision": None}
-    assert preserve_stock.shared(given) == {"pretrained": "p", "dtype": "float32"}
-    assert preserve_stock.shared_arguments({"dtype": "float32", "heads": "h"}, "d") == {
+    assert shared(given) == {"pretrained": "p", "dtype": "float32"}
+    assert stock_arguments({"dtype": "float32", "heads": "h"}, "d") == {
         "pretrained": "d",
         "dtype": "float32",
     }
     with pytest.raises(UnknownArgument, match="pretrained="):
-        preserve_stock.shared_arguments({}, "")
+        stock_arguments({}, "")
 
 
 def test_an_unknown_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UnknownArgument, match="flmm_llava"):
-        preserve(Plan(model="llava_hf", tasks=("mme",), out=tmp_path), launch)
+        prove(Plan(model="llava_hf", tasks=("mme",), out=tmp_path), launch)
 
 
-def test_an_arm_that_fails_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "arm"
+def test_a_run_that_fails_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
 
     class Done:
         returncode = 1
 
     def run(command: list[str], **_: Any) -> Done:
         assert command[-2:] == [str(folder / "spec.json"), str(folder)]
-        assert ArmSpec.from_json(json.loads((folder / "spec.json").read_text())).model == "flmm_tiny"
+        assert RunSpec.read(folder / "spec.json").model == "flmm_tiny"
         (folder / "log.txt").write_text("said\nthe last word\n")
         return Done()
 
     monkeypatch.setattr("subprocess.run", run)
-    with pytest.raises(ArmFailed, match=r"log\.txt.*the last word"):
-        in_a_process(ArmSpec(role="stock", model="flmm_tiny", model_args={}, tasks=("mme",)), folder)
+    with pytest.raises(RunFailed, match=r"log\.txt.*the last word"):
+        in_a_process(RunSpec(role="stock", model="flmm_tiny", model_args={}, tasks=("mme",)), folder)
 
 
 # --- plain transformers ---------------------------------------------------------------------------------------------
 
 
-def test_the_plain_arm_owes_nothing_to_this_package() -> None:
-    tree = ast.parse(Path(preserve_plain.__file__).read_text(encoding="utf-8"))
+def test_the_plain_model_owes_nothing_to_this_package() -> None:
+    tree = ast.parse(Path(plain_lmms_eval.__file__).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
@@ -317,8 +319,8 @@ def test_the_plain_arm_owes_nothing_to_this_package() -> None:
 
 def choices(role: str, inner: Any, folder: Path, stock: str = "") -> tuple[Any, list[Any]]:
     """A watched model and four log-likelihood requests about two documents."""
-    spec = ArmSpec(role=role, model="flmm_llava", model_args={}, tasks=("choices",), stock=stock)
-    watched = WatchedModel(inner, spec, GenerateWatch(), folder / f"{role}.jsonl")
+    spec = RunSpec(role=role, model="flmm_llava", model_args={}, tasks=("choices",), stock=stock)
+    watched = WatchedModel(Recorder(spec, inner, folder / f"{role}.jsonl"))
 
     def picture(doc: Any) -> list[Any]:
         return [doc["image"]]
@@ -330,22 +332,22 @@ def choices(role: str, inner: Any, folder: Path, stock: str = "") -> tuple[Any, 
     ]
 
 
-def test_log_likelihoods_of_the_plain_arm_are_ours(
+def test_log_likelihoods_of_the_plain_model_are_ours(
     plan: Plan, noise_image: Callable[..., Image.Image], tmp_path: Path
 ) -> None:
     scores = []
     for role, stock in (("F-LMM", ""), ("stock", "plain")):
-        spec = ArmSpec(role=role, model=plan.model, model_args=plan.model_args, tasks=("choices",), stock=stock)
+        spec = RunSpec(role=role, model=plan.model, model_args=plan.model_args, tasks=("choices",), stock=stock)
         if stock:
-            spec = replace(spec, model_args=preserve_stock.shared(plan.model_args))
-        inner = preserve_arm.make_model(spec)[2]
+            spec = replace(spec, model_args=shared(plan.model_args))
+        inner = make_model(spec)[1]
         inner.task_dict["choices"] = {"test": [{"image": noise_image(seed=1)}, {"image": noise_image(seed=2)}]}
         watched, requests = choices(role, inner, tmp_path, stock)
         scores.append(watched.loglikelihood(requests))
-        assert list(watched.answers) == [f"loglikelihood/choices/{d}/{n}" for d in (0, 1) for n in (0, 1)]
+        assert list(watched.recorder.answers) == [f"loglikelihood/choices/{d}/{n}" for d in (0, 1) for n in (0, 1)]
         assert [answer.score for answer in read_answers(tmp_path / f"{role}.jsonl")] == scores[-1]
         # Between log-likelihoods too, so that leaked state would show in the next one.
-        assert watched.grounded == {"asked": 0 if stock else 4, "failed": 0}
+        assert watched.recorder.grounded == {"asked": 0 if stock else 4, "failed": 0}
     assert scores[0] == scores[1]
     assert len(set(scores[0])) == 4
 
@@ -370,21 +372,47 @@ def test_what_the_stock_adapter_raises_at_once_means_that_it_does_not_work_here(
 
 
 def test_a_task_that_only_says_it_wants_a_plain_answer_is_compared() -> None:
-    from flmm_plugin.adapters.lmms_eval import preserve_model
+    assert marks_of({"flmm_visual_cot": "none", "max_new_tokens": 4}) == []
+    assert marks_of({"flmm_visual_cot": "v1"}) == ["flmm_visual_cot"]
+    assert marks_of({"flmm_ground": True}) == ["flmm_ground"]
 
-    assert preserve_model._marks({"flmm_visual_cot": "none", "max_new_tokens": 4}) == []
-    assert preserve_model._marks({"flmm_visual_cot": "v1"}) == ["flmm_visual_cot"]
-    assert preserve_model._marks({"flmm_ground": True}) == ["flmm_ground"]
+
+def test_the_embedded_model_reads_synthetic_scenes_where_a_benchmark_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lmms_eval.tasks
+
+    seen: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(preflight, "_cached", lambda *_: False)
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", lambda **given: seen.append(given) or {"results": {}})
+    pope = lmms_eval.tasks.TaskManager(
+        include_path=str(Path(lmms_eval.tasks.__file__).parent / "pope"), include_defaults=False
+    )
+    spec = RunSpec(role="stock", model="flmm_tiny", tasks=("pope",), stock="plain")
+    model = SimpleNamespace(is_simple=False, task_dict={})
+    assert evaluate("plain transformers", Recorder(spec, model, tmp_path / "a"), tmp_path, None, pope)[0] == {}
+    assert seen[0]["task_manager"].flmm_changes["pope"]["dataset_kwargs"] == {"repo": "lmms-lab-encoder/POPE"}
+
+
+def test_data_that_is_not_here_is_named_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(spec: Any, folder: Path) -> Any:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(preflight, "_cached", lambda *_: False)
+    monkeypatch.setattr(preflight, "_hub_answers", lambda: False)
+    with pytest.raises(NotReady, match="GQA"):
+        prove(Plan(model="flmm_tiny", tasks=("gqa",), out=tmp_path), never)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"tasks": ("mmee",)}, "'mme'"), ({"device": "gpu"}, "'cuda'"), ({"model_args": {"hedas": "x"}}, "'heads'")],
 )
-def test_names_are_checked_before_an_arm_runs(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_names_are_checked_before_a_run(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     def never(spec: Any, folder: Path) -> Any:
-        raise AssertionError("an arm was run")
+        raise AssertionError("a run was started")
 
     plan = Plan(**{"model": "flmm_tiny", "tasks": ("mme",), "out": tmp_path, "scenes": 0, **change})
     with pytest.raises(UnknownArgument, match=said):
-        preserve(plan, never)
+        prove(plan, never)

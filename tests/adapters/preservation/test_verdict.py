@@ -10,10 +10,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flmm_plugin.reports import preservation_report as report
-from flmm_plugin.reports.preservation import CHECKS, Answer, Arm, LogitsCheck, Verdict, compare, decide
+from flmm_plugin.adapters.preservation import report
+from flmm_plugin.adapters.preservation.verdict import (
+    CHECKS,
+    Answer,
+    Check,
+    RunRecord,
+    Verdict,
+    compare,
+    decide,
+    logits_check,
+)
 
-EQUAL = LogitsCheck(True, "[1, 3, 5], torch.equal")
+EQUAL = logits_check(True, "[1, 3, 5], torch.equal")
 
 
 def answer(number: int, **other: Any) -> Answer:
@@ -25,22 +34,22 @@ def answer(number: int, **other: Any) -> Answer:
     return Answer(**{**facts, **other})
 
 
-def arm(role: str = "stock", *answers: Answer, **other: Any) -> Arm:
+def record(role: str = "stock", *answers: Answer, **other: Any) -> RunRecord:
     answers = answers or (answer(0), answer(1), answer(2))
     facts: dict[str, Any] = {
         "adapter": "llava_hf", "settings": {"batch_size": 1}, "answers": {one.key: one for one in answers},
         "metrics": {"mme": {"score,none": 12.5}}, "weights": {"a.weight": "1", "b.weight": "2"},
     }  # fmt: skip
-    return Arm(role, **{**facts, **other})
+    return RunRecord(role, **{**facts, **other})
 
 
-def changed(**other: Any) -> Arm:
-    """The F-LMM arm with something else about document 1."""
-    return arm("F-LMM", answer(0), answer(1, **other), answer(2))
+def changed(**other: Any) -> RunRecord:
+    """The F-LMM run with something else about document 1."""
+    return record("F-LMM", answer(0), answer(1, **other), answer(2))
 
 
-def judged(ours: Arm, logits: LogitsCheck | None = EQUAL, stock: Arm | None = None) -> Verdict:
-    stock = stock or arm()
+def judged(ours: RunRecord, logits: Check | None = EQUAL, stock: RunRecord | None = None) -> Verdict:
+    stock = stock or record()
     return decide([stock, ours], compare(stock, ours, logits))
 
 
@@ -49,7 +58,7 @@ def differing(verdict: Verdict) -> dict[str, int]:
 
 
 def test_equal_arms_are_unchanged() -> None:
-    verdict = judged(arm("F-LMM"))
+    verdict = judged(record("F-LMM"))
     assert (verdict.status, verdict.exit_status, verdict.mode, verdict.first) == ("unchanged", 0, "exact", None)
     assert [check.name for check in verdict.checks] == list(CHECKS)
     compared = {check.name: check.compared for check in verdict.checks}
@@ -67,13 +76,13 @@ def test_equal_arms_are_unchanged() -> None:
         (changed(inputs={"pixel_values": "other"}), "pictures"),
         (changed(ids=(5, 1, 9, 2)), "generated ids"),
         (changed(text="Yes 1"), "texts"),
-        (arm("F-LMM", weights={"a.weight": "1", "b.weight": "3"}), "weights"),
-        (arm("F-LMM", weights={"a.weight": "1"}), "weights"),
-        (arm("F-LMM", metrics={"mme": {"score,none": 12.500000000000002}}), "metrics"),
-        (arm("F-LMM", metrics={}), "metrics"),
+        (record("F-LMM", weights={"a.weight": "1", "b.weight": "3"}), "weights"),
+        (record("F-LMM", weights={"a.weight": "1"}), "weights"),
+        (record("F-LMM", metrics={"mme": {"score,none": 12.500000000000002}}), "metrics"),
+        (record("F-LMM", metrics={}), "metrics"),
     ],
 )
-def test_one_difference_is_a_change_and_is_named(ours: Arm, check: str) -> None:
+def test_one_difference_is_a_change_and_is_named(ours: RunRecord, check: str) -> None:
     verdict = judged(ours)
     assert (verdict.status, verdict.exit_status) == ("changed", 1)
     assert differing(verdict) == {check: 1}
@@ -83,18 +92,18 @@ def test_one_difference_is_a_change_and_is_named(ours: Arm, check: str) -> None:
 
 
 def test_logits_that_are_not_equal_are_a_change() -> None:
-    assert differing(judged(arm("F-LMM"), LogitsCheck(False, "1 of 15 differ"))) == {"logits": 1}
+    assert differing(judged(record("F-LMM"), logits_check(False, "1 of 15 differ"))) == {"logits": 1}
 
 
 def test_absent_logits_are_said_not_hidden() -> None:
-    verdict = judged(arm("F-LMM"), LogitsCheck(None, "stock has no logits"))
+    verdict = judged(record("F-LMM"), logits_check(None, "stock has no logits"))
     logits = verdict.checks[-1]
     assert (verdict.status, logits.compared, logits.detail) == ("unchanged", 0, "stock has no logits")
 
 
 def test_the_first_difference_is_the_first_in_the_order_of_a_computation_and_of_the_requests() -> None:
     wrong = {"prompt": "other", "text": "no"}
-    ours = arm("F-LMM", answer(0), answer(1, **wrong), answer(2, **wrong))
+    ours = record("F-LMM", answer(0), answer(1, **wrong), answer(2, **wrong))
     verdict = judged(ours)
     assert verdict.first is not None
     assert verdict.first.name == "prompts"
@@ -106,9 +115,9 @@ def test_log_likelihoods_are_compared_as_numbers_and_nan_equals_nan() -> None:
     def scored(*scores: tuple[float, bool]) -> list[Answer]:
         return [answer(n, text="", ids=None, prompt=None, inputs={}, score=s) for n, s in enumerate(scores)]
 
-    left = arm("stock", *scored((1.5, True), (float("nan"), False), (2.0, True)))
-    assert judged(arm("F-LMM", *left.answers.values()), stock=left).unchanged
-    right = arm("F-LMM", *scored((1.5, False), (float("nan"), False), (2.0, True)))
+    left = record("stock", *scored((1.5, True), (float("nan"), False), (2.0, True)))
+    assert judged(record("F-LMM", *left.answers.values()), stock=left).unchanged
+    right = record("F-LMM", *scored((1.5, False), (float("nan"), False), (2.0, True)))
     verdict = judged(right, stock=left)
     assert differing(verdict) == {"log-likelihoods": 1}
     assert {check.name: check.compared for check in verdict.checks}["texts"] == 0
@@ -117,16 +126,16 @@ def test_log_likelihoods_are_compared_as_numbers_and_nan_equals_nan() -> None:
 def test_a_tensor_that_one_adapter_does_not_pass_is_named_and_not_held_against_the_other() -> None:
     verdict = judged(changed(inputs={"pixel_values": "x1", "token_type_ids": "t"}))
     assert verdict.unchanged
-    assert verdict.checks[3].detail == "in one arm only: token_type_ids"
+    assert verdict.checks[3].detail == "in one run only: token_type_ids"
 
 
-def test_ids_that_only_one_arm_shows_are_counted_beside() -> None:
+def test_ids_that_only_one_run_shows_are_counted_beside() -> None:
     verdict = judged(changed(ids=None))
-    assert (verdict.checks[4].compared, verdict.checks[4].detail) == (2, "1 seen in one arm only")
+    assert (verdict.checks[4].compared, verdict.checks[4].detail) == (2, "1 seen in one run only")
 
 
 def test_weights_that_change_during_the_run_are_a_change_even_if_nothing_else_is() -> None:
-    verdict = judged(arm("F-LMM", weights_after=("b.weight",)))
+    verdict = judged(record("F-LMM", weights_after=("b.weight",)))
     assert verdict.status == "changed"
     assert "b.weight" in verdict.reason
 
@@ -134,13 +143,17 @@ def test_weights_that_change_during_the_run_are_a_change_even_if_nothing_else_is
 @pytest.mark.parametrize(
     ("stock", "ours", "why"),
     [
-        (arm(), arm("F-LMM", answer(0)), "one arm only"),
-        (arm(answers={}), arm("F-LMM", answers={}), "one arm only"),
-        (arm("stock", answer(0, error="RuntimeError: no", text=""), answer(1), answer(2)), arm("F-LMM"), "failed on 1"),
-        (arm(), arm("F-LMM", grounded={"asked": 3, "failed": 3}), "every grounding request"),
+        (record(), record("F-LMM", answer(0)), "one run only"),
+        (record(answers={}), record("F-LMM", answers={}), "one run only"),
+        (
+            record("stock", answer(0, error="RuntimeError: no", text=""), answer(1), answer(2)),
+            record("F-LMM"),
+            "failed on 1",
+        ),
+        (record(), record("F-LMM", grounded={"asked": 3, "failed": 3}), "every grounding request"),
     ],
 )
-def test_what_cannot_be_compared_is_no_proof(stock: Arm, ours: Arm, why: str) -> None:
+def test_what_cannot_be_compared_is_no_proof(stock: RunRecord, ours: RunRecord, why: str) -> None:
     verdict = judged(ours, stock=stock)
     assert (verdict.status, verdict.exit_status) == ("uncomparable", 2)
     assert why in verdict.reason
@@ -149,9 +162,9 @@ def test_what_cannot_be_compared_is_no_proof(stock: Arm, ours: Arm, why: str) ->
 # --- noise ---------------------------------------------------------------------------------------------------------
 
 
-def measured(same: Arm, ours: Arm, again: Arm | None = None, base: LogitsCheck = EQUAL) -> Verdict:
-    """Stock differs from itself in one text under the settings of the F-LMM arm."""
-    stock = arm()
+def measured(same: RunRecord, ours: RunRecord, again: RunRecord | None = None, base: Check = EQUAL) -> Verdict:
+    """Stock differs from itself in one text under the settings of the F-LMM run."""
+    stock = record()
     repeat = compare(same, again, EQUAL) if again else ()
     return decide(
         [stock, ours, same], compare(stock, ours, EQUAL), noise=compare(stock, same, EQUAL),
@@ -159,7 +172,7 @@ def measured(same: Arm, ours: Arm, again: Arm | None = None, base: LogitsCheck =
     )  # fmt: skip
 
 
-OTHER = arm("stock, settings of F-LMM", answer(0), answer(1, text="YES", ids=(7, 2)), answer(2))
+OTHER = record("stock, settings of F-LMM", answer(0), answer(1, text="YES", ids=(7, 2)), answer(2))
 
 
 def test_what_the_settings_do_is_not_blamed_on_the_plugin() -> None:
@@ -181,19 +194,19 @@ def test_what_differs_beyond_the_settings_is_blamed_on_the_plugin() -> None:
 
 
 def test_a_stock_model_that_does_not_repeat_itself_sets_the_floor() -> None:
-    again = arm("stock again", answer(0), answer(1), answer(2, text="hm"))
-    ours = arm("F-LMM", answer(0, text="hm"), answer(1, text="YES", ids=(7, 2)), answer(2))
+    again = record("stock again", answer(0), answer(1), answer(2, text="hm"))
+    ours = record("F-LMM", answer(0, text="hm"), answer(1, text="YES", ids=(7, 2)), answer(2))
     verdict = measured(OTHER, ours, again)
     assert verdict.status == "unchanged"
     assert "own noise" in verdict.reason
-    louder = arm("F-LMM", answer(0, text="hm"), answer(1, text="so"), answer(2, text="hm"))
+    louder = record("F-LMM", answer(0, text="hm"), answer(1, text="so"), answer(2, text="hm"))
     assert measured(OTHER, louder, again).status == "changed"
 
 
 def test_no_noise_excuses_other_weights_or_other_prompts() -> None:
-    again = arm("stock again", answer(0, prompt="q"), answer(1, prompt="q"), answer(2, prompt="q"))
+    again = record("stock again", answer(0, prompt="q"), answer(1, prompt="q"), answer(2, prompt="q"))
     assert measured(OTHER, replace(OTHER, role="F-LMM", weights={"a.weight": "9"}), again).status == "changed"
-    ours = arm("F-LMM", answer(0, prompt="q"), answer(1, text="YES", ids=(7, 2)), answer(2))
+    ours = record("F-LMM", answer(0, prompt="q"), answer(1, text="YES", ids=(7, 2)), answer(2))
     assert measured(OTHER, ours, again).status == "changed"
 
 
@@ -201,8 +214,8 @@ def test_no_noise_excuses_other_weights_or_other_prompts() -> None:
 
 
 def test_the_line_says_what_was_proven_over_what() -> None:
-    assert report.line(judged(arm("F-LMM"))) == (
-        "CHAT UNCHANGED (exact): every compared bit is the same [3 requests of mme, stock arm llava_hf]"
+    assert report.line(judged(record("F-LMM"))) == (
+        "CHAT UNCHANGED (exact): every compared bit is the same [3 requests of mme, stock run llava_hf]"
     )
 
 
@@ -218,7 +231,7 @@ def test_the_first_differing_sample_stands_side_by_side() -> None:
 def test_junit_has_a_failure_per_check_and_holds_any_text(tmp_path: Path) -> None:
     verdict = judged(changed(text="\x00<b>&]]>\x1b", ids=(9,)))
     path = tmp_path / "new" / "verdict.xml"
-    report.write_files(verdict, [("junit", path), ("json", tmp_path / "verdict.json"), ("json", None)])
+    report.write_files(verdict, tmp_path, path)
     suite = ElementTree.parse(path).getroot()
     cases = {case.get("name"): [child.tag for child in case] for case in suite.iter("testcase")}
     assert cases["texts"] == cases["generated ids"] == cases["chat is unchanged"] == ["failure"]
@@ -231,7 +244,7 @@ def test_junit_has_a_failure_per_check_and_holds_any_text(tmp_path: Path) -> Non
 
 
 def test_junit_of_what_could_not_be_compared_is_an_error() -> None:
-    suite = ElementTree.fromstring(report.as_junit(judged(arm("F-LMM", answer(0)))))
+    suite = ElementTree.fromstring(report.as_junit(judged(record("F-LMM", answer(0)))))
     assert (suite.get("errors"), suite.get("failures")) == ("1", "0")
 
 
@@ -242,7 +255,7 @@ def test_an_answer_survives_its_record() -> None:
 
 def test_a_verdict_tells_no_place_of_the_machine_that_made_it() -> None:
     settings = {"batch_size": 1, "pretrained": "/Users/ann/llava"}
-    ours = arm("F-LMM", settings=settings, provenance={"heads": "/Users/ann/h"})
+    ours = record("F-LMM", settings=settings, provenance={"heads": "/Users/ann/h"})
     verdict = replace(judged(ours), reason="see /Users/ann/log.txt", notes=("read /Users/ann/x.json",))
     told = json.dumps(report.as_json(verdict)) + report.as_text(verdict) + report.as_junit(verdict)
     assert "ann" not in told

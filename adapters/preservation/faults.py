@@ -1,4 +1,4 @@
-"""Faults to plant in the F-LMM arm: a check that has never failed proves nothing.
+"""Plant faults in the F-LMM run: a check that has never failed proves nothing.
 
 ``flmm preserve --plant NAME`` must end with exit status 1. Each fault is small enough that few answers, or none, come
 out differently.
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from PIL import ImageOps
 
-from flmm_plugin.adapters.preserving.watch import model_of
+from flmm_plugin.adapters.preservation.watch import model_of
 
 
 def one_logit(adapter: Any) -> None:
-    """A hook on the model that moves one logit of the last position by the least that its precision can hold."""
+    """Hook the model so that one logit of the last position moves by the least that its precision can hold."""
 
     def nudge(_module: Any, _inputs: Any, output: Any) -> Any:
         logits = output.logits.clone()
@@ -29,14 +29,14 @@ def one_logit(adapter: Any) -> None:
 
 
 def one_bit(adapter: Any) -> None:
-    """The lowest bit of one value of the last weight."""
+    """Flip the lowest bit of one value of the last weight."""
     weight = list(model_of(adapter).parameters())[-1]
     bits = weight.detach().view(-1).view(torch.uint8)
     bits[0] ^= 1
 
 
 def padding(adapter: Any) -> None:
-    """An image processor that pads one column of black to the right of every picture."""
+    """Make the image processor add one black column to the right of every picture."""
     processor = adapter.lmm.backbone.processor.image_processor
     original = type(processor).__call__
 
@@ -48,12 +48,12 @@ def padding(adapter: Any) -> None:
 
 
 def template(adapter: Any) -> None:
-    """A chat template that says one word more."""
+    """Make the chat template begin with one word more."""
     processor = adapter.lmm.backbone.processor
     processor.chat_template = "the " + processor.chat_template
 
 
-#: By the name for ``--plant``.
+#: Faults by their name for ``--plant``.
 FAULTS: dict[str, Callable[[Any], None]] = {
     "logit": one_logit,
     "padding": padding,

@@ -1,8 +1,8 @@
-"""Judges that answer twice the same: what one arm asked, the other arm is told from the record.
+"""Keep judge answers, so that equal texts get equal scores in every run of a proof.
 
-A judged benchmark sends each answer to another model, which does not say the same twice. Two arms with equal texts
-would get different scores, and chat would look changed. So the first arm's judge answers are kept on disk, keyed by
-everything that was asked; an arm that asks the same, for the same time, gets the same. Only equal texts make equal
+A judged benchmark sends each answer to another model, which does not say the same twice. Two runs with equal texts
+would get different scores, and chat would look changed. So the first run's judge answers are kept on disk, keyed by
+everything that was asked; a run that asks the same, for the same time, gets the same. Only equal texts make equal
 questions: an answer that differs is judged anew.
 
 Judges are reached through lmms-eval's judge layer (``lmms_eval.llm_judge``). MMBench's stock task posts to a server by
@@ -29,13 +29,13 @@ _NO_ANSWER = "Failed to obtain answer via API"  # MMBench's own words, by which 
 
 
 class JudgeMemo:
-    """A record of judge answers in one file, shared by the arms of a comparison.
+    """A record of judge answers in one file, shared by the runs of a proof.
 
     Args:
-        path: JSON lines; read now, appended to with every new answer.
+        path: File of JSON lines; read now, appended to with every new answer.
 
     Attributes:
-        counts: ``asked``, ``reused``, ``failed``.
+        counts: Judge answers that were ``asked`` for, ``reused`` from the record, and ``failed``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class JudgeMemo:
 
     @contextmanager
     def active(self) -> Iterator[JudgeMemo]:
-        """Every judge that lmms-eval makes inside the block remembers, also after it."""
+        """Make every judge that lmms-eval creates inside the block use this record, also after the block."""
         from lmms_eval.llm_judge import ProviderFactory
         from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 
@@ -70,7 +70,7 @@ class JudgeMemo:
             MMBench_Evaluator.get_chat_response = post
 
     def remembering(self, judge: Any) -> Any:
-        """The same judge; its ``evaluate`` asks only what the record does not hold."""
+        """Make a judge's ``evaluate`` ask only what the record does not hold; returns the judge."""
         from lmms_eval.llm_judge import Response
 
         ask = judge.evaluate
@@ -97,7 +97,7 @@ class JudgeMemo:
         return judge
 
     def _key(self, judge: Any, request: Any) -> str:
-        """What is asked, of whom, and for which time: a judge asked again after a useless answer is really asked."""
+        """Name a question by its content, its judge and its repetition: a judge asked again is really asked."""
         config = request.config or judge.config
         asked = json.dumps(
             [
@@ -117,7 +117,7 @@ class JudgeMemo:
 
 
 def _content(picture: Any) -> str:
-    """A picture of a request by content; an address, or text that is a picture itself, as it is."""
+    """Name a picture by its content; return an address, or text that holds a picture, as it is."""
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest()
     try:

@@ -1,4 +1,4 @@
-"""``flmm preserve --tasks flmm_qa``: all eight stock tasks of lmms-eval through both arms, judged ones with a judge.
+"""``flmm preserve --tasks flmm_qa``: all eight stock tasks of lmms-eval through both runs, judged ones with a judge.
 
 The judge is one that never says the same twice; the data are two drawn questions per benchmark, in its own format.
 """
@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from flmm_plugin.adapters.answering import identity
-from flmm_plugin.adapters.lmms_eval import preserve_arm
-from flmm_plugin.adapters.lmms_eval.preserve import Plan, preserve
-from flmm_plugin.adapters.preserving.record import ArmSpec
-from flmm_plugin.reports.preservation import Arm
+from flmm_plugin.adapters.preservation.proof import Plan, prove
+from flmm_plugin.adapters.preservation.record import RunSpec
+from flmm_plugin.adapters.preservation.run import run_here
+from flmm_plugin.adapters.preservation.verdict import RunRecord
 from tests.adapters.lmms_eval.qa_data import DOCUMENTS, write_qa
 
 pytest.importorskip("torch")
@@ -79,7 +79,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return questions
 
 
-def launch(spec: ArmSpec, folder: Path) -> Arm:
+def launch(spec: RunSpec, folder: Path) -> RunRecord:
     import lmms_eval.tasks
 
     import flmm_plugin.tasks
@@ -87,22 +87,22 @@ def launch(spec: ArmSpec, folder: Path) -> Arm:
     stock = Path(lmms_eval.tasks.__file__).parent
     paths = [str(stock / name) for name in FOLDERS] + [str(Path(flmm_plugin.tasks.__file__).parent / "qa")]
     index = lmms_eval.tasks.TaskManager(include_path=paths, include_defaults=False)
-    return preserve_arm.run_arm(spec, folder, task_manager=index)
+    return run_here(spec, folder, task_manager=index)
 
 
-def test_all_eight_are_unchanged_and_the_second_arm_is_told_what_the_judge_said_of_the_first(
+def test_all_eight_are_unchanged_and_the_second_run_gets_the_judge_answers_of_the_first(
     work: Path, asked: list[str], llava_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     arguments = {"pretrained": str(llava_folders["mha"])}
     plan = Plan(model="flmm_llava", tasks=("flmm_qa",), out=tmp_path / "out", model_args=arguments, ground_every=6)
-    verdict = preserve(plan, launch)
-    stock, ours = verdict.arms
+    verdict = prove(plan, launch)
+    stock, ours = verdict.runs
     assert (verdict.status, verdict.mode, stock.adapter) == ("unchanged", "exact", "llava_hf")
     answered = [answer.task for answer in ours.answers.values()]
     assert {task: answered.count(task) for task in DOCUMENTS} == DOCUMENTS
     for task, metric in METRICS.items():
         assert isinstance(ours.metrics[task][metric], int | float), task
-    # Five free answers, and MMBench's where no option is named: each judged once, for both arms.
+    # Five free answers, and MMBench's where no option is named: each judged once, for both runs.
     assert stock.judge["asked"] == len(asked) >= 5
     assert ours.judge == {"asked": len(asked), "reused": len(asked), "failed": 0}
     assert ours.metrics["mmvet"]["gpt_eval_score,none"] > 0

@@ -7,38 +7,39 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval import preserve as runner
-from flmm_plugin.reports.preservation import Answer, Arm, LogitsCheck, Verdict, compare, decide
+from flmm_plugin.adapters.preservation import proof
+from flmm_plugin.adapters.preservation.verdict import Answer, RunRecord, Verdict, compare, decide, logits_check
 
 pytest_plugins = ["pytester"]
 
-PLUGIN = ("-p", "flmm_plugin.adapters.lmms_eval.pytest_plugin", "-p", "no:cacheprovider")
+PLUGIN = ("-p", "flmm_plugin.adapters.preservation.pytest_plugin", "-p", "no:cacheprovider")
+EARLIER = ("-p", "flmm_plugin.adapters.lmms_eval.pytest_plugin", "-p", "no:cacheprovider")
 
 
 def verdict(said: str) -> Verdict:
     one = Answer("generate_until/mme/0/0", "mme", 0, "is it ?", text="yes", ids=(1, 2), prompt="p", inputs={"x": "1"})
-    stock = Arm("stock", "llava_hf", {}, {one.key: one}, {"mme": {"score,none": 1.0}}, {"w": "1"})
+    stock = RunRecord("stock", "llava_hf", {}, {one.key: one}, {"mme": {"score,none": 1.0}}, {"w": "1"})
     ours = replace(stock, role="F-LMM", answers={one.key: replace(one, text=said)})
-    return decide([stock, ours], compare(stock, ours, LogitsCheck(True, "equal")))
+    return decide([stock, ours], compare(stock, ours, logits_check(True, "equal")))
 
 
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What would have been run; the F-LMM arm says `plan.model_args["said"]`."""
+    """What would have been run; the F-LMM run says `plan.model_args["said"]`."""
     seen: list[Any] = []
 
     def preserve(plan: Any) -> Verdict:
         seen.append(plan)
         return verdict(str(plan.model_args.get("said", "yes")))
 
-    monkeypatch.setattr(runner, "preserve", preserve)
+    monkeypatch.setattr(proof, "prove", preserve)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # those of this environment are not what is tested
     return seen
 
 
 def test_every_check_is_a_case(pytester: pytest.Pytester, plans: list[Any]) -> None:
     result = pytester.runpytest_inprocess(
-        *PLUGIN, "--flmm-preserve", "flmm_tiny", "--flmm-preserve-tasks", "mme,pope", "--flmm-preserve-limit", "5",
+        *EARLIER, "--flmm-preserve", "flmm_tiny", "--flmm-preserve-tasks", "mme,pope", "--flmm-preserve-limit", "5",
         "--flmm-preserve-out", "kept",
     )  # fmt: skip
     result.assert_outcomes(passed=9, skipped=1)

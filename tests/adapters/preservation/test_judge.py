@@ -1,4 +1,4 @@
-"""Judges say the same thing twice: the second arm is told what the first one was, where the texts are equal."""
+"""Judges say the same thing twice: the second run gets the first one's answers, where the texts are equal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lmms_eval import llm_judge
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval.preserve_judge import JudgeMemo
+from flmm_plugin.adapters.preservation.judge import JudgeMemo
 
 
 class Moody(llm_judge.ServerInterface):
     """Never says the same twice."""
 
-    said: list[str] = []  # noqa: RUF012 (shared on purpose: each arm makes a judge of its own)
+    said: list[str] = []  # noqa: RUF012 (shared on purpose: each run makes a judge of its own)
     replies: list[str] = []  # noqa: RUF012
 
     def is_available(self) -> bool:
@@ -47,7 +47,7 @@ def ask(text: str, temperature: float = 0.0) -> str:
     return str(response.content)
 
 
-def test_the_second_arm_is_told_what_the_first_was(tmp_path: Path, moody: type[Moody]) -> None:
+def test_the_second_run_gets_the_answers_of_the_first(tmp_path: Path, moody: type[Moody]) -> None:
     path = tmp_path / "judge.jsonl"
     with JudgeMemo(path).active() as first:
         assert [ask("yes"), ask("no"), ask("yes")] == ["1", "2", "3"]

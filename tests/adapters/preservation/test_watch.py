@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from flmm_plugin.adapters.preserving.watch import (
+from flmm_plugin.adapters.preservation.watch import (
     GenerateWatch,
     compare_logits,
     digest,
@@ -110,15 +110,17 @@ def test_logits_are_equal_or_they_are_not(tmp_path: Path) -> None:
     left, right = tmp_path / "a.pt", tmp_path / "b.pt"
     logits = torch.zeros(1, 2, 3)
     torch.save(logits, left)
-    assert compare_logits(left, right).equal is None
+    assert compare_logits(left, right).compared == 0
     torch.save(logits.clone(), right)
-    assert compare_logits(left, right).equal is True
+    equal = compare_logits(left, right)
+    assert (equal.compared, equal.differing) == (1, 0)
     logits[0, 1, 2] = 1e-38
     torch.save(logits, right)
     check = compare_logits(left, right)
-    assert (check.equal, check.detail) == (False, "1 of 6 logits of [1, 2, 3] differ, by up to 1e-38")
+    assert (check.compared, check.differing) == (1, 1)
+    assert check.detail == "1 of 6 logits of [1, 2, 3] differ, by up to 1e-38"
     torch.save(logits.bfloat16(), right)
-    assert compare_logits(left, right).equal is False
+    assert compare_logits(left, right).differing == 1
 
 
 def test_logits_come_from_what_the_model_takes() -> None:
