@@ -1,8 +1,8 @@
-"""Which numbers of a table no result file supports.
+"""Find numbers of a table that no result file supports.
 
-Two questions. *Of a table that was written earlier* (Markdown, CSV, LaTeX or HTML of `flmm report`, edited or not):
-does every number in it still stand in a result file, or in the paper's tables? *Of a layout*: which of the paper's
-F-LMM numbers has no run reproduced, and which columns has a measured row left empty?
+`unsupported` checks a table that was written earlier (Markdown, CSV, LaTeX or HTML of `flmm report`, edited or not):
+every number in it must still stand in a result file, or in the paper's tables. `gaps` checks a layout: it names the
+paper's F-LMM numbers that no run reproduces.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,16 @@ from flmm_plugin.errors import DataNotFound
 from flmm_plugin.reports.comparison import VARIANT_TABLES, ComparisonTable
 from flmm_plugin.reports.runs import named
 from flmm_plugin.reports.table_layouts import LAYOUTS
+from flmm_plugin.reports.templating import TEX
 
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+_PLAIN = {written: character for character, written in TEX.items()}
+_TEX_CHARACTER = re.compile("|".join(re.escape(written) for written in sorted(_PLAIN, key=len, reverse=True)))
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A number that nothing supports: where it stands, and what stands there instead."""
+    """A number that nothing supports: its place, its text, and the reason."""
 
     table: str
     row: str
@@ -40,7 +43,7 @@ class Unsupported:
 
 @dataclass(frozen=True)
 class Shown:
-    """A number read from a written table; ``text`` as it stands there, without marks."""
+    """A number read from a written table; ``text`` is as it stands there, without marks."""
 
     table: str
     group: str
@@ -50,31 +53,26 @@ class Shown:
 
 
 def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> list[Unsupported]:
-    """Numbers of a written table that the result files (and the paper) do not give.
+    """Return numbers of a written table that the result files (and the paper) do not give.
 
     Args:
-        written: Of `read_table`.
+        written: Numbers that `read_table` found.
         tables: The same tables, made anew from the result files at hand.
     """
-    known: Mapping[tuple[str, str, str], dict[str, str]] = {
-        (table.layout.table, row.group, row.name): {
-            cell.column.name: cell.text for cell in row.cells if cell.value is not None
-        }
-        for table in tables
-        for row in table.rows
-    }
     made = {table.layout.table for table in tables}
+    rows = {(table.layout.table, row.group, row.name): row for table in tables for row in table.rows}
     found = []
     for one in written:
-        place = (one.table, one.group, one.row)
+        row = rows.get((one.table, one.group, one.row))
+        known = {cell.column.name: cell.text for cell in row.cells if cell.value is not None} if row else {}
         if one.table not in made:
             why = f"was not checked: give --table {one.table}"
-        elif place not in known:
+        elif row is None:
             why = "is supported by no result file: no run given here makes this row"
-        elif one.column not in known[place]:
+        elif one.column not in known:
             why = "is supported by no result file: the runs given here have no number there"
-        elif not same_number(known[place][one.column], one.text):
-            why = f"is supported by no result file: they give {known[place][one.column]}"
+        elif not _same_number(known[one.column], one.text):
+            why = f"is supported by no result file: they give {known[one.column]}"
         else:
             continue
         found.append(Unsupported(one.table, one.row, one.column, one.text, why))
@@ -82,33 +80,26 @@ def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> 
 
 
 def gaps(table: ComparisonTable) -> list[Unsupported]:
-    """The paper's F-LMM numbers that no run gives, and numbers of runs that may not stand for the paper's."""
+    """Return the paper's F-LMM numbers that no run gives, or only numbers that may not be compared with them."""
     found = []
-    measured = [row for row in table.rows if row.kind in ("flmm", "stock")]
     for row in table.rows:
         if row.kind != "published" or not row.backbone:
             continue
-        rivals = [one for one in measured if one.backbone == row.backbone]
+        runs = [one for one in table.rows if one.kind in ("flmm", "stock") and one.backbone == row.backbone]
         if table.layout.table in VARIANT_TABLES:
-            rivals = [one for one in rivals if one.variant == row.variant]
+            runs = [one for one in runs if one.variant == row.variant]
         for place, cell in enumerate(row.cells):
-            if cell.value is None:
+            measured = [one.cells[place] for one in runs if one.cells[place].value is not None]
+            if cell.value is None or any(one.comparable for one in measured):
                 continue
-            cells = [one.cells[place] for one in rivals if one.cells[place].value is not None]
-            if any(one.comparable for one in cells):
-                continue
-            reasons = sorted({mark.sentence for one in cells for mark in one.marks if mark.blocks})
+            reasons = sorted({mark.sentence for one in measured for mark in one.marks if mark.blocks})
             why = "is reproduced by no result file" + (f": {'; '.join(reasons)}" if reasons else "")
             found.append(Unsupported(table.layout.table, row.name, cell.column.name, cell.text, why))
     return found
 
 
-def same_number(one: str, other: str) -> bool:
-    """Whether two printed numbers are the same; ``75.0`` and ``75`` are.
-
-    >>> same_number("75.0", "75"), same_number("75.2", "75.3")
-    (True, False)
-    """
+def _same_number(one: str, other: str) -> bool:
+    """Compare two printed numbers; ``75.0`` and ``75`` are the same."""
     try:
         return float(one) == float(other)
     except ValueError:
@@ -119,7 +110,7 @@ def same_number(one: str, other: str) -> bool:
 
 
 def read_table(path: Path) -> list[Shown]:
-    """Every number of a file that `flmm report` wrote; the format is told by what is in it.
+    """Read every number of a file that `flmm report` wrote; its content tells the format.
 
     Raises:
         DataNotFound: There is no such file, it holds no table of `flmm report`, or it is cut off or damaged.
@@ -128,12 +119,14 @@ def read_table(path: Path) -> list[Shown]:
         raise DataNotFound(f"there is no {path} to check; write it first: flmm report RESULTS --table 1 --out {path}")
     text = files.read_text(path, DataNotFound)
     with named(path, "table of flmm report"):
-        shown = (
-            list(_csv(text)) if text.startswith("table,")
-            else list(_html(text)) if "<table" in text
-            else list(_latex(text)) if r"\begin{tabular}" in text
-            else list(_markdown(text))
-        )  # fmt: skip
+        if text.startswith("table,"):
+            shown = list(_csv(text))
+        elif "<table" in text:
+            shown = list(_html(text))
+        elif r"\begin{tabular}" in text:
+            shown = list(_latex(text))
+        else:
+            shown = list(_markdown(text))
     if not shown:
         raise DataNotFound(f"{path} holds no table of flmm report; give a file that its --out wrote")
     return shown
@@ -177,8 +170,6 @@ def _latex(text: str) -> Iterator[Shown]:
     if text.count(r"\begin{tabular}") != text.count(r"\end{tabular}"):
         raise ValueError("a table has no end")
     table = group = ""
-    back = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
-    back |= {r"\textless{}": "<", r"\textgreater{}": ">"}
     for line in text.splitlines():
         title = re.search(r"\(table (\w+) of arXiv", line)
         if title:
@@ -192,9 +183,7 @@ def _latex(text: str) -> Iterator[Shown]:
         for cell in re.split(r"(?<!\\)&", line.removesuffix(r"\\")):
             bare = re.sub(r"\$\^\{[a-z,]*\}\$", "", cell).strip()
             bare = re.sub(r"^\\textbf\{(.*)\}$", r"\1", bare)
-            for escaped, character in back.items():
-                bare = bare.replace(escaped, character)
-            cells.append(re.sub(r"\\([&%$#_{}])", r"\1", bare))
+            cells.append(_TEX_CHARACTER.sub(lambda found: _PLAIN[found[0]], bare))
         if cells[0] != "Model":
             yield from _numbers(table, group, cells)
 
@@ -213,7 +202,7 @@ def _html(text: str) -> Iterator[Shown]:
 
 
 def _numbers(table: str, group: str, cells: Sequence[str]) -> Iterator[Shown]:
-    """The numbers of one row, named by the layout's columns; a row of another width names its columns by place."""
+    """Return the numbers of one row by the layout's columns; columns beyond those are named by their place."""
     layout = LAYOUTS.get(table)
     names = [column.name for column in layout.columns] if layout else []
     for place, cell in enumerate(cells[1:]):

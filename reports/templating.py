@@ -15,7 +15,8 @@ from PIL import Image
 if TYPE_CHECKING:
     import jinja2
 
-_TEX = {
+#: LaTeX of characters that mean something else there.
+TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
@@ -89,4 +90,4 @@ def _markdown(text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in _one_line(text))
+    return "".join(TEX.get(character, character) for character in _one_line(text))
