@@ -6,6 +6,7 @@ so a model trained on this language has seen text and pictures, never a mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,6 @@ DESCRIBE_PROMPT = "Please give me a description of the image."
 REFER_PROMPT = "Please name the objects in the image."
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
-# The first look of a visual chain of thought; flmm_plugin.visual_cot asks and begins the answer in these words.
-THINK_SUFFIX = "First think which object in this image is most relevant to the question."
-THOUGHT_START = "The object most relevant to the question is"
 LETTERS = "ABCD"
 # What a referring expression may mention, shortest first.
 _FORMS: tuple[tuple[str, ...], ...] = (
@@ -53,32 +51,22 @@ class Turn:
     mentions: tuple[tuple[str, int, int, int], ...] = ()
 
 
-def matches(
-    thing: Thing,
-    *,
-    color: str | None = None,
-    shape: str | None = None,
-    size: str | None = None,
-    place: int | None = None,
-) -> bool:
-    """Whether the object has every attribute that is given."""
-    return (
-        (color is None or thing.color == color)
-        and (shape is None or thing.shape == shape)
-        and (size is None or thing.size == size)
-        and (place is None or thing.place == place)
-    )
+def matches(thing: Thing, **attributes: object) -> bool:
+    """Return whether an object has every attribute that is given: ``color``, ``shape``, ``size`` or ``place``."""
+    return all(getattr(thing, name) == value for name, value in attributes.items())
 
 
-def _describe(thing: Thing, *, size: bool, color: bool, shape: bool, place: bool) -> str:
-    words = [thing.size] if size else []
-    words += [thing.color] if color else []
-    words += [thing.shape] if shape else ["object"]
-    return " ".join(words) + (f" at the {thing.place_name}" if place else "")
+def describe(thing: Thing, attributes: Collection[str] = ("size", "color", "shape", "place")) -> str:
+    """Return the words for some attributes of an object: "large red star at the top left"."""
+    words = [getattr(thing, name) for name in ("size", "color") if name in attributes]
+    words.append(thing.shape if "shape" in attributes else "object")
+    if "place" in attributes:
+        words += ["at the", thing.place_name]
+    return " ".join(words)
 
 
 def referring_expressions(scene: Scene, thing: Thing, *, without: tuple[str, ...] = ()) -> list[str]:
-    """Every way this language has to single the object out, shortest first.
+    """Return every phrase of this language that means one object of a scene and no other, shortest first.
 
     Args:
         scene: The scene that holds the object.
@@ -87,26 +75,14 @@ def referring_expressions(scene: Scene, thing: Thing, *, without: tuple[str, ...
     """
     found: list[str] = []
     for attributes in _FORMS:
-        if any(attribute in without for attribute in attributes):
-            continue
-        size, color, shape, place = (name in attributes for name in ("size", "color", "shape", "place"))
-        same = [
-            other
-            for other in scene.things
-            if matches(
-                other,
-                size=thing.size if size else None,
-                color=thing.color if color else None,
-                shape=thing.shape if shape else None,
-                place=thing.place if place else None,
-            )
-        ]
-        if len(same) == 1:
-            found.append(_describe(thing, size=size, color=color, shape=shape, place=place))
+        said = {name: getattr(thing, name) for name in attributes}
+        if not said.keys() & set(without) and sum(matches(other, **said) for other in scene.things) == 1:
+            found.append(describe(thing, attributes))
     return found
 
 
-def _pick(rng: np.random.Generator, options: list[str]) -> str:
+def pick(rng: np.random.Generator, options: list[str]) -> str:
+    """Draw one of several texts."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -115,7 +91,7 @@ def caption(scene: Scene) -> Turn:
     text, mentions = "", []
     for i, thing in enumerate(scene.in_reading_order()):
         text += ", a " if i else "A "
-        phrase = _describe(thing, size=True, color=True, shape=True, place=True)
+        phrase = describe(thing)
         mentions.append(("answer", len(text), len(text) + len(phrase), scene.things.index(thing)))
         text += phrase
     return Turn("caption", DESCRIBE_PROMPT, text + ".", tuple(mentions))
@@ -125,7 +101,7 @@ def refer_list(scene: Scene, rng: np.random.Generator) -> Turn:
     """Referring expressions in any order, each closed by a full stop: how phrases are fed for grounding."""
     text, mentions = "", []
     for index in rng.permutation(len(scene.things)):
-        phrase = _pick(rng, referring_expressions(scene, scene.things[int(index)]))
+        phrase = pick(rng, referring_expressions(scene, scene.things[int(index)]))
         text += " " if text else ""
         mentions.append(("answer", len(text), len(text) + len(phrase), int(index)))
         text += phrase + "."
@@ -144,18 +120,24 @@ def _about(
     return Turn(kind, _short(question, rng, short_share), answer, (("question", start, start + len(phrase), index),))
 
 
+def attribute_of(thing: Thing, kind: str) -> str:
+    """Return the answer to a question of a kind (``color``, ``size``, ``shape``, ``where``) about an object."""
+    return thing.place_name if kind == "where" else str(getattr(thing, kind))
+
+
+def attribute_template(kind: str) -> str:
+    """Return the question about an attribute, with ``{}`` for the object."""
+    return "Where is the {}?" if kind == "where" else f"What {kind} is the {{}}?"
+
+
 def attribute_question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:
     """Ask one attribute (``kind`` in color, size, shape, where) of an object singled out by its other attributes."""
-    attribute = "place" if kind == "where" else kind
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
-    options = referring_expressions(scene, thing, without=(attribute,))
-    if not options:  # twins that only their place tells apart: their colour can be asked, their place cannot
+    options = referring_expressions(scene, thing, without=("place" if kind == "where" else kind,))
+    if not options:  # two alike objects: their color can be asked, their place cannot
         return attribute_question(scene, "color", rng)
-    phrase = _pick(rng, options)
-    if kind == "where":
-        return _about(kind, "Where is the {}?", phrase, thing.place_name, index, rng)
-    return _about(kind, f"What {kind} is the {{}}?", phrase, str(getattr(thing, kind)), index, rng)
+    return _about(kind, attribute_template(kind), pick(rng, options), attribute_of(thing, kind), index, rng)
 
 
 def lookup_question(
@@ -175,25 +157,16 @@ def lookup_question(
     """
     for index in rng.permutation(len(scene.things)):
         thing = scene.things[int(index)]
-        for kind in rng.permutation(list(kinds)):
+        for drawn in rng.permutation(list(kinds)):
+            kind = str(drawn)
             attribute = "place" if kind == "where" else str(kind)
             options = referring_expressions(scene, thing, without=(attribute, "place", *unsaid))
             if options:
-                answer = thing.place_name if kind == "where" else str(getattr(thing, kind))
-                template = "Where is the {}?" if kind == "where" else f"What {kind} is the {{}}?"
-                return _about(str(kind), template, _pick(rng, options), answer, int(index), rng, short_share=0.0)
+                phrase, answer = pick(rng, options), attribute_of(thing, str(kind))
+                return _about(
+                    str(kind), attribute_template(str(kind)), phrase, answer, int(index), rng, short_share=0.0
+                )
     return attribute_question(scene, "color", rng)
-
-
-def thought(scene: Scene, rng: np.random.Generator) -> Turn:
-    """Name the object that a question is about, all of it said: what a visual chain of thought looks for first."""
-    asked = lookup_question(scene, rng)
-    ((_, start, end, index),) = asked.mentions
-    phrase = _describe(scene.things[index], size=True, color=True, shape=True, place=True)
-    said = f"{THOUGHT_START} the "
-    stem = asked.question.replace(SHORT_SUFFIX, "")
-    mentions = (("question", start, end, index), ("answer", len(said), len(said) + len(phrase), index))
-    return Turn("thought", stem + THINK_SUFFIX, f"{said}{phrase}.", mentions)
 
 
 def count_question(scene: Scene, rng: np.random.Generator, *, by_shape: bool = False) -> Turn:
@@ -218,6 +191,21 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith(("s", "x")) else "s")
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """A question that is answered yes or no.
+
+    Attributes:
+        question: Its words.
+        evidence: What the long answer adds to yes or no.
+        mention: Phrase of the question that means the object it is about; None: it means no single object.
+    """
+
+    question: str
+    evidence: str = ""
+    mention: str | None = None
+
+
 def yes_no_question(
     scene: Scene,
     rng: np.random.Generator,
@@ -226,7 +214,7 @@ def yes_no_question(
     category: str | None = None,
     short_share: float = 0.65,
 ) -> Turn:
-    """A question that is answered yes or no, of one of MME's coarse perception categories.
+    """Return a question that is answered yes or no, of one of MME's coarse perception categories.
 
     Args:
         scene: The scene.
@@ -236,94 +224,98 @@ def yes_no_question(
         short_share: How often the "single word" instruction is added; without it the answer carries its evidence.
     """
     truth = bool(rng.random() < 0.5) if truth is None else truth
-    category = category or _pick(rng, ["existence", "existence", "count", "position", "color"])
+    category = category or pick(rng, ["existence", "existence", "count", "position", "color"])
     index = int(rng.integers(len(scene.things)))
-    thing = scene.things[index]
-    evidence, mention = "", None
-    if category == "existence":
-        color, shape = thing.color, thing.shape
-        if not truth:
-            absent = [
-                (c, s) for c in COLORS for s in SHAPES if not any(matches(t, color=c, shape=s) for t in scene.things)
-            ]
-            near = [(c, s) for c, s in absent if any(t.color == c or t.shape == s for t in scene.things)]
-            pool = near if rng.random() < 0.7 else absent
-            color, shape = pool[int(rng.integers(len(pool)))]
-        elif sum(matches(t, color=color, shape=shape) for t in scene.things) == 1:
-            mention = f"{color} {shape}"
-            evidence = f", it is at the {thing.place_name}"
-        question = f"Is there a {color} {shape} in this image?"
-    elif category == "count":
-        by_color = rng.random() < 0.5
-        number = sum(matches(t, color=thing.color) if by_color else matches(t, shape=thing.shape) for t in scene.things)
-        asked = number if truth else int(rng.choice([n for n in range(1, 5) if n != number]))
-        noun = (
-            (f"{thing.color} object" + ("s" if asked != 1 else ""))
-            if by_color
-            else (plural(thing.shape) if asked != 1 else thing.shape)
-        )
-        question = f"{'Are' if asked != 1 else 'Is'} there {NUMBER_WORDS[asked]} {noun} in this image?"
-        evidence = f", there {'are' if number != 1 else 'is'} {NUMBER_WORDS[number]}"
-    elif category == "position":
-        options = referring_expressions(scene, thing, without=("place",))
-        if not options:
-            return yes_no_question(scene, rng, truth=truth, category="color", short_share=short_share)
-        mention = _pick(rng, options)
-        place = thing.place_name if truth else _pick(rng, [p for p in PLACES if p != thing.place_name])
-        question = f"Is the {mention} at the {place}?"
-        evidence = f", it is at the {thing.place_name}"
-    else:
-        options = referring_expressions(scene, thing, without=("color",))
-        mention = _pick(rng, options)
-        color = thing.color if truth else _pick(rng, [c for c in COLORS if c != thing.color])
-        question = f"Is the {mention} {color}?"
-        evidence = f", it is {thing.color}"
-    answer = "Yes" if truth else "No"
-    short = rng.random() < short_share
+    claim = _CLAIMS[category](scene, scene.things[index], truth, rng)
+    if claim is None:
+        return yes_no_question(scene, rng, truth=truth, category="color", short_share=short_share)
     mentions: tuple[tuple[str, int, int, int], ...] = ()
-    if mention is not None:
-        start = question.index(mention)
-        mentions = (("question", start, start + len(mention), index),)
-    return Turn(
-        "yes_no", question + (SHORT_SUFFIX if short else ""), answer if short else f"{answer}{evidence}.", mentions
-    )
+    if claim.mention is not None:
+        start = claim.question.index(claim.mention)
+        mentions = (("question", start, start + len(claim.mention), index),)
+    answer = "Yes" if truth else "No"
+    if rng.random() < short_share:
+        return Turn("yes_no", claim.question + SHORT_SUFFIX, answer, mentions)
+    return Turn("yes_no", claim.question, f"{answer}{claim.evidence}.", mentions)
+
+
+def _existence(scene: Scene, thing: Thing, truth: bool, rng: np.random.Generator) -> _Claim:
+    if truth:
+        kind = f"{thing.color} {thing.shape}"
+        question = f"Is there a {kind} in this image?"
+        if sum(matches(other, color=thing.color, shape=thing.shape) for other in scene.things) > 1:
+            return _Claim(question)
+        return _Claim(question, f", it is at the {thing.place_name}", kind)
+    there = {(other.color, other.shape) for other in scene.things}
+    colors, shapes = {color for color, _ in there}, {shape for _, shape in there}
+    absent = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in there]
+    near = [(color, shape) for color, shape in absent if color in colors or shape in shapes]
+    pool = near if rng.random() < 0.7 else absent
+    color, shape = pool[int(rng.integers(len(pool)))]
+    return _Claim(f"Is there a {color} {shape} in this image?")
+
+
+def _number(scene: Scene, thing: Thing, truth: bool, rng: np.random.Generator) -> _Claim:
+    attribute = "color" if rng.random() < 0.5 else "shape"
+    number = sum(getattr(other, attribute) == getattr(thing, attribute) for other in scene.things)
+    asked = number if truth else int(rng.choice([other for other in range(1, 5) if other != number]))
+    noun = f"{thing.color} object" if attribute == "color" else thing.shape
+    noun = noun if asked == 1 else plural(noun)
+    question = f"{_are(asked)} there {NUMBER_WORDS[asked]} {noun} in this image?"
+    return _Claim(question, f", there {_are(number).lower()} {NUMBER_WORDS[number]}")
+
+
+def _are(number: int) -> str:
+    return "Is" if number == 1 else "Are"
+
+
+def _position(scene: Scene, thing: Thing, truth: bool, rng: np.random.Generator) -> _Claim | None:
+    options = referring_expressions(scene, thing, without=("place",))
+    if not options:
+        return None
+    mention = pick(rng, options)
+    place = thing.place_name if truth else pick(rng, [other for other in PLACES if other != thing.place_name])
+    return _Claim(f"Is the {mention} at the {place}?", f", it is at the {thing.place_name}", mention)
+
+
+def _color(scene: Scene, thing: Thing, truth: bool, rng: np.random.Generator) -> _Claim:
+    mention = pick(rng, referring_expressions(scene, thing, without=("color",)))
+    color = thing.color if truth else pick(rng, [other for other in COLORS if other != thing.color])
+    return _Claim(f"Is the {mention} {color}?", f", it is {thing.color}", mention)
+
+
+_CLAIMS: dict[str, Callable[[Scene, Thing, bool, np.random.Generator], _Claim | None]] = {
+    "existence": _existence,
+    "count": _number,
+    "position": _position,
+    "color": _color,
+}
 
 
 def choice_question(
-    scene: Scene,
-    rng: np.random.Generator,
-    *,
-    options: int = 4,
-    told: bool = False,
-    kinds: tuple[str, ...] = ("color", "shape", "where"),
+    scene: Scene, rng: np.random.Generator, *, options: int = 4, kinds: tuple[str, ...] = ("color", "shape", "where")
 ) -> Turn:
-    """An attribute question with lettered options; the answer is the letter.
+    """Return an attribute question with lettered options; the answer is the letter.
 
     Args:
         scene: The scene.
         rng: Source of randomness.
-        options: How many.
-        told: The question itself gives the answer away ("What color is the red circle?"): text alone solves it. A
-            first step towards matching an answer with its letter; never used for measuring.
-        kinds: What is asked, each as often as it stands there.
+        options: Number of options, 2 to 4.
+        kinds: Kinds of question to draw from, each as often as it stands there.
     """
-    kind = _pick(rng, list(kinds))
-    if told:
-        thing = scene.things[int(rng.integers(len(scene.things)))]
-        answer = thing.place_name if kind == "where" else str(getattr(thing, kind))
-        phrase = _pick(rng, [e for e in referring_expressions(scene, thing) if answer in e])
-        stem = f"Where is the {phrase}?" if kind == "where" else f"What {kind} is the {phrase}?"
-        base = Turn(kind, stem, answer)
-    else:
-        base = attribute_question(scene, kind, rng)
+    return with_options(attribute_question(scene, pick(rng, list(kinds)), rng), rng, options)
+
+
+def with_options(asked: Turn, rng: np.random.Generator, options: int) -> Turn:
+    """Return an attribute question as multiple choice, its answer among ``options`` (2 to 4) in any order."""
     pools: dict[str, list[str]] = {"color": list(COLORS), "shape": list(SHAPES), "where": list(PLACES)}
-    pool = [value for value in pools[base.kind] if value != base.answer]
-    chosen = [base.answer] + [pool[int(i)] for i in rng.permutation(len(pool))[: options - 1]]
+    pool = [value for value in pools[asked.kind] if value != asked.answer]
+    chosen = [asked.answer] + [pool[int(i)] for i in rng.permutation(len(pool))[: options - 1]]
     order = rng.permutation(len(chosen))
     lines = "".join(f"\n{LETTERS[i]}. {chosen[int(j)]}" for i, j in enumerate(order))
     letter = LETTERS[int(np.flatnonzero(order == 0)[0])]
-    stem = base.question.replace(SHORT_SUFFIX, "")
-    return Turn("choice", stem + lines + CHOICE_SUFFIX, letter, base.mentions)
+    stem = asked.question.replace(SHORT_SUFFIX, "")
+    return Turn("choice", stem + lines + CHOICE_SUFFIX, letter, asked.mentions)
 
 
 def question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:

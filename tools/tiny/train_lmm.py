@@ -12,7 +12,6 @@ written atomically, and the data of step ``s`` is a function of the seed and ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ from torch import Tensor, nn
 
 from flmm_plugin import files
 from flmm_plugin.json_lines import Log
-from flmm_plugin.tiny import language, lmm
+from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.optim import optimizers, schedule
 from flmm_plugin.tiny.packing import KINDS, Packed, Packer, picture
-from flmm_plugin.tiny.scenes import Scene, sample_scene
+from flmm_plugin.tiny.scenes import sample_scene
 from tools.tiny.runs import atomic_save, load_state
 from tools.tiny.train_tower import TokenProbe, scene_facts, train_tower
+from tools.tiny.turns import choice, drill_turns, sample_turns
 
 SAVE_EVERY = 100  # steps between states that a killed run goes on from
 
@@ -88,53 +88,6 @@ class TrainConfig:
             ),
         )
     )
-
-
-def sample_turns(scene: Scene, stage: Stage, rng: np.random.Generator, count: int) -> list[language.Turn]:
-    """A caption, a list of referring expressions, a thought and ``count`` questions of the stage's kinds."""
-    turns = [language.caption(scene), language.refer_list(scene, rng), language.thought(scene, rng)]
-    kinds = list(stage.kinds)
-    order = rng.permutation(len(kinds))
-    for i in range(count):
-        kind = kinds[int(order[i % len(kinds)])]
-        if kind == "choice":  # fewer options are easier to tell apart at first
-            turns.append(_choice(scene, rng, (2, 3, 4, 4), told=0.35))
-        else:
-            turns.append(language.question(scene, kind, rng))
-    return turns
-
-
-def _choice(scene: Scene, rng: np.random.Generator, options: tuple[int, ...], told: float) -> language.Turn:
-    # A shape is the hardest to match with its letter, so it is asked most, and given away more often.
-    kind = str(rng.choice(("color", "shape", "shape", "shape", "where", "where")))
-    number, given_away = int(rng.choice(options)), bool(rng.random() < (2 * told if kind == "shape" else told))
-    return language.choice_question(scene, rng, options=number, told=given_away, kinds=(kind,))
-
-
-def drill_turns(scene: Scene, rng: np.random.Generator) -> list[language.Turn]:
-    """A dozen short questions: things to be looked for by what they are, numbers, yes or no.
-
-    Most look for a thing by its shape. Left to itself the model learns to look for colours only: a colour is in every
-    token of a thing, a shape in none of them alone.
-    """
-    makers: list[Callable[[], language.Turn]] = [
-        *[lambda: language.lookup_question(scene, rng, kinds=("where",), unsaid=("color",))] * 2,
-        *[lambda: language.lookup_question(scene, rng, kinds=("color", "size"), unsaid=("color",))] * 2,
-        lambda: language.lookup_question(scene, rng, kinds=("where",)),
-        lambda: language.lookup_question(scene, rng),
-        *[lambda: language.count_question(scene, rng)] * 2,
-        *[lambda: language.count_question(scene, rng, by_shape=True)] * 3,
-        *[lambda: language.yes_no_question(scene, rng, short_share=1.0)] * 3,
-        lambda: language.yes_no_question(scene, rng, short_share=0.0),
-    ]
-    turns: dict[str, language.Turn] = {}  # by question: asking the same twice of one picture teaches nothing
-    for make in makers:
-        for _ in range(3):
-            turn = make()
-            if turn.question not in turns:
-                turns[turn.question] = turn
-                break
-    return list(turns.values())
 
 
 def chat_loss(model: Any, pixels: Tensor, packed: Packed) -> tuple[Tensor, dict[str, tuple[int, int]]]:
@@ -197,9 +150,9 @@ def train_chat(model: Any, tokenizer: Any, config: TrainConfig, out: Path, log: 
         if sort < stage.drills:
             turns = [drill_turns(s, rng) for s in scenes]
         elif sort < stage.drills + stage.choices:
-            turns = [[_choice(s, rng, (2, 4, 4), told=0.25) for _ in range(6)] for s in scenes]
+            turns = [[choice(s, rng, (2, 4, 4), told=0.25) for _ in range(6)] for s in scenes]
         else:
-            turns = [sample_turns(s, stage, rng, config.turns_per_scene) for s in scenes]
+            turns = [sample_turns(s, stage.kinds, rng, config.turns_per_scene) for s in scenes]
         packed = packer.pack(turns, listing=stage.listing).to(device)
         pixels = torch.stack([picture(s, rng) for s in scenes]).to(device)
         rate = schedule(step, config.steps, config.decay_share)

@@ -25,7 +25,7 @@ def _things(phrase: str, scene: Scene) -> list[int]:
 def test_every_mention_names_exactly_its_object(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, min_things=2)
-    turns = [language.caption(scene), language.refer_list(scene, rng), language.thought(scene, rng)]
+    turns = [language.caption(scene), language.refer_list(scene, rng)]
     turns += [language.question(scene, kind, rng) for kind in language.QUESTION_KINDS]
     assert sum(len(turn.mentions) for turn in turns) >= 2 * len(scene.things)
     for turn in turns:
@@ -82,20 +82,16 @@ def test_counts_are_right() -> None:
     assert seen["How many stars are there?"] == "3"
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_the_letter_stands_before_the_answer(told: bool) -> None:
+def test_the_letter_stands_before_the_answer() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         scene = sample_scene(rng)
-        turn = language.choice_question(scene, rng, told=told)
+        turn = language.choice_question(scene, rng)
         lines = dict(line.split(". ", 1) for line in turn.question.split("\n")[1:-1])
         assert list(lines) == list("ABCD")
         assert len(set(lines.values())) == 4
-        stem = turn.question.split("\n")[0]
-        assert (lines[turn.answer] in stem) >= told
-        if not told:
-            thing = scene.things[turn.mentions[0][3]]
-            assert lines[turn.answer] in (thing.color, thing.shape, thing.place_name)
+        thing = scene.things[turn.mentions[0][3]]
+        assert lines[turn.answer] in (thing.color, thing.shape, thing.place_name)
 
 
 def test_captions_go_in_reading_order() -> None:
@@ -114,14 +110,6 @@ def test_identical_twins_are_never_asked_where_they_are() -> None:
 def test_an_unknown_kind_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown question kind 'mood'"):
         language.question(sample_scene(np.random.default_rng(0)), "mood", np.random.default_rng(0))
-
-
-def test_thoughts_are_worded_as_the_visual_chain_of_thought_asks_and_begins() -> None:
-    from flmm_plugin.visual_cot import THINK, THOUGHT
-
-    turn = language.thought(sample_scene(np.random.default_rng(3), min_things=2), np.random.default_rng(4))
-    assert turn.question.endswith("?" + THINK)
-    assert (" " + turn.answer).startswith(THOUGHT)
 
 
 def test_what_must_stay_unsaid_stays_unsaid() -> None:
