@@ -68,10 +68,11 @@ def run_demo(out: Path, *, pictures: int, scenes: int, seed: int) -> int:
     files.make_folder(out / "logs")
 
     say(1, f"the tiny world writes {pictures} held-out pictures per split into {out}")
-    from flmm_plugin.tiny import layouts
+    from flmm_plugin.tiny.layouts import write_refer
+    from flmm_plugin.tiny.layouts_questions import write_mme
 
-    layouts.write_refer(out / "data", scenes=pictures, seed=seed, names=("refcoco",))
-    layouts.write_mme(out, scenes=pictures, seed=seed)
+    write_refer(out / "data", scenes=pictures, seed=seed, names=("refcoco",))
+    write_mme(out, scenes=pictures, seed=seed)
 
     say(2, "lmms-eval with the plugin")
     both = f"{CHAT_TASK},{MASK_TASKS}"

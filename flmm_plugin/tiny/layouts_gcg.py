@@ -1,4 +1,4 @@
-"""The world in GranD-f's and ReasonSeg's official layouts, so that the real readers and harness tasks run on it."""
+"""Synthetic scenes in the official layouts of GranD-f and ReasonSeg."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from flmm_plugin.records import encode_rle
 from flmm_plugin.tiny import language
-from flmm_plugin.tiny.layouts import PICTURE_SIZE, polygons
-from flmm_plugin.tiny.scenes import BoolArray, Scene, Thing, render, sample_scene, visible_masks
+from flmm_plugin.tiny.layouts import PICTURE_SIZE, coco_box, polygons, save_jpeg
+from flmm_plugin.tiny.scenes import BoolArray, Scene, Thing, sample_scene, visible_masks
 
 # A stream of scenes per split, apart from those of the other layouts.
 _GCG_STREAM, _REASONSEG_STREAM = 40, 50
@@ -26,7 +25,7 @@ def write_grandf(root: Path, *, scenes: int = 60, seed: int = 1000, splits: Sequ
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
         scenes: Pictures per split.
         seed: Scenes are a function of it; training never uses these streams.
-        splits: Which.
+        splits: Names of the splits to write.
 
     Returns:
         ``root``.
@@ -42,28 +41,21 @@ def write_grandf(root: Path, *, scenes: int = 60, seed: int = 1000, splits: Sequ
         for index in range(scenes):
             scene = sample_scene(np.random.default_rng([seed, _GCG_STREAM, number, index]))
             image_id = f"sa_{(number + 1) * 100_000 + index}"
-            _save(scene, pictures / f"{image_id}.jpg")
+            save_jpeg(scene, pictures / f"{image_id}.jpg")
             images.append({"id": image_id, "height": PICTURE_SIZE, "width": PICTURE_SIZE})
-            told = language.caption(scene)
+            turn = language.caption(scene)
             visible = visible_masks(scene, PICTURE_SIZE)
             labels = []
-            for _, start, end, thing in told.mentions:
-                labels.append(told.answer[start:end])
-                code = encode_rle(visible[thing])
-                rows, columns = np.nonzero(visible[thing])
-                box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+            for _, start, end, thing in turn.mentions:
+                labels.append(turn.answer[start:end])
+                mask = visible[thing]
                 masks.append(
                     {
-                        "id": len(masks) + 1,
-                        "image_id": image_id,
-                        "category_id": 1,
-                        "iscrowd": 0,
-                        "segmentation": code,
-                        "area": int(visible[thing].sum()),
-                        "bbox": box,
+                        "id": len(masks) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0,
+                        "segmentation": encode_rle(mask), "area": int(mask.sum()), "bbox": coco_box(mask),
                     }
-                )
-            captions.append({"id": index, "image_id": image_id, "caption": told.answer, "labels": labels})
+                )  # fmt: skip
+            captions.append({"id": index, "image_id": image_id, "caption": turn.answer, "labels": labels})
         files = {
             "caption": {"images": images, "annotations": captions},
             "mask": {"images": images, "annotations": masks, "categories": [{"id": 1, "name": "object"}]},
@@ -84,7 +76,7 @@ def write_reasonseg(root: Path, *, scenes: int = 60, seed: int = 1000, splits: S
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
         scenes: Pictures per split.
         seed: Scenes are a function of it; training never uses these streams.
-        splits: Which.
+        splits: Names of the splits to write.
 
     Returns:
         ``root``.
@@ -103,7 +95,7 @@ def write_reasonseg(root: Path, *, scenes: int = 60, seed: int = 1000, splits: S
             if index % 3 == 0 and others:
                 shapes += _shapes("ignore", visible[others[0]])
             name = f"{index:06d}"
-            _save(scene, folder / f"{name}.jpg")
+            save_jpeg(scene, folder / f"{name}.jpg")
             content = {
                 "text": [query],
                 "is_sentence": sentence,
@@ -129,17 +121,8 @@ def _shapes(label: str, mask: BoolArray) -> list[dict[str, Any]]:
     """A mask's outlines as labelme's polygons."""
     return [
         {
-            "label": label,
-            "labels": [label],
-            "shape_type": "polygon",
-            "points": np.reshape(line, (-1, 2)).tolist(),
-            "group_id": None,
-            "group_ids": [None],
-            "flags": {},
+            "label": label, "labels": [label], "shape_type": "polygon", "points": np.reshape(line, (-1, 2)).tolist(),
+            "group_id": None, "group_ids": [None], "flags": {},
         }
         for line in polygons(mask)
-    ]
-
-
-def _save(scene: Scene, path: Path) -> None:
-    Image.fromarray(render(scene, PICTURE_SIZE)).save(path, quality=95, subsampling=0)
+    ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""The world in the layout of panoptic narrative grounding: narratives, and a segment for every pixel.
+"""Synthetic scenes in the layout of panoptic narrative grounding: narratives, and a segment for every pixel.
 
 A narrative is the caption of a scene (all things in reading order), then the things that share a colour or a shape (a
-plural phrase), then the ground they lie on (stuff). Every fourth picture is told a second time, as a list of referring
-expressions. As in the released files, some narratives name nothing: readers must count and skip them.
+plural phrase), then the ground they lie on (stuff). Every fourth picture is described a second time, as a list of
+referring expressions. As in the released files, some narratives name nothing: readers must count and skip them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from flmm_plugin.tiny import language
-from flmm_plugin.tiny.layouts import PICTURE_SIZE
-from flmm_plugin.tiny.scenes import GROUNDS, SHAPES, Scene, render, sample_scene, visible_masks
+from flmm_plugin.tiny.layouts import PICTURE_SIZE, coco_box, save_jpeg
+from flmm_plugin.tiny.scenes import GROUNDS, SHAPES, Scene, sample_scene, visible_masks
 
 _STREAM = 70
 _RETOLD = 4
@@ -43,9 +43,9 @@ def write_png(
 
     Args:
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split, or of each by its name.
+        scenes: Pictures per split; or the number of each split by its name.
         seed: Scenes are a function of it; training never uses these streams.
-        splits: Of ``train`` and ``val``.
+        splits: Names of the splits to write, ``train`` or ``val``.
 
     Returns:
         ``root``.
@@ -62,7 +62,7 @@ def write_png(
             scene = sample_scene(rng)
             image_id = 700_000 + 10_000 * split_number + number
             name = f"{image_id:012d}"
-            Image.fromarray(render(scene, PICTURE_SIZE)).save(pictures / f"{name}.jpg", quality=95, subsampling=0)
+            save_jpeg(scene, pictures / f"{name}.jpg")
             segments, annotation = _panoptic(scene, rng)
             _colors(segments).save(maps / f"{name}.png")
             size = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
@@ -71,21 +71,19 @@ def write_png(
                 {"image_id": image_id, "file_name": f"{name}.png", "segments_info": annotation}
             )
             ids = [info["id"] if info["area"] else None for info in annotation]
-            told = [narrative(scene)]
+            texts = [narrative(scene)]
             if number % _RETOLD == _RETOLD - 1:
                 turn = language.refer_list(scene, rng)
-                told.append((turn.answer, [_Mention(start, end, (index,)) for _, start, end, index in turn.mentions]))
+                texts.append((turn.answer, [_Mention(start, end, (index,)) for _, start, end, index in turn.mentions]))
             if number % _NAMELESS == _NAMELESS - 1:
-                told.append(("This is an image.", []))
-            for annotator, (text, mentions) in enumerate(told):
+                texts.append(("This is an image.", []))
+            for annotator, (text, mentions) in enumerate(texts):
                 narratives.append(
                     {
-                        "image_id": str(image_id),
-                        "annotator_id": str(annotator),
-                        "caption": text,
+                        "image_id": str(image_id), "annotator_id": str(annotator), "caption": text,
                         "segments": _pieces(text, mentions, ids),
                     }
-                )
+                )  # fmt: skip
         folder = root / "coco" / "annotations"
         (folder / f"png_coco_{year}.json").write_text(json.dumps(narratives))
         (folder / f"panoptic_{year}.json").write_text(json.dumps(content))
@@ -111,9 +109,8 @@ def _panoptic(scene: Scene, rng: np.random.Generator) -> tuple[npt.NDArray[np.in
     infos = []
     for number, category, mask in zip(ids, categories, masks, strict=True):
         segments[mask] = number
-        ys, xs = np.nonzero(mask)
-        box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1] if len(xs) else [0, 0, 0, 0]
-        infos.append({"id": number, "category_id": category, "iscrowd": 0, "bbox": box, "area": int(mask.sum())})
+        area = int(mask.sum())
+        infos.append({"id": number, "category_id": category, "iscrowd": 0, "bbox": coco_box(mask), "area": area})
     return segments, infos
 
 

@@ -1,4 +1,4 @@
-"""The world in the layout of the Visual-CoT benchmark: questions about one object, its answer, the box around it."""
+"""Synthetic scenes in the layout of the Visual-CoT benchmark: a question, its answer and the object's box."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_viscot(root: Path, *, scenes: int = 60, seed: int = 1000, names: Seque
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
         scenes: Pictures, and questions, per set.
         seed: Scenes are a function of it; training never uses these streams.
-        names: Which sets.
+        names: Names of the sets to write.
 
     Returns:
         ``root``.
@@ -95,12 +95,7 @@ def _record(
         "conversations": [{"from": who, "value": words} for who, words in turns],
     }
     detection = {
-        "img_path": path,
-        "expression": question,
-        "bbox": box,
-        "height": size[0],
-        "width": size[1],
-        "question_id": number,
-        "split": "val",
-    }
+        "img_path": path, "expression": question, "bbox": box, "height": size[0], "width": size[1],
+        "question_id": number, "split": "val",
+    }  # fmt: skip
     return record, detection

@@ -1,14 +1,13 @@
-"""The world as VLMEvalKit's tables: MME and POPE (yes or no), and MMBench (choices, each question in every rotation).
+"""Synthetic scenes as VLMEvalKit's tables: MME and POPE (yes or no), and MMBench (choices in every rotation).
 
-One ``.tsv`` per benchmark and a folder of pictures; ``image_path`` is relative to that folder. Pictures and prompts of
-MME and POPE are those that lmms-eval has of `flmm_plugin.tiny.layouts` and `layouts_pope` at the same seed.
+One ``.tsv`` per benchmark and a folder of pictures; ``image_path`` is relative to that folder. Pictures and questions
+of MME and POPE are those of `flmm_plugin.tiny.layouts_questions` at the same seed.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flmm_plugin.files import cache_folder
 from flmm_plugin.tiny import language, panel
-from flmm_plugin.tiny.layouts import MME_CATEGORIES, PICTURE_SIZE
-from flmm_plugin.tiny.layouts_pope import CATEGORIES
+from flmm_plugin.tiny.layouts import PICTURE_SIZE
+from flmm_plugin.tiny.layouts_questions import MME, POPE, YesNoBenchmark
 from flmm_plugin.tiny.scenes import Scene, render, sample_scene
 
 #: Tables, by the names that they have with `flmm_plugin.adapters.vlmevalkit`.
@@ -36,17 +34,8 @@ _ROTATED = 1_000_000
 
 @functools.cache
 def kit_root() -> Path:
-    """The folder of the tables, written if it is not there; its name changes with the code that writes it."""
-    here = Path(__file__).parent
-    sources = [
-        Path(__file__),
-        *(here / f"{name}.py" for name in ("language", "layouts", "layouts_pope", "panel", "scenes")),
-    ]
-    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    return panel._written_once(
-        cache_folder() / "tiny_world" / f"vlmevalkit-{version}",
-        lambda root: write_tables(root, scenes=panel.SCENES, seed=panel.SEED),
-    )
+    """Return the folder of the tables, written if it is not there; its name changes with the code that writes it."""
+    return panel.written_once("vlmevalkit", lambda root: write_tables(root, scenes=panel.SCENES, seed=panel.SEED))
 
 
 def write_tables(root: Path, *, scenes: int, seed: int) -> Path:
@@ -61,27 +50,19 @@ def write_tables(root: Path, *, scenes: int, seed: int) -> Path:
         ``root``.
     """
     (root / "images").mkdir(parents=True, exist_ok=True)
-    _write(root / "MME_TINY.tsv", _YES_NO, _yes_no(root, "mme", 20, MME_CATEGORIES, scenes, seed))
-    _write(root / "POPE_TINY.tsv", _YES_NO, _yes_no(root, "pope", 50, CATEGORIES, scenes, seed))
+    _write(root / "MME_TINY.tsv", _YES_NO, _yes_no(root, "mme", MME, scenes, seed))
+    _write(root / "POPE_TINY.tsv", _YES_NO, _yes_no(root, "pope", POPE, scenes, seed))
     _write(root / "MMBench_TINY.tsv", _CHOICE, _choices(root, scenes, seed))
     return root
 
 
-def _yes_no(
-    root: Path, name: str, stream: int, categories: tuple[str, ...], scenes: int, seed: int
-) -> list[dict[str, Any]]:
+def _yes_no(root: Path, name: str, benchmark: YesNoBenchmark, scenes: int, seed: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for number in range(scenes):
-        rng = np.random.default_rng([seed, stream, number])
-        scene = sample_scene(rng)
-        category = categories[number % len(categories)]
+    for number, (scene, category, questions) in enumerate(benchmark.pictures(scenes, seed)):
         picture = _picture(root, scene, f"{name}_{number:04d}.png")
-        asked = category if name == "mme" else "existence"
-        for truth in (True, False):
-            turn = language.yes_no_question(scene, rng, truth=truth, category=asked, short_share=0.0)
-            # The kit adds nothing to it: the whole prompt is the one that lmms-eval makes of the same question.
-            prompt = f"{turn.question}{language.SHORT_SUFFIX}"
-            answer = "Yes" if truth else "No"
+        for answer, question in questions.items():
+            # The kit adds nothing to it: the prompt is the one that lmms-eval makes of the same question.
+            prompt = f"{question}{language.SHORT_SUFFIX}"
             rows.append(dict(zip(_YES_NO, (len(rows), picture, prompt, answer, category), strict=True)))
     return rows
 

@@ -1,7 +1,4 @@
-"""The embedded world in every benchmark's layout, written once into the cache.
-
-The panel is the data of the tasks ``flmm_tiny_*``; the training world is what ``flmm train flmm_tiny`` learns from.
-"""
+"""Data roots of synthetic scenes, one layout per benchmark, each written once into the cache."""
 
 from __future__ import annotations
 
@@ -14,6 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flmm_plugin.files import cache_folder
+from flmm_plugin.tiny.layouts import write_refer
+from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
+from flmm_plugin.tiny.layouts_png import write_png
+from flmm_plugin.tiny.layouts_questions import write_mme, write_pope
+from flmm_plugin.tiny.layouts_viscot import write_viscot
 
 #: Pictures per split; a panel of all tasks then runs in minutes on two cores.
 SCENES = 20
@@ -21,13 +23,13 @@ SCENES = 20
 #: Scenes of the panel are not those of training nor of the measures that ship with the package.
 SEED = 7000
 
-#: Scenes of `held_out_root`: enough narratives to tell two recipes apart.
+#: Scenes of `held_out_root`: enough narratives to see which of two recipes is better.
 HELD_OUT_SCENES, HELD_OUT_SEED = 80, 60
 
-#: Pictures per set of the training world, where a recipe does not say.
+#: Pictures per set of `train_root`, where a recipe does not say.
 TRAIN_SCENES = 400
 
-#: Streams of the training world: no measure of the package draws from them.
+#: Streams of `train_root`: no measure of the package draws from them.
 TRAIN_SEED = 40
 
 #: Pictures per set that are held back for validation.
@@ -36,21 +38,17 @@ VALIDATION_SCENES = 25
 #: The one set of the Visual-CoT benchmark that the panel has.
 VISCOT_SET = "sroie"
 
-_WRITERS = ("layouts", "layouts_gcg", "layouts_png", "layouts_pope", "layouts_viscot", "language", "panel", "scenes")
-
 
 @functools.cache
 def panel_root() -> Path:
-    """The data root, written if it is not there; the name of its folder changes with the code that writes it."""
-    return _written_once(cache_folder() / "tiny_world" / _version(), write_panel)
+    """Return the data of all tasks ``flmm_tiny_*``, written where it is not there."""
+    return written_once("", write_panel)
 
 
 @functools.cache
 def train_root(scenes: int = TRAIN_SCENES) -> Path:
-    """A data root with ``scenes`` pictures of RefCOCO and as many of PNG to train on, and a few to validate on."""
-    return _written_once(
-        cache_folder() / "tiny_world" / f"train-{scenes}-{_version()}", lambda root: write_train(root, scenes=scenes)
-    )
+    """Return a data root with ``scenes`` pictures to train on, and a few to validate on: RefCOCO, RefCOCO+ and PNG."""
+    return written_once(f"train-{scenes}", lambda root: write_train(root, scenes=scenes))
 
 
 @functools.cache
@@ -60,23 +58,13 @@ def held_out_root(scenes: int | None = None) -> Path:
     Args:
         scenes: Plays no role: comparisons between recipes always use `HELD_OUT_SCENES` pictures.
     """
-    from flmm_plugin.tiny.layouts_png import write_png
-
-    return _written_once(
-        cache_folder() / "tiny_world" / f"held-out-{_version()}",
-        lambda root: write_png(root, scenes=HELD_OUT_SCENES, seed=HELD_OUT_SEED),
-    )
+    return written_once("held-out", lambda root: write_png(root, scenes=HELD_OUT_SCENES, seed=HELD_OUT_SEED))
 
 
 @functools.cache
 def mme_root(scenes: int = SCENES, seed: int = SEED) -> Path:
     """Return a folder with the data of lmms-eval's task ``mme`` alone."""
-    from flmm_plugin.tiny.layouts import write_mme
-
-    return _written_once(
-        cache_folder() / "tiny_world" / f"mme-{scenes}-{seed}-{_version()}",
-        lambda root: write_mme(root, scenes=scenes, seed=seed),
-    )
+    return written_once(f"mme-{scenes}-{seed}", lambda root: write_mme(root, scenes=scenes, seed=seed))
 
 
 def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
@@ -85,17 +73,41 @@ def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
     Returns:
         ``root``.
     """
-    from flmm_plugin.tiny.layouts import write_refer
-    from flmm_plugin.tiny.layouts_png import write_png
-
     sizes = {"train": scenes, "val": VALIDATION_SCENES}
     write_refer(root, scenes=sizes, seed=seed, names=("refcoco", "refcoco+"))
     write_png(root, scenes=sizes, seed=seed, splits=("val", "train"))
     return root
 
 
-def _written_once(root: Path, write: Callable[[Path], object]) -> Path:
-    """The folder, written if it is not there."""
+def write_panel(root: Path, *, scenes: int = SCENES, seed: int = SEED) -> Path:
+    """Write every layout under a root.
+
+    Args:
+        root: Becomes a valid ``FLMM_DATA``, and a working folder for the stock tasks ``mme`` and ``pope``.
+        scenes: Pictures per split.
+        seed: Scenes are a function of it.
+
+    Returns:
+        ``root``.
+    """
+    write_refer(root, scenes=scenes, seed=seed, names=("refcoco",))
+    write_png(root, scenes=scenes, seed=seed)
+    write_grandf(root, scenes=scenes, seed=seed, splits=("val",))
+    write_reasonseg(root, scenes=scenes, seed=seed, splits=("test",))
+    write_viscot(root, scenes=scenes, seed=seed, names=(VISCOT_SET,))
+    write_pope(root, scenes=scenes, seed=seed)
+    write_mme(root, scenes=scenes, seed=seed)
+    return root
+
+
+def written_once(name: str, write: Callable[[Path], object]) -> Path:
+    """Return a folder of the cache, written where it is not there.
+
+    Args:
+        name: Name of the folder; the version of the code that writes all folders follows it.
+        write: Fills an empty folder.
+    """
+    root = cache_folder() / "tiny_world" / "-".join(filter(None, (name, _version())))
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -112,34 +124,9 @@ def _written_once(root: Path, write: Callable[[Path], object]) -> Path:
     return root
 
 
-def write_panel(root: Path, *, scenes: int = SCENES, seed: int = SEED) -> Path:
-    """Write every layout under a root.
-
-    Args:
-        root: Becomes a valid ``FLMM_DATA``, and a working folder for the stock tasks ``mme`` and ``pope``.
-        scenes: Pictures per split.
-        seed: Scenes are a function of it.
-
-    Returns:
-        ``root``.
-    """
-    from flmm_plugin.tiny.layouts import write_mme, write_refer
-    from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
-    from flmm_plugin.tiny.layouts_png import write_png
-    from flmm_plugin.tiny.layouts_pope import write_pope
-    from flmm_plugin.tiny.layouts_viscot import write_viscot
-
-    write_refer(root, scenes=scenes, seed=seed, names=("refcoco",))
-    write_png(root, scenes=scenes, seed=seed)
-    write_grandf(root, scenes=scenes, seed=seed, splits=("val",))
-    write_reasonseg(root, scenes=scenes, seed=seed, splits=("test",))
-    write_viscot(root, scenes=scenes, seed=seed, names=(VISCOT_SET,))
-    write_pope(root, scenes=scenes, seed=seed)
-    write_mme(root, scenes=scenes, seed=seed)
-    return root
-
-
+@functools.cache
 def _version() -> str:
-    """Hash of the code that writes the panel."""
+    """Return a hash of the code that writes: of the scenes, what is said about them and their layouts."""
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in _WRITERS)).hexdigest()[:12]
+    sources = [here / "language.py", here / "panel.py", here / "scenes.py", *sorted(here.glob("layouts*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.datasets.refer import ReferDataset
-from flmm_plugin.tiny import layouts, scenes
+from flmm_plugin.tiny import layouts, layouts_questions, scenes
 
 
 @pytest.mark.parametrize(("name", "split"), [("refcoco", "testB"), ("refcoco+", "val"), ("refcocog", "test")])
@@ -41,11 +41,11 @@ def test_polygons_are_the_mask_to_within_its_outline() -> None:
 def test_mme_pairs_ask_one_yes_and_one_no(tmp_path: Path) -> None:
     import pyarrow.parquet as parquet
 
-    path = layouts.write_mme(tmp_path, scenes=8, seed=5)
+    path = layouts_questions.write_mme(tmp_path, scenes=8, seed=5)
     assert path == tmp_path / "lmms-lab-encoder" / "MME" / "data" / "test-00000-of-00001.parquet"
     rows = parquet.read_table(path).to_pylist()
     assert [row["answer"] for row in rows] == ["Yes", "No"] * 8
-    assert {row["category"] for row in rows} == set(layouts.MME_CATEGORIES)
+    assert {row["category"] for row in rows} == set(layouts_questions.MME.categories)
     assert all(row["question"].endswith(" Please answer yes or no.") for row in rows)
     assert Image.open(io.BytesIO(rows[0]["image"]["bytes"])).size == (224, 224)
     assert len({row["question_id"] for row in rows}) == 8

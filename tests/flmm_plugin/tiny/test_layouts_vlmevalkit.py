@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from flmm_plugin.tasks.task_files import dotted, task_config
-from flmm_plugin.tiny.layouts import write_mme
-from flmm_plugin.tiny.layouts_pope import write_pope
+from flmm_plugin.tiny.layouts_questions import write_mme, write_pope
 from flmm_plugin.tiny.layouts_vlmevalkit import TABLES, write_tables
 
 
