@@ -33,7 +33,6 @@ class AttentionView:
     """One model's attention to an image.
 
     Attributes:
-        name: Label of the model.
         maps: ``[m, c, h, w]``, >= 0.
         grid: Where the maps lie on the image; None: they cover all of it.
     """
@@ -72,7 +71,7 @@ def contact_sheet(
 
     Args:
         maps: ``[m, c, h, w]``, >= 0: layers, heads, grid frame.
-        image: Original image.
+        image: Image as the model was given it, in original pixels.
         grid: Where the maps lie on it; None: they cover all of it.
         phrase: Phrase whose tokens were read, for the title.
         clusters: Number of clusters in the K-means view of all maps together (the paper's Figure 7).
@@ -127,7 +126,7 @@ def compare_attention(
 
     Args:
         views: Models; one gives Figure 4, two give Figure A6.
-        image: Original image.
+        image: Image as the model was given it, in original pixels.
         phrase: Phrase whose tokens were read, for the title.
         which: ``(layer, head)`` of the maps to show; None: each model's sharpest. A map that a model lacks is empty.
         count: Number of single maps per model, without ``which``.
@@ -165,8 +164,8 @@ def pipeline(
     """Return Figure 7 for one phrase: clusters of all maps, mask decoder, mask refiner, and the target if known.
 
     Args:
-        image: Original image.
-        view: Attention of the phrase.
+        image: Image as the model was given it, in original pixels.
+        view: Attention maps of the phrase, named by their model.
         grounding: Masks that the heads made of it.
         target: True mask, ``bool[H, W]``, if it is known.
         clusters: Number of clusters in the K-means view.
@@ -222,7 +221,7 @@ def heat_map(values: Maps, view: Image.Image | None, size: tuple[int, int]) -> I
     """Return one map scaled to its own range, in colour; over a dimmed image if one is given.
 
     Args:
-        values: ``[h, w]``, any range.
+        values: ``[h, w]``, of any range, finite or not.
         view: Part of the image that the map covers.
         size: Width and height of the result, pixels.
     """

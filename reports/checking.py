@@ -56,7 +56,7 @@ def unsupported(written: Iterable[Shown], tables: Sequence[ComparisonTable]) -> 
     """Return numbers of a written table that the result files (and the paper) do not give.
 
     Args:
-        written: Numbers that `read_table` found.
+        written: Numbers of an earlier table, as `read_table` returns them.
         tables: The same tables, made anew from the result files at hand.
     """
     made = {table.layout.table for table in tables}

@@ -149,7 +149,7 @@ def compare(layout: Layout, runs: Iterable[Run], *, published: bool = True) -> C
     """Fill a layout from runs.
 
     Args:
-        layout: Columns of the table.
+        layout: One of `LAYOUTS`; it names the columns and what fills them.
         runs: Measured runs, oldest first: of a task that was run twice, the newest number counts.
         published: Whether to add the paper's rows, and differences from them.
     """
@@ -354,10 +354,7 @@ def _pairs(layout: Layout, measured: Sequence[Row], printed: Sequence[Row]) -> I
 def _minus(one: Cell, other: Cell, same: bool) -> Cell:
     """Return the difference of two cells; a dash where they must not be compared, ``0`` for equal numbers.
 
-    Args:
-        one: Minuend.
-        other: Subtrahend.
-        same: Whether it is enough, and needed, that both were scored on the same documents.
+    With ``same`` it is enough, and needed, that both were scored on the same documents.
     """
     if one.value is None or other.value is None:
         return Cell(one.column)

@@ -68,7 +68,7 @@ def write_explorer(
         tables: Tables to show first, with marks and provenance.
         samples: Any number; the page orders them worst first.
         title: Text of the browser's tab and of the heading.
-        notes: Sentences under the title.
+        notes: Sentences to print under the title, one paragraph each.
         verdicts: Verdicts of `flmm preserve`, shown before the tables.
         megabytes: Room for the pictures; beyond it the best samples are shown without, and the page says so.
         progress: Show a bar while pictures are read.

@@ -89,8 +89,8 @@ def overlay(
     """Return an image with its masks, numbered, and below it what each number means.
 
     Args:
-        image: Original image.
-        masks: Masks of its size.
+        image: Image in original pixels, of any mode.
+        masks: Masks with the height and width of the image.
         legend: Whether to add a strip with colour, number, phrase and score of each mask.
         alpha: Opacity of a mask's area, 0 to 1.
         min_side: Small images are enlarged by a whole factor until their longer side reaches this: labels need room.

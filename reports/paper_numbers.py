@@ -84,7 +84,6 @@ class PaperNumber:
         value: The number as printed, e.g. ``75.0``.
         unit: One of ``percent``, ``points`` and ``rank``.
         protocol: How it was measured, a key of `PROTOCOLS`.
-        source: Paper and table.
     """
 
     table: str

@@ -20,7 +20,7 @@ def sample_sheet(samples: Iterable[SampleView], count: int = 6, *, order: str = 
 
     Args:
         samples: Logged samples; those without masks or without a readable image are passed over.
-        count: Largest number of rows.
+        count: Largest number of rows; samples beyond it are left out.
         order: ``worst`` or ``best`` first by mean IoU, or ``document``: as they are logged.
 
     Raises:

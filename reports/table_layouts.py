@@ -79,7 +79,7 @@ class Column:
     """One column.
 
     Attributes:
-        name: Name in ``paper_numbers.csv``.
+        name: Name of the column in ``paper_numbers.csv``, such as ``RefCOCO val``.
         group: Heading above the column's own.
         header: Heading of the column itself.
         digits: Decimals of a measured number.

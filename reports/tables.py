@@ -1,4 +1,4 @@
-"""Tables of Markdown files, made from committed CSV files and checked against them; no number is typed twice.
+"""Fill tables of Markdown files from committed CSV files, and check them; no number is typed twice.
 
 A place for a table in a Markdown file::
 
@@ -20,7 +20,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -32,29 +31,36 @@ _OPEN = re.compile(r"^<!-- table:(?P<name>[^\s>]+) -->[ \t]*$", re.MULTILINE)
 
 
 def markdown(table: pd.DataFrame, *, digits: Mapping[str, int] | None = None) -> str:
-    """A data frame as a Markdown table: numbers to the right, empty cells for missing values, pipes escaped.
+    """Return a data frame as a Markdown table: numbers to the right, empty cells for missing values, pipes escaped.
 
     Args:
-        table: Its index is not shown.
+        table: Data frame of numbers and text; its index is not shown.
         digits: Decimals of a column; others are shown as they are stored.
 
-    >>> print(markdown(pd.DataFrame({"arm": ["trained", "random"], "cIoU": [0.75, 0.1]}), digits={"cIoU": 2}))
-    | arm | cIoU |
+    >>> print(markdown(pd.DataFrame({"run": ["trained", "random"], "cIoU": [0.75, 0.1]}), digits={"cIoU": 2}))
+    | run | cIoU |
     |---|--:|
     | trained | 0.75 |
     | random | 0.10 |
     """
-    digits = digits or {}
-    lines = [_row([str(name) for name in table.columns])]
-    right = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
-    lines.append("|" + "|".join("--:" if number else "---" for number in right) + "|")
-    for _, values in table.iterrows():
-        lines.append(_row([_cell(values[name], digits.get(str(name))) for name in table.columns]))
-    return "\n".join(lines)
+    shown = table.astype(object).where(table.notna(), "")
+    for name, decimals in (digits or {}).items():
+        shown[name] = [value if value == "" else f"{value:.{decimals}f}" for value in shown[name]]
+    return _markdown(shown, [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns])
+
+
+def _markdown(table: pd.DataFrame, right: Sequence[bool]) -> str:
+    """Return a Markdown table of cells as they are; ``right`` tells which columns are aligned to the right."""
+    lines = [list(map(str, table.columns)), *table.to_numpy().tolist()]
+    rows = [
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    ]
+    rows.insert(1, "|" + "|".join("--:" if number else "---" for number in right) + "|")
+    return "\n".join(rows)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A result file with numbers kept as they are written: columns of mixed content stay text.
+    """Read a result file with every cell as it is written.
 
     Lines that begin with ``#`` are provenance, not data.
 
@@ -72,21 +78,15 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def from_csv(path: Path) -> str:
-    """A CSV file as a Markdown table, its digits untouched."""
-    text = read_csv(path)
-    lines = [_row([str(name) for name in text.columns])]
-    numbers = text.apply(lambda column: pd.to_numeric(column.replace("", None), errors="coerce"))
-    right = [
-        bool(((numbers[name].notna()) | (text[name] == "")).all()) and bool(numbers[name].notna().any())
-        for name in text.columns
-    ]
-    lines.append("|" + "|".join("--:" if number else "---" for number in right) + "|")
-    lines.extend(_row([_cell(value, None) for value in values]) for values in text.to_numpy().tolist())
-    return "\n".join(lines)
+    """Return a CSV file as a Markdown table, its digits untouched."""
+    table = read_csv(path)
+    numbers = table.replace("", None).apply(pd.to_numeric, errors="coerce")
+    right = [(numbers[name].notna() | (table[name] == "")).all() and numbers[name].notna().any() for name in table]
+    return _markdown(table, [bool(one) for one in right])
 
 
 def fill(text: str, root: Path) -> str:
-    """Markdown with every marked table replaced by its CSV's content.
+    """Return Markdown with every marked table replaced by its CSV's content.
 
     Raises:
         DataNotFound: A marker names a CSV file that is not there.
@@ -108,7 +108,7 @@ def fill(text: str, root: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fill or check the tables of Markdown files; 0 if all is (now) as it should be."""
+    """Fill or check the tables of Markdown files; return 0 if all are up to date now."""
     parser = argparse.ArgumentParser(
         prog="python -m flmm_plugin.reports.tables", description=(__doc__ or "").partition("\n")[0]
     )
@@ -141,18 +141,6 @@ def _root_of(path: Path) -> Path:
         if (folder / "setup.cfg").is_file():
             return folder
     return path.resolve().parent
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _cell(value: Any, digits: int | None) -> str:
-    if value is None or (isinstance(value, float) and pd.isna(value)):
-        return ""
-    if digits is not None and isinstance(value, int | float):
-        return f"{value:.{digits}f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

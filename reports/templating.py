@@ -71,7 +71,7 @@ def as_base64(image: Image.Image, form: str, **options: Any) -> str:
     """Return an image as a file of some format, in base64.
 
     Args:
-        image: Image of any size.
+        image: Image of a mode that the format can hold.
         form: Name of a format that PIL writes, e.g. ``PNG``.
         **options: Options of PIL for that format.
     """
