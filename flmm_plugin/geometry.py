@@ -1,7 +1,7 @@
-"""Where the image tokens lie on the original picture, exactly, through whatever the processor did to it.
+"""Follow image tokens back to the original picture, exactly, through every step of a processor.
 
-Every processor of one whole view (pad, resize, centre crop, in any order) is one affine map per axis. `InputFrame`
-composes that map step by step, `ImageGrid` holds it for the cells of the token grid and carries maps and masks across.
+A processor of one whole view (pad, resize, centre crop, in any order) is one affine map per axis. `ImageGrid` composes
+that map step by step, from the picture's own pixels to the cells of the token grid, and carries maps and masks across.
 
 Frames: ``_grid`` (image tokens), ``_input`` (model input pixels), ``_image`` (original pixels). Continuous coordinates:
 pixel k covers [k, k + 1), so pixel centres lie at k + 0.5 (``align_corners=False`` everywhere).
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The image-token grid on the original picture.
+    """Cells on the original picture: image tokens, or the pixels of a model's input.
 
     Cell (i, j) covers the original rows ``[i * scale_y + offset_y, (i + 1) * scale_y + offset_y)`` and the columns
     likewise. Parts of the extent may lie outside the picture (padding), parts of the picture outside the extent (crop).
@@ -52,20 +52,20 @@ class ImageGrid:
 
     @classmethod
     def from_center_crop(cls, image_height: int, image_width: int, size: int, patch: int) -> ImageGrid:
-        """Shortest side resized to ``size`` (the other truncated to whole pixels), then the centre ``size x size``."""
+        """Resize the shortest side to ``size`` (the other truncated), cut out the centre ``size x size``."""
         frame = InputFrame.of_image(image_height, image_width).resized_shortest_edge(size)
         return frame.center_cropped(size, size).grid(patch)
 
     @classmethod
     def from_pad_then_resize(cls, image_height: int, image_width: int, size: int, patch: int) -> ImageGrid:
-        """Padded to a square at original size, picture in the middle, then resized to ``size x size``."""
+        """Pad to a square at original size, picture in the middle, then resize to ``size x size``."""
         return InputFrame.of_image(image_height, image_width).padded_to_square().resized(size, size).grid(patch)
 
     @classmethod
     def from_resize_then_pad(
         cls, image_height: int, image_width: int, size: int, patch: int, *, rounded: bool = True
     ) -> ImageGrid:
-        """Longest side resized to ``size`` (the other ``round``ed, or truncated), then padded to ``size x size``."""
+        """Resize the longest side to ``size`` (the other ``round``ed, or truncated), then pad to ``size x size``."""
         shrink = size / max(image_height, image_width)
         sides = [
             max(1, round(side * shrink) if rounded else int(side * shrink)) for side in (image_height, image_width)
@@ -76,11 +76,66 @@ class ImageGrid:
     def from_squash(
         cls, image_height: int, image_width: int, input_height: int, input_width: int, patch: int
     ) -> ImageGrid:
-        """Both sides resized on their own, whatever the aspect ratio."""
+        """Resize both sides on their own, whatever the aspect ratio."""
         return InputFrame.of_image(image_height, image_width).resized(input_height, input_width).grid(patch)
 
-    def through(self, frame: InputFrame) -> ImageGrid:
-        """The same grid on the original picture, where it so far lies on what ``frame`` made of that picture."""
+    @classmethod
+    def of_image(cls, image_height: int, image_width: int) -> ImageGrid:
+        """Return the pixels of the picture itself, before any step of a processor."""
+        return cls(image_height, image_width, 1.0, 1.0, 0.0, 0.0, image_height, image_width)
+
+    def resized(self, rows: int, columns: int) -> ImageGrid:
+        """Return the same extent in another number of cells."""
+        scale_y = self.scale_y * self.height / rows
+        scale_x = self.scale_x * self.width / columns
+        return replace(self, height=rows, width=columns, scale_y=scale_y, scale_x=scale_x)
+
+    divided = resized
+
+    def resized_shortest_edge(self, size: int) -> ImageGrid:
+        """Resize the shortest side to ``size``; the longest keeps the aspect ratio, truncated to a whole pixel."""
+        if self.width <= self.height:
+            return self.resized(int(size * self.height / self.width), size)
+        return self.resized(size, int(size * self.width / self.height))
+
+    def moved(self, top: int, left: int, height: int, width: int) -> ImageGrid:
+        """Return the ``height x width`` window that begins at row ``top``, column ``left``; negative ones pad."""
+        offset_y, offset_x = self.offset_y + top * self.scale_y, self.offset_x + left * self.scale_x
+        return replace(self, height=height, width=width, offset_y=offset_y, offset_x=offset_x)
+
+    def trimmed(self, rows: int, columns: int) -> ImageGrid:
+        """Cut off so many rows above and below, and columns left and right."""
+        return self.moved(rows, columns, self.height - 2 * rows, self.width - 2 * columns)
+
+    def padded_to_square(self) -> ImageGrid:
+        """Pad to the longest side, content in the middle, the odd pixel below or on the right."""
+        side = max(self.height, self.width)
+        return self.moved(-((side - self.height) // 2), -((side - self.width) // 2), side, side)
+
+    def center_cropped(self, height: int, width: int, *, pad_up: bool = False) -> ImageGrid:
+        """Return the middle ``height x width``; sides that are too short are padded instead.
+
+        Args:
+            height: Rows to keep, of the input's own.
+            width: Columns to keep, of the input's own.
+            pad_up: When padding, the odd pixel goes above and on the left (Pillow backend of transformers) instead of
+                below and on the right (torchvision backend).
+        """
+        top, left = _crop_start(self.height, height, pad_up), _crop_start(self.width, width, pad_up)
+        return self.moved(top, left, height, width)
+
+    def grid(self, patch: int) -> ImageGrid:
+        """Join ``patch x patch`` pixels to a cell; pixels beyond the last whole patch belong to no cell."""
+        return replace(
+            self,
+            height=self.height // patch,
+            width=self.width // patch,
+            scale_y=self.scale_y * patch,
+            scale_x=self.scale_x * patch,
+        )
+
+    def through(self, frame: ImageGrid) -> ImageGrid:
+        """Return the same grid on the original picture, where it so far lies on what ``frame`` made of that picture."""
         return replace(
             self,
             scale_y=self.scale_y * frame.scale_y,
@@ -90,21 +145,6 @@ class ImageGrid:
             image_height=frame.image_height,
             image_width=frame.image_width,
         )
-
-    def trimmed(self, rows: int, columns: int) -> ImageGrid:
-        """Without so many rows above and below, and columns left and right."""
-        return replace(
-            self,
-            height=self.height - 2 * rows,
-            width=self.width - 2 * columns,
-            offset_y=self.offset_y + rows * self.scale_y,
-            offset_x=self.offset_x + columns * self.scale_x,
-        )
-
-    def divided(self, rows: int, columns: int) -> ImageGrid:
-        """The same extent in another number of cells."""
-        scale_y, scale_x = self.scale_y * self.height / rows, self.scale_x * self.width / columns
-        return replace(self, height=rows, width=columns, scale_y=scale_y, scale_x=scale_x)
 
     def grid_to_image(self, maps_grid: Tensor, fill: float) -> Tensor:
         """Interpolate maps over the grid's extent at the centre of every original pixel.
@@ -133,7 +173,7 @@ class ImageGrid:
         return image.masked_fill(~seen, fill).reshape(*leading, self.image_height, self.image_width)
 
     def image_to_grid(self, masks_image: Tensor) -> Tensor:
-        """Area of every cell that the masks cover.
+        """Measure the area of every cell that the masks cover.
 
         Args:
             masks_image: ``[..., H, W]``, bool or values in 0..1.
@@ -151,13 +191,13 @@ class ImageGrid:
         return (rows @ masks_image.float() @ columns.T).clamp(0, 1)
 
     def picture_cells(self, map_height: int, map_width: int) -> tuple[int, int, int, int] | None:
-        """Whole cells of a map over the extent that the picture fills, as the paper's released heads cut it out.
+        """Find the cells of a map over the extent that the picture fills, as the paper's released heads cut it out.
 
         The start is cut off to a whole cell and the size rounded: up to half a cell is off; `grid_to_image` is exact.
 
         Args:
-            map_height: Rows of the map, h'.
-            map_width: Columns of the map, w'.
+            map_height: Rows of the map, h', any number.
+            map_width: Columns of the map, w', any number.
 
         Returns:
             ``(top, left, height, width)`` in cells of the map; None where the picture reaches beyond the extent (a
@@ -169,113 +209,28 @@ class ImageGrid:
 
     @staticmethod
     def _along(pixels: int, extent: float, offset: float, like: Tensor) -> Tensor:
-        """Position of each pixel centre within the extent, ``[pixels]``, 0..1 inside. In float64: 1e-7 moves edges."""
+        """Return each pixel centre's position within the extent, ``[pixels]``, 0..1 inside.
+
+        In float64: 1e-7 moves edges.
+        """
         centres = torch.arange(pixels, dtype=torch.float64, device="cpu") + 0.5
         return ((centres - offset) / extent).to(device=like.device, dtype=like.dtype)
 
     @staticmethod
     def _overlap(cells: int, scale: float, offset: float, pixels: int, device: torch.device) -> Tensor:
-        """Share of each cell's length that each pixel covers, ``[cells, pixels]``."""
+        """Return the share of each cell's length that each pixel covers, ``[cells, pixels]``."""
         start = torch.arange(cells, dtype=torch.float64)[:, None] * scale + offset
         pixel = torch.arange(pixels, dtype=torch.float64)
         length = torch.minimum(start + scale, pixel + 1) - torch.maximum(start, pixel)
         return (length.clamp(min=0) / scale).to(device=device, dtype=torch.float32)
 
 
-@dataclass(frozen=True)
-class InputFrame:
-    """Model input pixels on the original picture, while a processor's steps are followed one by one.
-
-    Input row y lies at original row ``y * scale_y + offset_y``; columns likewise. Every step returns a new frame.
-
-    Attributes:
-        height: Rows of the input so far.
-        width: Columns of the input so far.
-        scale_y: Original pixels per input row.
-        scale_x: Original pixels per input column.
-        offset_y: Original row of the input's upper edge.
-        offset_x: Original column of the input's left edge.
-        image_height: Rows of the original picture, H.
-        image_width: Columns of the original picture, W.
-    """
-
-    height: int
-    width: int
-    scale_y: float
-    scale_x: float
-    offset_y: float
-    offset_x: float
-    image_height: int
-    image_width: int
-
-    @classmethod
-    def of_image(cls, image_height: int, image_width: int) -> InputFrame:
-        """The picture itself, before any step."""
-        return cls(image_height, image_width, 1.0, 1.0, 0.0, 0.0, image_height, image_width)
-
-    def resized(self, height: int, width: int) -> InputFrame:
-        """All pixels resized to ``height x width``."""
-        scale_y, scale_x = self.scale_y * self.height / height, self.scale_x * self.width / width
-        return replace(self, height=height, width=width, scale_y=scale_y, scale_x=scale_x)
-
-    def resized_shortest_edge(self, size: int) -> InputFrame:
-        """Shortest side to ``size``; the longest keeps the aspect ratio, truncated to a whole pixel."""
-        if self.width <= self.height:
-            return self.resized(int(size * self.height / self.width), size)
-        return self.resized(size, int(size * self.width / self.height))
-
-    def padded_to_square(self) -> InputFrame:
-        """Padded to the longest side, content in the middle, the odd pixel below or on the right."""
-        side = max(self.height, self.width)
-        return self.moved(-((side - self.height) // 2), -((side - self.width) // 2), side, side)
-
-    def center_cropped(self, height: int, width: int, *, pad_up: bool = False) -> InputFrame:
-        """The middle ``height x width``; sides that are too short are padded instead.
-
-        Args:
-            height: Rows to keep.
-            width: Columns to keep.
-            pad_up: When padding, the odd pixel goes above and on the left (Pillow backend of transformers) instead of
-                below and on the right (torchvision backend).
-        """
-        return self.moved(
-            _crop_start(self.height, height, pad_up), _crop_start(self.width, width, pad_up), height, width
-        )
-
-    def moved(self, top: int, left: int, height: int, width: int) -> InputFrame:
-        """The window that begins at input row ``top`` and column ``left`` (negative: padding) of ``height x width``."""
-        offset_y, offset_x = self.offset_y + top * self.scale_y, self.offset_x + left * self.scale_x
-        return replace(self, height=height, width=width, offset_y=offset_y, offset_x=offset_x)
-
-    def divided(self, rows: int, columns: int) -> ImageGrid:
-        """The grid of so many equal cells over the whole input."""
-        return ImageGrid(
-            rows,
-            columns,
-            self.scale_y * self.height / rows,
-            self.scale_x * self.width / columns,
-            self.offset_y,
-            self.offset_x,
-            self.image_height,
-            self.image_width,
-        )
-
-    def grid(self, patch: int) -> ImageGrid:
-        """The grid of ``patch x patch`` input pixels; pixels beyond the last whole patch belong to no cell."""
-        return ImageGrid(
-            self.height // patch,
-            self.width // patch,
-            self.scale_y * patch,
-            self.scale_x * patch,
-            self.offset_y,
-            self.offset_x,
-            self.image_height,
-            self.image_width,
-        )
+#: A grid whose cells are the pixels of a model's input, while a processor's steps are followed one by one.
+InputFrame = ImageGrid
 
 
 def _cells(start: float, length: float, extent: float, cells: int) -> tuple[int, int] | None:
-    """First cell and number of cells of an interval in an extent of so many cells; None if it does not lie within."""
+    """Return the first cell and number of cells of an interval in an extent; None if it does not lie within."""
     slack = 1e-6  # a quotient that is a whole number in exact arithmetic must not fall below it
     before, size = start * cells / extent, length * cells / extent
     if before < -slack or before + size > cells + slack:
@@ -284,7 +239,7 @@ def _cells(start: float, length: float, extent: float, cells: int) -> tuple[int,
 
 
 def _crop_start(side: int, crop: int, pad_up: bool) -> int:
-    """First kept pixel of a centre crop; negative = so many pixels of padding before the content."""
+    """Return the first kept pixel of a centre crop; negative = so many pixels of padding before the content."""
     if side >= crop:
         return (side - crop) // 2
     return -((crop - side + 1) // 2) if pad_up else -((crop - side) // 2)
