@@ -48,7 +48,7 @@ def add_action(actions: Any) -> None:
 def _localize(args: argparse.Namespace) -> int:
     check_model_options(args)
     from flmm_plugin.grounded_lmm import GroundedLMM
-    from flmm_plugin.localizing import localization_heads
+    from flmm_plugin.training.localization import localization_heads
     from flmm_plugin.training.recipe import DataPart, DataRecipe, HeadsRecipe, TrainRecipe
     from flmm_plugin.training.samples import TrainingSet
 

@@ -16,9 +16,9 @@ import numpy as np
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.training_free import NAMES
 from flmm_plugin.heads_choice import choose_heads
-from flmm_plugin.localizing import localization_heads
 from flmm_plugin.tiny.evaluate import SIZE, asked_about, held_out, measure_grounding, provenance
 from flmm_plugin.tiny.scenes import render
+from flmm_plugin.training.localization import localization_heads
 from flmm_plugin.training.recipe import DataPart, read_recipe
 from flmm_plugin.training.samples import TrainingSet
 

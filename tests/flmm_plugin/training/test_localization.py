@@ -11,10 +11,10 @@ from flmm_plugin.errors import BadImage
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.attention_rules import choose_maps
 from flmm_plugin.heads.training_free import method_of
-from flmm_plugin.localizing import localization_heads
 from flmm_plugin.reports.tables import read_csv
 from flmm_plugin.tiny.baselines import COLUMNS, as_csv, as_text, measure_training_free
 from flmm_plugin.training.features import FrozenReader
+from flmm_plugin.training.localization import localization_heads
 from flmm_plugin.training.recipe import DataPart, read_recipe
 from flmm_plugin.training.samples import TrainingSample, TrainingSet
 

@@ -7,7 +7,6 @@ Model Only Needs A Few Attention Heads For Visual Grounding" (2025), which count
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,9 +15,7 @@ from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads.attention_rules import CANDIDATES, KEPT_HEADS, choose_maps
 from flmm_plugin.heads.training_free import Method
 from flmm_plugin.training.features import FrozenReader
-
-if TYPE_CHECKING:
-    from flmm_plugin.training.samples import TrainingSample
+from flmm_plugin.training.samples import TrainingSample
 
 
 def localization_heads(
@@ -29,17 +26,17 @@ def localization_heads(
     candidates: int = CANDIDATES,
     problems: list[str] | None = None,
 ) -> Method:
-    """Choose the heads.
+    """Choose the attention heads that say where.
 
     Args:
-        lmm: With any heads: they say how phrases are asked about.
+        lmm: A model with any heads; their manifest has the prompt around the phrases.
         samples: Pictures and phrases; their masks are not looked at.
         kept: How many heads to choose.
         candidates: How many of a phrase's most concentrated heads count.
-        problems: Filled with what could not be read.
+        problems: Filled with the samples that cannot be read, and why.
 
     Returns:
-        What ``heads=`` takes.
+        The method; its string is a value of ``heads=``.
 
     Raises:
         UnknownArgument: No sample could be read.
