@@ -7,7 +7,7 @@ is answered with an error record (masks) or an empty text (chat), counted and sh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from loguru import logger
 from PIL import Image
@@ -22,8 +22,9 @@ from flmm_plugin.adapters.answering.visual_cot import (
     question_of_doc,
 )
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.records import error_json, masks_json
-from flmm_plugin.visual_cot import CotQuestion
+from flmm_plugin.passages import GivenText, Keyword
+from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding, error_json, masks_json
+from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions
 
 T = TypeVar("T")
 
@@ -42,20 +43,50 @@ Reply: TypeAlias = "str | TextReply"
 ChatOf: TypeAlias = Callable[[Request, Any, str], "tuple[list[dict[str, Any]], list[Image.Image]]"]
 
 
+class Model(Protocol):
+    """The methods of a `GroundedLMM` that answers come from."""
+
+    backbone: Any
+    heads: Any
+
+    def chat_batch(self, messages: list[Any], images: list[Any], **generate: Any) -> list[ChatAnswer]:
+        """Continue chats."""
+
+    def ground_many(self, images: list[Any], phrases: list[list[str]], *, batch_size: int) -> list[list[Grounding]]:
+        """Ground phrases in several pictures."""
+
+    def ground_pieces(self, texts: Sequence[GivenText]) -> list[list[Grounding]]:
+        """Ground pieces of given texts."""
+
+    def select_keywords(self, texts: Sequence[GivenText]) -> list[list[Keyword]]:
+        """Choose words in given texts."""
+
+    def grounded_chat(self, image: Image.Image, question: list[Any], **generate: Any) -> GroundedAnswer:
+        """Answer, and ground what the answer names."""
+
+    def ground_answer(self, image: Image.Image, question: list[Any], *, begin: str, **generate: Any) -> GroundedAnswer:
+        """Answer, and ground the answer as a whole."""
+
+    def visual_cot_batch(
+        self, asked: list[CotQuestion], options: VisualCotOptions, **generate: Any
+    ) -> list[VisualCotAnswer]:
+        """Answer after a second look."""
+
+
 class Answerer:
     """A loaded model that answers batches of requests.
 
     Args:
-        lmm: The `GroundedLMM`.
-        visual_cot: Which requests get a second look.
-        grounds: Whether it was loaded with heads.
-        doc_of: The document of a request.
-        chat_of: The chat of a request.
+        lmm: A loaded `GroundedLMM`, with heads or without.
+        visual_cot: Says which requests get a second look.
+        grounds: Whether the model was loaded with heads.
+        doc_of: Gives the document of a request.
+        chat_of: Gives the chat of a request, in transformers' form.
     """
 
     def __init__(
         self,
-        lmm: Any,
+        lmm: Model,
         *,
         visual_cot: VisualCotMode,
         grounds: bool,
@@ -70,16 +101,16 @@ class Answerer:
         self._strings: bool | None = None
 
     def answer(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
-        """The replies to a batch, in order: masks JSON where the task asked for masks, text elsewhere.
+        """Answer a batch, in order: masks JSON where the task asked for masks, text elsewhere.
 
         Args:
-            batch: Of one kind and one set of generation arguments.
-            failures: Where samples without an answer are noted.
+            batch: Requests of one kind and one set of generation arguments.
+            failures: Notes samples without an answer.
         """
         return self._kind(batch[0])(batch, failures)
 
     def refuse_what_heads_lack(self, requests: Iterable[Request]) -> None:
-        """The one trouble that every sample would have, and that all ranks find out at the same moment."""
+        """Refuse tasks that no sample could be answered for; all ranks find that out at the same moment."""
         if not self._grounds and any(self._needs_heads(request) for request in requests):
             raise UnknownArgument(
                 "this model was loaded with heads=none and can only chat; give --model_args heads=<file>"
@@ -96,7 +127,7 @@ class Answerer:
         )
 
     def _kind(self, request: Request) -> Callable[[Sequence[Request], FailureLog], list[Reply]]:
-        """What answers requests of this kind; a batch holds one kind."""
+        """Return the method that answers requests of this kind; a batch holds one kind."""
         if request.wants_masks:
             return self._ground
         if request.gives_text:
@@ -106,68 +137,42 @@ class Answerer:
         return self._grounded_chat if request.wants_grounded_chat else self._chat
 
     def _ground(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
-        """Masks JSON for each request; the pictures that can be opened go through the model together."""
-        replies: list[Reply] = [""] * len(batch)
-        readable: list[int] = []
-        questions = []
-        for place, request in enumerate(batch):
-            try:
-                questions.append(question_of(request, self._doc_of(request)))
-                readable.append(place)
-            except Exception as exc:
-                replies[place] = self._no_masks(request, exc, failures)
-        found = _together_or_apart(
-            lambda some: self.lmm.ground_many([q.image for q in some], [q.phrases for q in some], batch_size=len(some)),
-            questions,
+        """Ground the phrases of each request; the reply is masks JSON."""
+        return self._answer(
+            batch,
+            read=lambda request: question_of(request, self._doc_of(request)),
+            ask=lambda asked: self.lmm.ground_many(
+                [one.image for one in asked], [one.phrases for one in asked], batch_size=len(asked)
+            ),
+            write=lambda one, found: masks_json(found, size=(one.image.height, one.image.width)),
+            fail=lambda request, error: self._no_masks(request, error, failures),
         )
-        for place, question, result in zip(readable, questions, found, strict=True):
-            if isinstance(result, Exception):
-                replies[place] = self._no_masks(batch[place], result, failures)
-            else:
-                replies[place] = masks_json(result, size=(question.image.height, question.image.width))
-        return replies
 
     def _given_text(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
-        """Masks or keywords of texts that the documents give; those that can be read go through the model together."""
-        replies: list[Reply] = [""] * len(batch)
-        readable: list[int] = []
-        texts = []
-        for place, request in enumerate(batch):
-            try:
-                texts.append(given_text.text_of(request, self._doc_of(request)))
-                readable.append(place)
-            except Exception as exc:
-                replies[place] = self._no_masks(request, exc, failures)
-        answers = _together_or_apart(lambda some: given_text.replies(self.lmm, batch[0], some), texts)
-        for place, answer in zip(readable, answers, strict=True):
-            failed = isinstance(answer, Exception)
-            replies[place] = self._no_masks(batch[place], answer, failures) if failed else answer
-        return replies
+        """Ground pieces of texts that the documents give, or choose keywords in them."""
+        return self._answer(
+            batch,
+            read=lambda request: given_text.text_of(request, self._doc_of(request)),
+            ask=lambda asked: given_text.replies(self.lmm, batch[0], asked),
+            write=lambda _, reply: reply,
+            fail=lambda request, error: self._no_masks(request, error, failures),
+        )
 
     def _chat(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
-        """Texts; the requests of a batch share their generation arguments."""
-        replies: list[Reply] = [""] * len(batch)
-        readable: list[int] = []
-        chats: list[tuple[list[dict[str, Any]], list[Any]]] = []
-        for place, request in enumerate(batch):
-            try:
-                chats.append(self._messages(request))
-                readable.append(place)
-            except Exception as exc:
-                failures.add(request.task, request.doc_id, exc)
+        """Continue chats; the requests of a batch share their generation arguments."""
         options = chat.generate_options(batch[0].options, self.lmm.backbone.tokenizer.eos_token_id)
-        answers = _together_or_apart(
-            lambda some: self.lmm.chat_batch([c[0] for c in some], [c[1] for c in some], **options), chats
+        return self._answer(
+            batch,
+            read=self._messages,
+            ask=lambda asked: self.lmm.chat_batch(
+                [messages for messages, _ in asked], [pictures for _, pictures in asked], **options
+            ),
+            write=lambda _, answer: TextReply(answer.text, len(answer.token_ids)),
+            fail=lambda request, error: self._no_answer(request, error, failures, in_json=False),
         )
-        for place, answer in zip(readable, answers, strict=True):
-            if isinstance(answer, Exception):
-                failures.add(batch[place].task, batch[place].doc_id, answer)
-            else:
-                replies[place] = TextReply(answer.text, len(answer.token_ids))
-        return replies
 
     def _grounded_chat(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
-        """Text and masks in one JSON for each request; answers are read back one by one."""
+        """Answer and ground; text and masks in one JSON for each request. Answers are read back one by one."""
         replies: list[Reply] = []
         for request in batch:
             try:
@@ -178,41 +183,73 @@ class Answerer:
         return replies
 
     def _visual_cot(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
-        """Answers after a second look; chats that are not about one picture are answered as ever."""
-        replies: list[Reply] = [""] * len(batch)
-        token, in_json = self.lmm.backbone.image_token, answers_json(batch[0])
-        asked: list[tuple[int, Any]] = []
-        plain: list[int] = []
-        for place, request in enumerate(batch):
-            try:
-                doc = self._doc_of(request)
-                one: CotQuestion | None
-                if in_json:
-                    one = question_of_doc(request, doc)
-                else:
-                    one = question_of_chat(*self._chat_of(request, doc, token), token)
-                if one is None:
-                    plain.append(place)
-                else:
-                    asked.append((place, one))
-            except Exception as exc:
-                replies[place] = self._no_answer(request, exc, failures, in_json)
+        """Answer after a second look; chats that are not about one picture are answered as ever."""
+        in_json = answers_json(batch[0])
         how = self.visual_cot.options_of(batch[0])
         options = chat.generate_options(batch[0].options, self.lmm.backbone.tokenizer.eos_token_id)
-        answers = _together_or_apart(
-            lambda some: self.lmm.visual_cot_batch([one for _, one in some], how, **options), asked
+        direct: list[Request] = []
+
+        def read(request: Request) -> CotQuestion | None:
+            doc = self._doc_of(request)
+            if in_json:
+                return question_of_doc(request, doc)
+            token = self.lmm.backbone.image_token
+            question = question_of_chat(*self._chat_of(request, doc, token), token)
+            if question is None:
+                direct.append(request)
+            return question
+
+        def write(one: CotQuestion, answer: VisualCotAnswer) -> Reply:
+            if in_json:
+                return answer.to_json((one.image.height, one.image.width))
+            return TextReply(answer.text, len(answer.token_ids))
+
+        replies = self._answer(
+            batch,
+            read=read,
+            ask=lambda asked: self.lmm.visual_cot_batch(asked, how, **options),
+            write=write,
+            fail=lambda request, error: self._no_answer(request, error, failures, in_json),
         )
-        for (place, one), answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Exception):
-                replies[place] = self._no_answer(batch[place], answer, failures, in_json)
-            elif in_json:
-                replies[place] = answer.to_json((one.image.height, one.image.width))
-            else:
-                replies[place] = TextReply(answer.text, len(answer.token_ids))
-        if plain:
-            logger.debug(f"flmm: {len(plain)} chats of {batch[0].task} are not about one picture; answered directly")
-            for place, reply in zip(plain, self._chat([batch[place] for place in plain], failures), strict=True):
+        if direct:
+            logger.debug(f"flmm: {len(direct)} chats of {batch[0].task} are not about one picture; answered directly")
+            places = [place for place, request in enumerate(batch) if request in direct]
+            for place, reply in zip(places, self._chat(direct, failures), strict=True):
                 replies[place] = reply
+        return replies
+
+    def _answer(
+        self,
+        batch: Sequence[Request],
+        *,
+        read: Callable[[Request], T | None],
+        ask: Callable[[list[T]], list[Any]],
+        write: Callable[[T, Any], Reply],
+        fail: Callable[[Request, Exception], str],
+    ) -> list[Reply]:
+        """Answer the requests of a batch that can be read together, and each of them alone if that fails.
+
+        Args:
+            batch: Requests of one kind, with the same options.
+            read: Makes of a request what the model is asked; None: it is left out, with an empty reply.
+            ask: Asks the model for several at once.
+            write: Makes a reply of a question and the model's answer to it.
+            fail: Notes a failed request and makes its reply.
+        """
+        replies: list[Reply] = [""] * len(batch)
+        asked: list[tuple[int, T]] = []
+        for place, request in enumerate(batch):
+            try:
+                question = read(request)
+            except Exception as exc:
+                replies[place] = fail(request, exc)
+                continue
+            if question is not None:
+                asked.append((place, question))
+        answers = _together_or_apart(ask, [question for _, question in asked])
+        for (place, question), answer in zip(asked, answers, strict=True):
+            failed = isinstance(answer, Exception)
+            replies[place] = fail(batch[place], answer) if failed else write(question, answer)
         return replies
 
     def _no_answer(self, request: Request, error: Exception, failures: FailureLog, in_json: bool) -> str:
@@ -238,7 +275,7 @@ class Answerer:
 
 
 def _together_or_apart(ask: Callable[[list[T]], list[Any]], items: list[T]) -> list[Any]:
-    """Results of a batch; if it fails, of each item alone, with the exception in place of those that fail alone."""
+    """Ask for a batch; if that fails, for each item alone, with the exception in place of those that fail alone."""
     if not items:
         return []
     try:
