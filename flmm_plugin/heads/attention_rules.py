@@ -63,7 +63,7 @@ class LocalizationHeads(nn.Module):
     Args:
         maps: Indices 0..C-1 of the maps to sum, as `choose_maps` finds them over many phrases; none: each phrase
             chooses for itself.
-        kept: How many a phrase chooses.
+        kept: Number of maps that a phrase chooses.
     """
 
     def __init__(self, maps: Sequence[int] = (), kept: int = KEPT_HEADS) -> None:
@@ -92,11 +92,11 @@ class LocalizationHeads(nn.Module):
 
 
 def most_concentrated(maps: Tensor, count: int) -> list[int]:
-    """Of the maps that look at the picture at all, those of the lowest spatial entropy, the best first.
+    """Return the maps of the lowest spatial entropy, the best first, of those that look at the picture at all.
 
     Args:
         maps: One phrase's, ``[C, h, w]``, not normalised: their sums say how much of a head's attention is the picture.
-        count: At most so many.
+        count: Largest number of maps to return.
     """
     sums = maps.sum(dim=(-2, -1))
     looking = torch.nonzero(sums >= elbow(sums)).flatten().tolist()
@@ -105,14 +105,14 @@ def most_concentrated(maps: Tensor, count: int) -> list[int]:
 
 
 def elbow(values: Tensor) -> float:
-    """Where the sorted values ``[C]`` bend most: the one farthest above or below the line between the extremes."""
+    """Find where the sorted values ``[C]`` bend most: the one farthest above or below the line between the extremes."""
     ordered = values.double().sort().values
     line = torch.linspace(float(ordered[0]), float(ordered[-1]), len(ordered), dtype=torch.float64)
     return float(ordered[int((ordered - line).abs().argmax())])
 
 
 def spatial_entropy(attention: Tensor) -> float:
-    """Scatter of one map ``[h, w]``: entropy of the sizes of the connected areas above its mean; 0 for a single one.
+    """Measure the scatter of one map ``[h, w]``: entropy of its connected areas above the mean; 0 for a single one.
 
     A map without any structure (flat) has no area above its mean and counts as scattered over all its cells.
     """
@@ -125,12 +125,12 @@ def spatial_entropy(attention: Tensor) -> float:
 
 
 def choose_maps(phrases: Iterable[Tensor], kept: int = KEPT_HEADS, candidates: int = CANDIDATES) -> tuple[int, ...]:
-    """The localisation heads of a backbone: those that are most often among a phrase's most concentrated.
+    """Choose the localisation heads of a backbone: those that are most often among a phrase's most concentrated.
 
     Args:
         phrases: Maps ``[C, h, w]`` of each of many phrases, of the same backbone; no masks are needed.
-        kept: How many to choose.
-        candidates: How many of each phrase's best count.
+        kept: Number of maps to choose.
+        candidates: Number of each phrase's best maps that count.
 
     Returns:
         Indices for `LocalizationHeads`, the most frequent first.
@@ -166,7 +166,7 @@ def _smoothed(maps: Tensor) -> Tensor:
 
 
 def _region(maps: Tensor) -> Tensor:
-    """Logits of the connected area around each map's peak that lies above `PEAK_SHARE` of it.
+    """Return the logits of the connected area around each map's peak that lies above `PEAK_SHARE` of it.
 
     Args:
         maps: ``[n, h', w']``, >= 0.

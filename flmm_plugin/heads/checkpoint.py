@@ -20,7 +20,13 @@ from flmm_plugin.errors import BadCheckpoint, UnknownArgument
 from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
-from flmm_plugin.heads.weights import read_metadata, read_safetensors, tensors_sha256
+from flmm_plugin.heads.weights import (
+    first_lines,
+    read_metadata,
+    read_safetensors,
+    tensor_mismatches,
+    tensors_sha256,
+)
 
 METADATA_KEY = "flmm_heads"
 
@@ -36,9 +42,9 @@ def save_heads(path: str | Path, heads: GroundingHeads, *, storage: str = "float
     """Write heads; the file appears under its name only when it is complete.
 
     Args:
-        path: Ends in ``.safetensors``.
-        heads: With the manifest to store; its ``storage``, ``created_by`` and ``sha256`` are set here, and absolute
-            paths leave it.
+        path: File to write; its name ends in ``.safetensors``.
+        heads: Heads with the manifest to store; its ``storage``, ``created_by`` and ``sha256`` are set here, and
+            absolute paths leave it.
         storage: ``float16`` halves the file and rounds the parameters; buffers (SAM's position code) stay float32.
 
     Returns:
@@ -81,12 +87,12 @@ def write_tensors(path: Path, state: dict[str, Tensor], manifest: HeadsManifest)
 
 
 def heads_file(path: str | Path) -> Path:
-    """The heads file that a path means: itself, or that of the training run whose folder it is."""
+    """Return the heads file that a path means: itself, or that of the training run whose folder it is."""
     return Path(path) / HEADS_NAME if Path(path).is_dir() else Path(path)
 
 
 def read_manifest(path: str | Path) -> HeadsManifest:
-    """The manifest alone, without reading a tensor.
+    """Read the manifest alone, without reading a tensor.
 
     Raises:
         BadCheckpoint: No such file, not safetensors, truncated, without a manifest, or of a newer format.
@@ -116,8 +122,8 @@ def load_heads(
         expect: The backbone they will read; None does not check.
         sam_checkpoint: Meta's file, needed when the heads use an official SAM size that is not joined to them.
         refiner: False leaves the refiner out (mask decoder only; needs no SAM file).
-        device: Where to.
-        dtype: Of SAM's image encoder, where the time goes. All that was trained computes in float32.
+        device: Device for all modules, as torch names it.
+        dtype: Precision of SAM's image encoder, where the time goes. All that was trained computes in float32.
 
     Raises:
         HeadsMismatch: The heads are another backbone's.
@@ -149,7 +155,7 @@ def load_heads(
 
 
 def verify_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a heads file, which are those that its manifest speaks of.
+    """Read all tensors of a heads file, which are those that its manifest speaks of.
 
     Raises:
         BadCheckpoint: They are not, or the file cannot be read.
@@ -170,30 +176,12 @@ def _check_shapes(manifest: HeadsManifest, state: Mapping[str, Tensor], path: Pa
         with torch.device("meta"):
             heads = GroundingHeads.build(manifest)
     except Exception as exc:  # numbers that fit nothing are refused by whatever meets them first
-        first = " ".join(str(exc).splitlines()[:1])
-        raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {first}") from exc
+        raise BadCheckpoint(f"{path}: the manifest describes heads that cannot be built: {first_lines(exc)}") from exc
     external = not heads.manifest.stores_image_encoder
     expected = {
         name: tensor
         for name, tensor in heads.state_dict().items()
         if not (external and name.startswith(_IMAGE_ENCODER))
     }
-    troubles: list[str] = []
-    if missing := sorted(expected.keys() - state.keys()):
-        troubles.append(f"missing {_some(missing)}")
-    if unknown := sorted(state.keys() - expected.keys()):
-        troubles.append(f"unknown {_some(unknown)}")
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & state.keys())
-        if state[name].shape != expected[name].shape
-    ]
-    if wrong:
-        troubles.append(f"wrong shape {_some(wrong)}")
-    if troubles:
-        raise BadCheckpoint(f"{path}: {'; '.join(troubles)}. Tensors and manifest disagree; save the heads again")
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:limit])}{more}"
+    if found := tensor_mismatches(state, expected):
+        raise BadCheckpoint(f"{path}: {found}. Tensors and manifest disagree; save the heads again")

@@ -1,4 +1,4 @@
-"""All that is trained: mask decoder, mask refiner, text projection, layer weights and keyword selector in one module.
+"""Join mask decoder, mask refiner, text projection, layer weights and keyword selector in one module.
 
 Shapes: n phrases, t tokens of a phrase, m layers, c heads per layer (times maps per image), h x w image-token grid,
 H x W original picture, d hidden size of the backbone, p prompt width.
@@ -25,7 +25,7 @@ from flmm_plugin.heads.sam import build_sam, prompt_dim
 
 
 class Grid(Protocol):
-    """What the heads need of `flmm_plugin.geometry.ImageGrid`."""
+    """The part of `flmm_plugin.geometry.ImageGrid` that the heads need."""
 
     @property
     def image_height(self) -> int:
@@ -54,7 +54,7 @@ class GroundingHeads(nn.Module):
     """Attention maps and hidden states of phrases to masks.
 
     Args:
-        manifest: What they were built for.
+        manifest: Numbers and settings that they were built for.
         mask_decoder: Attention maps to coarse logits: a `MaskDecoder`, or a rule without weights.
         mask_refiner: Coarse logits, text and picture to final logits; None: the coarse logits are final.
         text_proj: ``d -> p``; None without a refiner.
@@ -98,7 +98,7 @@ class GroundingHeads(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the heads live."""
+        """Device of the heads."""
         return self.text_layer_weights.device
 
     def text_prompts(self, hidden: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Heads in a hub repository: one safetensors file, and a model card made of what manifest and result file say.
+"""Push heads to a hub repository and pull them: one safetensors file, and a model card.
 
 Only `huggingface_hub`'s client talks to the hub; who may is its business (``hf auth login`` or ``HF_TOKEN``).
 """
@@ -17,6 +17,7 @@ from flmm_plugin import files
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
 from flmm_plugin.heads.checkpoint import heads_file, read_manifest, verify_tensors, write_tensors
 from flmm_plugin.heads.manifest import HeadsManifest
+from flmm_plugin.heads.weights import first_lines
 from flmm_plugin.public import public
 
 FILE = "heads.safetensors"
@@ -24,7 +25,7 @@ CARD = "README.md"
 
 
 class Hub(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The part of `huggingface_hub.HfApi` that is used."""
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
         """Make the repository; gives its address."""
@@ -63,11 +64,11 @@ def push_heads(
     Args:
         path: Written by `save_heads`; its hash is checked first.
         repository: ``owner/name``; made if it is not there.
-        results: Of a run with these heads, for the card.
+        results: Scores of a run with these heads, for the card.
         private: If the repository is made now.
-        message: Of the commit.
+        message: Commit message; None: it names the backbone.
         licence: As the hub names it.
-        hub: Client; default: `huggingface_hub.HfApi`.
+        hub: Client to use instead of `huggingface_hub.HfApi`.
 
     Returns:
         Address of the repository.
@@ -105,10 +106,10 @@ def pull_heads(
     """Download heads; they appear at ``out`` only after manifest and hash were checked.
 
     Args:
-        repository: ``owner/name``.
-        out: File to write.
-        revision: Branch, tag or commit.
-        hub: Client; default: `huggingface_hub.HfApi`.
+        repository: The repository's ``owner/name`` on the hub.
+        out: Heads file to write, complete or not at all.
+        revision: Branch, tag or commit; None: the newest.
+        hub: Client to use instead of `huggingface_hub.HfApi`.
 
     Raises:
         BadCheckpoint: What was downloaded is not a whole heads file.
@@ -176,7 +177,7 @@ def _results(content: Mapping[str, Any], name: str) -> Results:
 def model_card(
     manifest: HeadsManifest, repository: str, results: Results | None = None, *, licence: str = "other"
 ) -> str:
-    """The repository's README: metadata that the hub reads, what the heads are for, how to use them, scores."""
+    """Write the repository's README: metadata that the hub reads, what the heads are for, how to use them, scores."""
     manifest = manifest.without_places()
     metadata = {
         "license": licence,
@@ -260,8 +261,7 @@ def _client() -> Hub:
 
 
 def _refused(what: str, exc: Exception) -> DataNotFound | BadCheckpoint:
-    reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
     return DataNotFound(
-        f"cannot {what}: {type(exc).__name__}: {reason}. Check the name and the connection (HF_HUB_OFFLINE unset), and "
-        "log in with: hf auth login"
+        f"cannot {what}: {type(exc).__name__}: {first_lines(exc)}. Check the name and the connection (HF_HUB_OFFLINE "
+        "unset), and log in with: hf auth login"
     )

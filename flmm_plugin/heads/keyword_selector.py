@@ -1,4 +1,4 @@
-"""The keyword selector: which tokens of an answer name something to ground.
+"""Choose the tokens of an answer that name something to ground: the keyword selector.
 
 Source: F-LMM (arXiv 2406.05821), section 3.3: one linear layer on the last hidden states, sigmoid, threshold 0.3;
 adjacent tokens over the threshold are one object.
@@ -16,7 +16,7 @@ class KeywordSelector(nn.Module):
     """Score every token of a text.
 
     Args:
-        hidden_size: d of the backbone.
+        hidden_size: Width d of the backbone's hidden states.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -34,7 +34,7 @@ class KeywordSelector(nn.Module):
 
     @staticmethod
     def select(scores: Tensor, threshold: float = DEFAULT_THRESHOLD) -> list[tuple[int, int]]:
-        """Runs ``[start, end)`` of adjacent tokens whose score exceeds the threshold.
+        """Return the runs ``[start, end)`` of adjacent tokens whose score exceeds the threshold.
 
         >>> KeywordSelector.select(torch.tensor([0.1, 0.9, 0.8, 0.2, 0.31]))
         [(1, 3), (4, 5)]

@@ -1,4 +1,4 @@
-"""What a heads file says about itself, and whether it fits a backbone."""
+"""Describe heads in their file, and check that they fit a backbone."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class BackboneFacts:
 
     Attributes:
         name: Hub id or folder; used in messages, and its last part is compared with the one the heads were made for.
-        layers: Decoder layers, m.
+        layers: Number m of decoder layers.
         heads: Attention heads per layer, c.
-        hidden_size: d.
+        hidden_size: Width d of a hidden state.
         maps_per_image: Attention maps of one head for one picture (2 where a coarse and a fine view are stacked).
         revision: Commit of the weights, if known.
     """
@@ -57,10 +57,10 @@ class HeadsManifest:
 
     Attributes:
         backbone: Hub id or name of the frozen model the heads were trained on.
-        layers: Its decoder layers.
-        heads: Its attention heads per layer.
-        hidden_size: Its hidden size.
-        revision: Commit of its weights, if known.
+        layers: Number of the model's decoder layers.
+        heads: Number of its attention heads per layer.
+        hidden_size: Width of the model's hidden states.
+        revision: Commit of the model's weights, if known.
         maps_per_image: Attention maps of one head for one picture.
         merge: How the rows of a phrase's tokens become one map: ``mean`` or ``max``.
         decoder: Arguments of the mask decoder: ``{"base_channels": int, "upsample_to": int}``, after an ablation also
@@ -78,14 +78,14 @@ class HeadsManifest:
         preprocessing: What the backbone's pictures went through in training, as `load_backbone` names it; "": whatever
             the backbone is loaded with.
         placement: How decoder logits are laid on the picture: ``exact`` (sampled where the processor put each pixel),
-            ``cells`` (cut out in whole decoder cells, then stretched: released heads) or ``whole`` (stretched as they
-            are: released heads of LLaVA-Next).
+            ``cells`` (cut out in decoder cells, then stretched; released heads) or ``whole`` (stretched as they are;
+            released heads of LLaVA-Next).
         data: What the heads were trained on.
         notes: Anything else worth knowing: steps, seed, scores.
-        created_by: Program and version.
+        created_by: Program and version that wrote the file.
         storage: ``float16`` or ``float32``: how parameters are stored.
         sha256: Of all tensors; set when the file is written.
-        format_version: Of this record.
+        format_version: Version of this record's own format.
     """
 
     backbone: str
@@ -134,11 +134,11 @@ class HeadsManifest:
 
     @property
     def stores_image_encoder(self) -> bool:
-        """Whether SAM's image encoder is in the file; that of an official size is only where it was joined."""
+        """SAM's image encoder is in the file; that of an official size is only where it was joined."""
         return isinstance(self.sam, Mapping) or self.sam_joined
 
     def without_places(self) -> HeadsManifest:
-        """The same without absolute paths: heads files are for sharing."""
+        """Return a copy without absolute paths: heads files are for sharing."""
         said = {name: public(getattr(self, name)) for name in ("backbone", "data", "notes", "created_by")}
         return replace(self, **said)
 

@@ -1,4 +1,4 @@
-"""The mask decoder: a small U-Net that reads a stack of attention maps as a segmentation prior.
+"""Decode attention maps: a small U-Net that reads a stack of attention maps as a segmentation prior.
 
 Source: F-LMM (arXiv 2406.05821), section 3.2. Modules carry the names of released checkpoints, so their state dicts
 load as they are: ``encoder.0.0.convs.0.conv.weight``, ``decoder.2.upsample.interp_upsample.1.gn.bias``,
@@ -84,7 +84,7 @@ class MaskDecoder(nn.Module):
         base_channels: Width of the first stage; 64 in the paper.
         upsample_to: The longer side of the token grid is raised to this many cells before the U-Net.
         normalise: Sum every map to 1 first; False is the paper's ablation (Figure 5c).
-        maps: Which of the maps are read (the paper's ablation of layers, Figure 5a); None: all.
+        maps: Indices of the maps that are read (the paper's ablation of layers, Figure 5a); None: all.
 
     Raises:
         HeadsMismatch: A number in ``maps`` that no map has.

@@ -1,4 +1,4 @@
-"""The mask refiner: SAM's prompt encoder and mask decoder, told by the mask decoder and the phrase where to look.
+"""Refine masks with SAM's prompt encoder and mask decoder, prompted by the coarse mask and the phrase.
 
 Source: F-LMM (arXiv 2406.05821), section 3.2. Prompts of one phrase: its coarse logits as a mask prompt, the box around
 them, and its projected text embeddings as further sparse tokens. The image embedding is SAM's, frozen, made once per
@@ -38,9 +38,9 @@ class ImageEmbedding:
     """SAM's view of one picture.
 
     Attributes:
-        features: ``[1, p, g, g]``.
+        features: SAM's embedding of the picture, ``[1, p, g, g]``.
         input_size: ``(h, w)`` of the resized picture inside the square, _sam frame.
-        original_size: ``(H, W)``, _image frame.
+        original_size: ``(H, W)`` of the picture, _image frame.
     """
 
     features: Tensor
@@ -152,7 +152,7 @@ class MaskRefiner(nn.Module):
         depends slightly on the others of the same call, so pass together what was trained together.
 
         Args:
-            embedding: Of the picture.
+            embedding: The embedding of the picture, from `encode_image`.
             mask_logits_image: Coarse logits ``[n, *, *]`` over the whole picture, at any resolution.
             text: n tensors ``[t_i, p]``; ignored unless ``use_text``.
 
@@ -215,7 +215,7 @@ class MaskRefiner(nn.Module):
         return points * points.new_tensor([scale_x, scale_y])
 
     def _groups(self, lengths: list[int], embedding: ImageEmbedding) -> list[list[int]]:
-        """Indices decoded together: of equal token count, since SAM's decoder masks no padding, and few enough."""
+        """Group indices of equal token count, since SAM's decoder masks no padding, few enough to decode at once."""
         cells = int(embedding.features.shape[-1] * embedding.features.shape[-2])
         budget = _CPU_CELLS if embedding.features.device.type == "cpu" else _GPU_CELLS
         at_once = max(1, budget // cells)
@@ -251,7 +251,7 @@ class MaskRefiner(nn.Module):
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last + 1 true position of each row ``bool[n, k]``; (0, k) for a row without any."""
+    """Return the first and last + 1 true position of each row ``bool[n, k]``; (0, k) for a row without any."""
     first = occupied.int().argmax(dim=1)
     last = occupied.shape[1] - occupied.flip(1).int().argmax(dim=1)
     return first, last

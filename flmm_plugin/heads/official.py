@@ -1,4 +1,4 @@
-"""Heads that the paper's authors released (``.pth``), read strictly and turned into this package's heads.
+"""Read heads that the paper's authors released (``.pth``) strictly, and turn them into this package's heads.
 
 A released file is a dictionary of tensors (or one under ``state_dict``) with the trained parts alone::
 
@@ -26,7 +26,7 @@ from flmm_plugin.heads.grounding_heads import GroundingHeads
 from flmm_plugin.heads.manifest import BackboneFacts, HeadsManifest
 from flmm_plugin.heads.released import DATA, ReleasedLMM, of_shape
 from flmm_plugin.heads.sam import OFFICIAL_FILES, build_sam
-from flmm_plugin.heads.weights import read_pth
+from flmm_plugin.heads.weights import first_lines, listed, read_pth, tensor_mismatches
 
 # Released name -> name here; one prefix each.
 _PREFIXES = {
@@ -47,7 +47,7 @@ _POSITION_TOLERANCE = 2.0**-7
 
 
 def read_official(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a released file in float32, frozen parts left out. No code of the file is run.
+    """Read the tensors of a released file in float32, frozen parts left out. No code of the file is run.
 
     Raises:
         BadCheckpoint: No such file, unreadable, or no released heads.
@@ -62,7 +62,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         content = read_pth(path, "PyTorch file")
     except pickle.UnpicklingError as exc:
         raise UnsafePickle(
-            f"{path} holds more than tensors, so nothing of it was loaded ({_first_line(exc)}); where it was made, "
+            f"{path} holds more than tensors, so nothing of it was loaded ({first_lines(exc)}); where it was made, "
             "save its tensors alone: torch.save(checkpoint['state_dict'], 'heads.pth')"
         ) from exc
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -71,12 +71,12 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     kept = {key: value for key, value in state.items() if not key.startswith(_FROZEN)}
     odd = [key for key, value in kept.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
     if odd:
-        raise BadCheckpoint(f"{path}: {_listed(odd)} hold no floating point tensor; is it a released heads file?")
+        raise BadCheckpoint(f"{path}: {listed(odd)} hold no floating point tensor; is it a released heads file?")
     return {key: value.float() for key, value in kept.items()}
 
 
 def describe(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """Attention maps, layers and hidden size that released heads were trained for.
+    """Return the numbers of attention maps and layers and the hidden size that released heads were trained for.
 
     Raises:
         BadCheckpoint: The tensors that say so are not there.
@@ -110,12 +110,12 @@ def convert(
     placement: str | None = None,
     source: str = "",
 ) -> GroundingHeads:
-    """Released heads as this package's; `save_heads` writes them.
+    """Turn released heads into this package's; `save_heads` writes them.
 
     Args:
-        state: From `read_official`.
+        state: Tensors by their released names, from `read_official`.
         backbone: The LMM they were trained on; a `ReleasedLMM` also knows template and placement.
-        sam: Which SAM; ``vit_l`` for all released heads.
+        sam: Name or numbers of the SAM; ``vit_l`` for all released heads.
         sam_checkpoint: Meta's file for it. None: the image encoder is not stored, and is asked for on loading.
         join: Store the image encoder of ``sam_checkpoint`` with the heads, so that one file is all there is.
         template: Text around ``{image}`` and ``{prompt}``; None: of the `ReleasedLMM`, else the model's chat template.
@@ -158,10 +158,12 @@ def convert(
     positions = official_sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.clone()
     heads = GroundingHeads.build(manifest, sam=official_sam)
     complete = _with_positions(state, positions, trusted=sam_checkpoint is not None)
-    expected = {_released_name(name): tensor for name, tensor in heads.state_dict().items()}
+    theirs = {own: released for released, own in _PREFIXES.items()}
+    expected = {_renamed(name, theirs): tensor for name, tensor in heads.state_dict().items()}
     expected = {name: tensor for name, tensor in expected.items() if not name.startswith(_ENCODER)}
-    _check_tensors(complete, expected)
-    heads.load_state_dict({_own_name(name): tensor for name, tensor in complete.items()}, strict=False)
+    if found := tensor_mismatches(complete, expected):
+        raise BadCheckpoint(f"not the released layout: {found}. Heads of another method, SAM size (--sam) or version?")
+    heads.load_state_dict({_renamed(name, _PREFIXES): tensor for name, tensor in complete.items()}, strict=False)
     return heads.eval()
 
 
@@ -188,13 +190,13 @@ def _numbers(maps: int, layers: int, hidden: int) -> str:
 
 
 def _base_channels(state: Mapping[str, Tensor]) -> int:
-    """Width of the mask decoder's first stage; 64 in all released heads."""
+    """Return the width of the mask decoder's first stage; 64 in all released heads."""
     weight = state.get(_CLASSIFIER)
     return int(weight.shape[1]) if weight is not None and weight.ndim == 4 else 64
 
 
 def _with_positions(state: Mapping[str, Tensor], positions: Tensor, trusted: bool) -> dict[str, Tensor]:
-    """The state with SAM's position code: its own, which must be SAM's if that is ``trusted``, else SAM's."""
+    """Return the state with SAM's position code: its own, which must be SAM's if that is ``trusted``, else SAM's."""
     own = state.get(_POSITIONS)
     if trusted and own is not None and own.shape == positions.shape:
         apart = (own - positions).abs()
@@ -206,50 +208,8 @@ def _with_positions(state: Mapping[str, Tensor], positions: Tensor, trusted: boo
     return dict(state) if own is not None else {**state, _POSITIONS: positions}
 
 
-def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    troubles: list[str] = []
-    unknown = sorted(state.keys() - expected.keys())
-    missing = sorted(expected.keys() - state.keys())
-    if missing:
-        troubles.append("missing " + _listed([f"{name} {tuple(expected[name].shape)}" for name in missing]))
-    if unknown:
-        named = []
-        for name in unknown:
-            near = difflib.get_close_matches(name, missing, 1, 0.8)
-            named.append(f"{name} (should it be {near[0]}?)" if near else name)
-        troubles.append("unknown " + _listed(named))
-    wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & state.keys())
-        if state[name].shape != expected[name].shape
-    ]
-    if wrong:
-        troubles.append("wrong shape " + _listed(wrong))
-    if troubles:
-        raise BadCheckpoint(
-            f"not the released layout: {'; '.join(troubles)}. Heads of another method, SAM size (--sam) or version?"
-        )
-
-
-def _released_name(name: str) -> str:
-    return _renamed(name, {ours: theirs for theirs, ours in _PREFIXES.items()})
-
-
-def _own_name(name: str) -> str:
-    return _renamed(name, _PREFIXES)
-
-
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for before, after in prefixes.items():
         if name.startswith(before):
             return after + name[len(before) :]
     return name
-
-
-def _listed(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)} ({', '.join(names[:limit])}{more})"
-
-
-def _first_line(exc: BaseException) -> str:
-    return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)

@@ -1,4 +1,4 @@
-"""The ten LMMs for which heads of the paper were released, and what their checkpoints do not say about themselves.
+"""List the ten LMMs with released heads, with the settings that their checkpoints do not state.
 
 A released file holds tensors alone. Which prompt was around the phrases, and how the decoder's logits were laid on the
 picture, has to be known from elsewhere: it is written down here, once per LMM.
@@ -35,9 +35,9 @@ class ReleasedLMM:
     Attributes:
         name: As the paper prints it.
         hub: Where its weights are, in the layout that this package loads.
-        layers: Decoder layers, m.
+        layers: Number m of decoder layers.
         heads: Attention heads per layer, c.
-        hidden_size: d.
+        hidden_size: Width d of a hidden state.
         maps_per_image: 2 where a coarse and a fine view are stacked.
         template: Text of the user's turn around ``{image}`` and ``{prompt}``, as the heads were trained.
         placement: How decoder logits are laid on the picture, as in `HeadsManifest`.
@@ -95,13 +95,13 @@ RELEASED: tuple[ReleasedLMM, ...] = (
 
 
 def find_released(name: str) -> ReleasedLMM | None:
-    """The LMM that a name means: the paper's name, a hub id, or a folder called like it; None if there is none."""
+    """Find the LMM that a name means: the paper's name, a hub id, or a folder called like it; None if there is none."""
     wanted = _last_part(name)
     return next((one for one in RELEASED if wanted in one.names), None)
 
 
 def need_released(name: str) -> ReleasedLMM:
-    """`find_released`, or an error that lists what there is.
+    """Find the LMM that a name means, or raise an error that lists all of them.
 
     Raises:
         UnknownArgument: No released heads for an LMM of this name.
@@ -117,7 +117,7 @@ def need_released(name: str) -> ReleasedLMM:
 
 
 def of_shape(attention_maps: int, layers: int, hidden_size: int) -> tuple[ReleasedLMM, ...]:
-    """LMMs whose heads have these numbers: several share theirs, so a shape proves nothing but a mismatch."""
+    """Return the LMMs whose heads have these numbers; several share theirs, so only a mismatch proves anything."""
     return tuple(
         one
         for one in RELEASED

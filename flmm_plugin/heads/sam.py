@@ -18,7 +18,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import nn
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
-from flmm_plugin.heads.weights import read_metadata, read_pth, read_safetensors, tensors_sha256
+from flmm_plugin.heads.weights import first_lines, read_metadata, read_pth, read_safetensors, tensors_sha256
 from flmm_plugin.nearest import did_you_mean
 
 OFFICIAL_FILES = {
@@ -72,7 +72,7 @@ def build_sam(variant: str | Mapping[str, Any], checkpoint: str | Path | None = 
 
 
 def sam_of_file(variant: str | Mapping[str, Any], path: Path) -> Sam:
-    """A SAM out of a safetensors file: of its own (``python -m tools.tiny sam``), or inside heads that store it whole.
+    """Read a SAM from a safetensors file of its own (``python -m tools.tiny sam``), or of heads that store it.
 
     Raises:
         BadCheckpoint: The file is missing or damaged, or holds a SAM of other numbers.
@@ -88,15 +88,14 @@ def sam_of_file(variant: str | Mapping[str, Any], path: Path) -> Sam:
         with torch.device("meta"):  # numbers may claim more than memory holds
             build_sam(variant).load_state_dict(tensors, assign=True)
     except (RuntimeError, UnknownArgument) as exc:
-        first = " ".join(str(exc).splitlines()[:2])
-        raise BadCheckpoint(f"{path} holds a SAM of other numbers than are asked for: {first}") from exc
+        raise BadCheckpoint(f"{path} holds a SAM of other numbers than are asked for: {first_lines(exc, 2)}") from exc
     sam = build_sam(variant)
     sam.load_state_dict(tensors)
     return sam
 
 
 def prompt_dim(variant: str | Mapping[str, Any]) -> int:
-    """Width of the prompts of a variant, that is of what the text projection must give."""
+    """Return the width of the prompts of a variant, that is of what the text projection must give."""
     return 256 if isinstance(variant, str) else int(sam_numbers(variant)["prompt_dim"])
 
 
@@ -184,5 +183,4 @@ def _load_strict(sam: Sam, path: Path, variant: str | Mapping[str, Any]) -> None
     try:
         sam.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as exc:
-        first = str(exc).splitlines()
-        raise HeadsMismatch(f"{path} is not a SAM of variant {variant}: {' '.join(first[:2])}{hint}") from exc
+        raise HeadsMismatch(f"{path} is not a SAM of variant {variant}: {first_lines(exc, 2)}{hint}") from exc

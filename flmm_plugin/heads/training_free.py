@@ -1,4 +1,4 @@
-"""Heads that nothing was trained for: an attention rule, and SAM as it is where a rule prompts it.
+"""Ground without training: an attention rule, optionally prompting stock SAM.
 
 They answer "do I need trained heads?" behind the same interface: ``heads=attention-argmax``,
 ``heads=attend-and-segment`` (a point for SAM) or ``heads=localization-heads`` (a box for SAM) wherever a heads file may
@@ -39,7 +39,7 @@ class Method:
     """A training-free method as ``heads=`` names it.
 
     Attributes:
-        name: One of `NAMES`.
+        name: The method's name, one of `NAMES`.
         maps: Of ``localization-heads:17+23+40``, the attention maps chosen beforehand.
     """
 
@@ -48,7 +48,7 @@ class Method:
 
     @property
     def prompt(self) -> str:
-        """What SAM is prompted with: ``point``, ``box`` or nothing."""
+        """The prompt that SAM gets: ``point``, ``box`` or nothing."""
         return PROMPTS[self.name]
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Method:
 
 
 def method_of(heads: str) -> Method | None:
-    """What a ``heads=`` value means; None if it is no training-free method (then it is a file).
+    """Read a ``heads=`` value as a method; None if it is no training-free method (then it is a file).
 
     Raises:
         UnknownArgument: A name that is nearly one, or maps that are no numbers.
@@ -88,8 +88,8 @@ class TrainingFreeHeads(GroundingHeads):
     """An attention rule in the place of the mask decoder, and a refiner that gives SAM a point or a box.
 
     Args:
-        method: Which rule.
-        facts: Of the backbone.
+        method: The rule and its attention maps.
+        facts: Numbers of the backbone that it reads.
         sam: An untouched SAM; None: the rule's masks are final.
         manifest: Prompt, separator, template and placement of other heads, to be asked in the same way; None: the
             paper's.
@@ -107,9 +107,8 @@ class TrainingFreeHeads(GroundingHeads):
     ) -> None:
         if sam is not None and not method.prompt:
             raise UnknownArgument(f"{method.name} does not use SAM; leave sam and sam_checkpoint out")
-        own = HeadsManifest(facts.name, facts.layers, facts.heads, facts.hidden_size)
         own = dataclasses.replace(
-            manifest or own,
+            manifest or HeadsManifest(facts.name, facts.layers, facts.heads, facts.hidden_size),
             backbone=facts.name,
             layers=facts.layers,
             heads=facts.heads,
@@ -137,10 +136,10 @@ class TrainingFreeHeads(GroundingHeads):
                 use_point=method.prompt == "point",
                 several=several,
             )
+        own = dataclasses.replace(own, sha256=_identity(method, sam))
         super().__init__(own, method.rule(), refiner, None, torch.ones(facts.layers), None)
         self.method = method
         self.requires_grad_(False)
-        self.manifest = dataclasses.replace(own, sha256=_identity(method, sam))
 
     def text_prompts(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """No text: n empty prompts."""
@@ -161,13 +160,13 @@ def load_training_free(
     """Make training-free heads with the SAM that there is.
 
     Args:
-        method: Which.
-        facts: Of the backbone.
+        method: The rule and its attention maps.
+        facts: Numbers of the backbone that it reads.
         sam: ``vit_b | vit_l | vit_h``: the size of ``sam_checkpoint`` where its name does not say; ``none``: no SAM.
         sam_checkpoint: Meta's file, or a ``.safetensors`` file with a SAM in it: heads, or a small SAM of its own.
         own_sam: What is used without a ``sam_checkpoint``: the SAM that ships with the backbone.
         like: Manifest of heads to be asked in the same way.
-        device: Where to.
+        device: Device for all modules, as torch names it.
 
     Raises:
         BadCheckpoint: A method prompts SAM and there is none.
@@ -178,7 +177,7 @@ def load_training_free(
         if sam_checkpoint is not None:
             why = "does not use SAM" if not method.prompt else f"was told sam={sam}"
             raise UnknownArgument(f"{method.name} {why}, so sam_checkpoint plays no role; leave it out")
-        return _placed(TrainingFreeHeads(method, facts, manifest=like), device)
+        return TrainingFreeHeads(method, facts, manifest=like).to(device).eval()
     source = own_sam if sam_checkpoint is None else sam_checkpoint
     if source is None:
         raise BadCheckpoint(
@@ -194,11 +193,11 @@ def load_training_free(
         network = build_sam(variant, source)
     if sam is not None and sam != variant:
         raise UnknownArgument(f"sam={sam!r}, but {source} holds {variant!r}; leave sam out")
-    return _placed(TrainingFreeHeads(method, facts, network, variant=variant, manifest=like), device)
+    return TrainingFreeHeads(method, facts, network, variant=variant, manifest=like).to(device).eval()
 
 
 def _sam_in(path: Path) -> tuple[Sam, str | dict[str, object]]:
-    """A SAM that is stored whole: in heads, or alone with its numbers (``python -m tools.tiny sam``)."""
+    """Read a SAM that is stored whole: in heads, or alone with its numbers (``python -m tools.tiny sam``)."""
     if not path.is_file():
         raise BadCheckpoint(f"no SAM at {path}; give Meta's own .pth file, or heads that hold a SAM")
     numbers = read_metadata(path).get("sam")
@@ -213,18 +212,13 @@ def _sam_in(path: Path) -> tuple[Sam, str | dict[str, object]]:
 
 
 def _variant(sam: str | None, path: str | Path) -> str:
-    """Size of one of Meta's files: as said, or from its name."""
+    """Return the size of one of Meta's files: as said, or from its name."""
     if sam is not None:
         return sam
     found = [variant for variant in OFFICIAL_FILES if variant in Path(path).name.lower()]
     if len(found) != 1:
         raise UnknownArgument(f"the name of {path} does not say its size; pass sam={' or sam='.join(OFFICIAL_FILES)}")
     return found[0]
-
-
-def _placed(heads: TrainingFreeHeads, device: str | torch.device) -> TrainingFreeHeads:
-    heads.to(device).eval()
-    return heads
 
 
 def _identity(method: Method, sam: Sam | None) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,9 @@ def read_pth(path: Path, what: str) -> Any:
     except pickle.UnpicklingError:
         raise
     except Exception as exc:  # torch reads what the file says: a flipped bit may raise anything
-        reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
         raise BadCheckpoint(
-            f"{path} is truncated, damaged or no {what}: it is {kind_of(path)} ({type(exc).__name__}: {reason}); "
-            "download it again"
+            f"{path} is truncated, damaged or no {what}: it is {kind_of(path)} "
+            f"({type(exc).__name__}: {first_lines(exc)}); download it again"
         ) from exc
     return content
 
@@ -87,6 +87,42 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tensor_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Name the tensors that are missing, unknown or of another shape; "" if there are none."""
+    missing = sorted(expected.keys() - state.keys())
+    unknown = []
+    for name in sorted(state.keys() - expected.keys()):
+        near = difflib.get_close_matches(name, missing, 1, 0.8)
+        unknown.append(f"{name} (should it be {near[0]}?)" if near else name)
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & state.keys())
+        if state[name].shape != expected[name].shape
+    ]
+    found = {
+        "missing": [f"{name} {tuple(expected[name].shape)}" for name in missing],
+        "unknown": unknown,
+        "wrong shape": wrong,
+    }
+    return "; ".join(f"{what} {listed(names)}" for what, names in found.items() if names)
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Write how many names there are, and the first of them.
+
+    >>> listed(["a", "b", "c"], limit=2)
+    '3 (a, b and 1 more)'
+    """
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{len(names)} ({', '.join(names[:limit])}{more})"
+
+
+def first_lines(exc: BaseException, count: int = 1) -> str:
+    """Return the first lines of an error's message that hold words, or the name of its kind."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return " ".join(lines[:count]) or type(exc).__name__
 
 
 def _is_pickle(path: Path) -> bool:

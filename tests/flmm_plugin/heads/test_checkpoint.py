@@ -182,8 +182,8 @@ def test_missing_unknown_and_wrong_shaped_tensors_are_named(make_heads: Make, pa
     with pytest.raises(BadCheckpoint) as caught:
         load_heads(path)
     message = str(caught.value)
-    assert "missing 1 tensor: text_proj.bias" in message
-    assert "unknown 1 tensor: mask_head.extra" in message
+    assert "missing 1 (text_proj.bias" in message
+    assert "unknown 1 (mask_head.extra)" in message
     assert "text_proj.weight (3, 8) instead of (16, 8)" in message
 
 
@@ -191,7 +191,7 @@ def test_many_missing_tensors_are_counted(make_heads: Make, path: Path) -> None:
     save_heads(path, make_heads())
     state, manifest = content(path)
     rewrite(path, {n: t for n, t in state.items() if not n.startswith("mask_decoder.")}, manifest)
-    with pytest.raises(BadCheckpoint, match=r"missing 53 tensors: mask_decoder\.conv_seg\.bias, .* and 48 more"):
+    with pytest.raises(BadCheckpoint, match=r"missing 53 \(mask_decoder\.conv_seg\.bias .* and 45 more"):
         load_heads(path)
 
 
