@@ -17,31 +17,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from flmm_plugin import errors as errors
-    from flmm_plugin import records as records
-    from flmm_plugin.backbones import load_backbone as load_backbone
-    from flmm_plugin.errors import FlmmError as FlmmError
-    from flmm_plugin.grounded_lmm import GroundedLMM as GroundedLMM
-    from flmm_plugin.grounding import AttentionMaps as AttentionMaps
-    from flmm_plugin.heads import GroundingHeads as GroundingHeads
-    from flmm_plugin.heads import load_heads as load_heads
-    from flmm_plugin.heads import save_heads as save_heads
-    from flmm_plugin.passages import GivenText as GivenText
-    from flmm_plugin.passages import Keyword as Keyword
-    from flmm_plugin.records import ChatAnswer as ChatAnswer
-    from flmm_plugin.records import GroundedAnswer as GroundedAnswer
-    from flmm_plugin.records import Grounding as Grounding
-    from flmm_plugin.records import MasksReply as MasksReply
-    from flmm_plugin.records import decode_rle as decode_rle
-    from flmm_plugin.records import encode_rle as encode_rle
-    from flmm_plugin.records import masks_json as masks_json
-    from flmm_plugin.records import parse_masks_json as parse_masks_json
-    from flmm_plugin.training.loop import train as train
-    from flmm_plugin.training.recipe import TrainRecipe as TrainRecipe
-    from flmm_plugin.training.recipe import read_recipe as read_recipe
-    from flmm_plugin.visual_cot import CotQuestion as CotQuestion
-    from flmm_plugin.visual_cot import VisualCotAnswer as VisualCotAnswer
-    from flmm_plugin.visual_cot import VisualCotOptions as VisualCotOptions
+    from flmm_plugin import errors, records
+    from flmm_plugin.backbones import load_backbone
+    from flmm_plugin.errors import FlmmError
+    from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.grounding import AttentionMaps
+    from flmm_plugin.heads import GroundingHeads, load_heads, save_heads
+    from flmm_plugin.passages import GivenText, Keyword
+    from flmm_plugin.records import (
+        ChatAnswer,
+        GroundedAnswer,
+        Grounding,
+        MasksReply,
+        decode_rle,
+        encode_rle,
+        masks_json,
+        parse_masks_json,
+    )
+    from flmm_plugin.training.loop import train
+    from flmm_plugin.training.recipe import TrainRecipe, read_recipe
+    from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions
 
 # Module -> names that this package offers from it.
 _NAMES = {

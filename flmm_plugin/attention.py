@@ -169,7 +169,7 @@ class AttentionCapture:
         """Compute the asked rows from the stock kernel's own inputs.
 
         Args:
-            module: The attention layer.
+            module: The attention layer that was called.
             query: ``[b, c, l, d]``, rotary embedding applied.
             key: ``[b, k, L, d]``, cached keys included.
             mask: What the stock function got: None, 4D bool or additive, or 2D padding.
@@ -199,7 +199,7 @@ class AttentionCapture:
                 rows.put(part, torch.softmax(scores, dim=-1)[..., columns].transpose(0, 1))
 
     def _asked(self, item: int, query_length: int) -> tuple[Tensor, Tensor]:
-        """Which of the item's rows are in this pass: their places in ``rows[item]`` and in the pass."""
+        """Find the item's rows that are in this pass: their places in ``rows[item]`` and in the pass."""
         local = self._rows[item] - self._past
         chosen = ((local >= 0) & (local < query_length)).nonzero().flatten()
         return chosen, local[chosen]

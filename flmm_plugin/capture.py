@@ -100,7 +100,7 @@ def capture_answers(
     Args:
         backbone: The frozen model that generated them.
         encoded: The prompts, padded on the left.
-        generated: The answers to them.
+        generated: The answers to these prompts.
         passages: Per answer, a passage whose ``ids`` are the answer's.
         attention: Whether to read attention; False: hidden states alone, and rows of no image token.
 
@@ -182,7 +182,7 @@ def read_answer(
     Args:
         backbone: The frozen model that generated them.
         encoded: The prompts, padded on the left.
-        generated: The answers to them.
+        generated: The answers to these prompts.
         rows: Per item, indices of answer tokens.
         columns: Per item, the slots of its image tokens.
         tail: Use the cache where there is one; False: always run the whole sequence.

@@ -10,7 +10,7 @@ from flmm_plugin.errors import BadText
 
 
 def context_limit(backbone: Backbone) -> int | None:
-    """Tokens that the language model was made for (``max_position_embeddings``); None where it states no limit."""
+    """Return the language model's limit of tokens (``max_position_embeddings``); None where it states none."""
     limit = getattr(backbone.decoder.config, "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
@@ -45,7 +45,7 @@ def check_tokens(backbone: Backbone, count: int) -> None:
 
 
 def check_encoded(backbone: Backbone, encoded: EncodedChat) -> None:
-    """`check_tokens` for the longest of several encoded chats, padding not counted."""
+    """Refuse more tokens than the model reads in the longest of several encoded chats, padding not counted."""
     check_tokens(backbone, int(encoded.inputs["attention_mask"].sum(dim=1).max()))
 
 

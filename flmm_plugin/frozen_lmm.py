@@ -22,7 +22,7 @@ class FrozenLMM:
     """A frozen backbone that chats as ever.
 
     Args:
-        backbone: The frozen model, loaded.
+        backbone: The frozen model with its processor.
     """
 
     def __init__(self, backbone: Backbone) -> None:

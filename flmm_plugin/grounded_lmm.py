@@ -73,11 +73,11 @@ class GroundedLMM(PhraseGrounder):
             heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, a method
                 that needs no training (``attention-argmax``, ``attend-and-segment``, ``localization-heads``), or None
                 to chat only.
-            revision: Of the backbone on the hub.
-            dtype: Of the backbone. Heads compute in float32.
-            device: Of backbone and heads.
+            revision: Branch, tag or commit of the backbone on the hub.
+            dtype: Precision of the backbone. Heads compute in float32.
+            device: The device of backbone and heads, as torch names it.
             device_map: Splits the backbone; the heads go where its last layer is.
-            attn_implementation: The backbone's attention kernel.
+            attn_implementation: The backbone's attention kernel, as transformers names it.
             system_prompt: A system turn for every chat.
             preprocessing: What pictures go through before grounding, ``stock`` or ``paper``; default: as the heads
                 were trained.
@@ -124,7 +124,7 @@ class GroundedLMM(PhraseGrounder):
             question: As for `chat`: the user's words, or a whole chat.
             max_new_tokens: Length limit, as for `chat`.
             threshold: Score from which the keyword selector takes a token; None: the heads' own.
-            refine: Use the mask refiner.
+            refine: Use the mask refiner, if there is one.
             **generate: Passed to the model's ``generate``.
 
         Raises:
@@ -172,7 +172,7 @@ class GroundedLMM(PhraseGrounder):
             begin: The words that the answer must begin with; part of the returned text, not of what is grounded.
             max_new_tokens: Length limit of what follows ``begin``; None: the limit among ``generate``'s own options,
                 else 64.
-            refine: Use the mask refiner.
+            refine: Use the mask refiner, if there is one.
             **generate: Passed to the model's ``generate``.
 
         Returns:

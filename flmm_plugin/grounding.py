@@ -1,7 +1,7 @@
 """Ground words that are given: phrases, spans of a text, pieces of a text, or those that the keyword selector chooses.
 
 All of them take one path: a `Passage` is written behind a chat, the frozen model reads both once
-(`flmm_plugin.capture`), and the heads turn the attention of each phrase into a mask (`masks_of`).
+(`flmm_plugin.capture`), and the heads turn the attention of each phrase into a mask (`PhraseGrounder.masks`).
 
 Shapes: t tokens, m layers, c heads per layer, d hidden size, h x w image-token grid, H x W original picture.
 """
@@ -58,7 +58,7 @@ class PhraseGrounder(FrozenLMM):
     """A frozen backbone, and heads that turn its attention into masks of given words.
 
     Args:
-        backbone: The frozen model, loaded.
+        backbone: The frozen model with its processor.
         heads: Heads that were trained for it; None: chat and attention maps only.
         merge: ``mean`` or ``max`` over a phrase's tokens; None: as the heads were trained.
         preprocessing: ``stock`` or ``paper``, the preprocessing of pictures before grounding, set on the backbone;
@@ -172,7 +172,7 @@ class PhraseGrounder(FrozenLMM):
                 image.
             spans: Characters ``[start, end)`` of ``text``, one pair per phrase.
             where: Which of the two ``text`` is.
-            refine: Use the mask refiner.
+            refine: Use the mask refiner, if there is one.
 
         Raises:
             BadText: ``text`` or a span is of another type, or text and picture are longer than the model's context.
@@ -205,7 +205,7 @@ class PhraseGrounder(FrozenLMM):
 
         Args:
             texts: Texts about one picture each; one without grounded pieces gets no groundings.
-            refine: Use the mask refiner.
+            refine: Use the mask refiner, if there is one.
 
         Returns:
             Per text one grounding per entry of ``grounded``, in that order, with its span in the text.
@@ -286,10 +286,10 @@ class PhraseGrounder(FrozenLMM):
 
         Args:
             encoded: The prompts, padded on the left.
-            generated: The answers to them.
+            generated: The answers to these prompts.
             passages: Per answer, a passage whose ``ids`` are the answer's.
             pictures: One for each answer, RGB.
-            refine: Use the mask refiner.
+            refine: Use the mask refiner, if there is one.
         """
         if not any(passage.groups for passage in passages):
             return [[] for _ in passages]
@@ -332,9 +332,30 @@ class PhraseGrounder(FrozenLMM):
             )
         return heads.keyword_selector, heads.manifest.keyword_threshold if threshold is None else threshold
 
+    @torch.no_grad()
     def masks(self, captured: CapturedPassage, picture: Image.Image, refine: bool) -> list[Grounding]:
-        """Turn the captured phrases of one picture into masks, in one call of the heads."""
-        return masks_of(captured, picture, self.backbone, self.need_heads(), merge=self.merge, refine=refine)
+        """Turn the captured phrases of one picture into masks, in one call of the heads.
+
+        Raises:
+            CaptureError: The attention is not finite.
+        """
+        heads = self.need_heads()
+        if not captured.passage.groups:
+            return []
+        if not bool(torch.isfinite(captured.rows).all()):
+            raise CaptureError(
+                f"the attention of {self.backbone.name} is not finite in {self.backbone.dtype}; load it with "
+                "dtype='bfloat16' or 'float32'"
+            )
+        maps = captured.maps(self.backbone, self.merge).to(heads.device)
+        hidden = [states.to(heads.device) for states in captured.states()]
+        out = heads(maps, hidden, picture, captured.image.grid, refine)
+        logits = out.logits.float().cpu().numpy()
+        decoder = out.decoder_logits.float().cpu().numpy()
+        return [
+            Grounding.from_logits(phrase, logits[index], decoder[index], span)
+            for index, (phrase, span) in enumerate(captured.passage.phrases)
+        ]
 
     def _prompt(self, prompt: str | None) -> str:
         if prompt is not None:
@@ -392,47 +413,6 @@ def question_passage(tokenizer: Any, encoded: EncodedChat, text: str, spans: Seq
 
 
 @torch.no_grad()
-def masks_of(
-    captured: CapturedPassage,
-    picture: Image.Image,
-    backbone: Backbone,
-    heads: GroundingHeads,
-    *,
-    merge: str,
-    refine: bool,
-) -> list[Grounding]:
-    """Turn the captured phrases of one picture into masks, in one call of the heads.
-
-    Args:
-        captured: Attention and hidden states of the phrases.
-        picture: The original picture, RGB.
-        backbone: The frozen model that they were captured from.
-        heads: Heads that were trained for it.
-        merge: ``mean`` or ``max`` over a phrase's tokens.
-        refine: Use the mask refiner.
-
-    Raises:
-        CaptureError: The attention is not finite.
-    """
-    if not captured.passage.groups:
-        return []
-    if not bool(torch.isfinite(captured.rows).all()):
-        raise CaptureError(
-            f"the attention of {backbone.name} is not finite in {backbone.dtype}; load it with dtype='bfloat16' "
-            "or 'float32'"
-        )
-    maps = captured.maps(backbone, merge).to(heads.device)
-    hidden = [states.to(heads.device) for states in captured.states()]
-    out = heads(maps, hidden, picture, captured.image.grid, refine)
-    logits = out.logits.float().cpu().numpy()
-    decoder = out.decoder_logits.float().cpu().numpy()
-    return [
-        Grounding.from_logits(phrase, logits[index], decoder[index], span)
-        for index, (phrase, span) in enumerate(captured.passage.phrases)
-    ]
-
-
-@torch.no_grad()
 def chosen_phrases(
     selector: KeywordSelector,
     hidden: Tensor,
@@ -448,7 +428,7 @@ def chosen_phrases(
         selector: The keyword selector that was trained for the backbone.
         hidden: States of the text's tokens after the final norm, ``[t, d]``.
         ids: Token ids of the text, t of them.
-        text: The text itself, decoded.
+        text: The text that the ids decode to.
         offsets: Characters ``[start, end)`` of each token.
         threshold: Score above which a token is picked.
         special: Ids that are never picked: the end token, though it may score, names nothing.

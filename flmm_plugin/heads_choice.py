@@ -1,4 +1,4 @@
-"""What ``heads=`` means for a backbone: a file, those that ship, a training-free method, or none."""
+"""Resolve ``heads=`` for a backbone: a file, those that ship, a training-free method, or none."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Heads = str | PathLike[str] | GroundingHeads | None
 def check_heads(
     name: str, heads: Heads, *, sam: str | None = None, sam_checkpoint: str | PathLike[str] | None = None
 ) -> None:
-    """See that there are such heads, before the model is loaded that they are for.
+    """Check that there are such heads, before the model is loaded that they are for.
 
     Args:
-        name: Name of the backbone.
+        name: Name or folder of the backbone.
         heads: File, method, heads in memory or None, as for `choose_heads`.
         sam: Name of the SAM to use, as for `choose_heads`.
         sam_checkpoint: File of its weights, as for `choose_heads`.
@@ -61,10 +61,10 @@ def choose_heads(
     sam: str | None = None,
     sam_checkpoint: str | PathLike[str] | None = None,
 ) -> GroundingHeads | None:
-    """Heads for a backbone, on its last layer's device.
+    """Load heads for a backbone, on its last layer's device.
 
     Args:
-        backbone: Loaded.
+        backbone: The model that the heads will read.
         heads: A heads file; ``"auto"`` for those that ship with the embedded model; the name of a training-free method
             (`flmm_plugin.heads.training_free`); heads in memory as they are; None or ``"none"`` for none.
         sam: ``none``: without SAM. Any other name must be that of the SAM that the heads were trained with; for a
@@ -103,7 +103,7 @@ def choose_heads(
 
 
 def _wants_refiner(sam: str | None, heads: str) -> bool:
-    """Whether to load SAM: not for ``none``; another name must be that of the heads' own."""
+    """Tell whether to load SAM: not for ``none``; another name must be that of the heads' own."""
     if sam is None or sam.lower() == "none":
         return sam is None
     of_heads = read_manifest(heads).sam

@@ -118,7 +118,7 @@ class Passage:
 
         Args:
             ids: Token ids of the whole text.
-            text: The decoded text.
+            text: The text that the ids decode to.
             offsets: Characters ``[start, end)`` of each token.
             groups: Per phrase, the indices of its tokens, ascending.
         """

@@ -1,4 +1,4 @@
-"""What the plugin hands back: named records, and the one JSON string that crosses harness borders.
+"""Define the records that the plugin returns, and the JSON string that crosses harness borders.
 
 Masks are ``bool[H, W]`` in the image frame: row 0 is the top row of the picture as it was given, whatever the model's
 processor did to it. Boxes are ``(x0, y0, x1, y1)`` in pixels of the same frame, the right and lower edge exclusive, so
@@ -77,7 +77,7 @@ class Grounding:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What the model said: its text and the ids it generated (without the prompt's)."""
+    """An answer: its text, and the ids that the model generated (without the prompt's)."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -85,7 +85,7 @@ class ChatAnswer:
 
 @dataclass(frozen=True, eq=False)
 class GroundedAnswer:
-    """What the model said, and where the things it named are. ``text`` and ``token_ids`` equal those of plain chat."""
+    """An answer, and the place of the things that it names. ``text`` and ``token_ids`` equal those of plain chat."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -97,11 +97,11 @@ class MasksReply:
     """A parsed reply of any model that answers with masks.
 
     Attributes:
-        text: What it said, "" if nothing.
-        masks: ``bool[H, W]`` each.
+        text: The words of the reply, "" if it has none.
+        masks: One ``bool[H, W]`` per mask, image frame.
         phrases: One mapping per phrase: ``phrase``, ``span`` and ``mask`` (an index into ``masks``).
         boxes: One mapping per mask: ``x_min``, ``y_min``, ``x_max``, ``y_max`` as fractions of the picture.
-        scores: One per mask.
+        scores: One number per mask, 0 to 1.
         error: ``{"type", "message"}`` when the sample failed or the reply could not be read, else None.
     """
 
@@ -114,7 +114,7 @@ class MasksReply:
 
 
 def mask_box(mask: BoolMask) -> Box:
-    """Tight box ``(x0, y0, x1, y1)`` in pixels around ``bool[H, W]``; all 0 for an empty mask.
+    """Return the tight box ``(x0, y0, x1, y1)`` in pixels around ``bool[H, W]``; all 0 for an empty mask.
 
     >>> grid = np.zeros((4, 6), dtype=bool)
     >>> grid[1:3, 2:5] = True
@@ -128,7 +128,7 @@ def mask_box(mask: BoolMask) -> Box:
 
 
 def thing_box(mask: BoolMask) -> Box:
-    """Box of what a mask shows: around its parts, without those smaller than `SPECK` of the largest one.
+    """Return the box of what a mask shows: around its parts, without those smaller than `SPECK` of the largest one.
 
     Parts touch at sides or corners. The mask itself keeps every pixel; docs/heads.md says how the limit was chosen.
 
@@ -150,7 +150,7 @@ def thing_box(mask: BoolMask) -> Box:
 
 
 def mask_score(mask: BoolMask, logits: FloatMap) -> float:
-    """Mean ``sigmoid(logits)`` inside the mask, 0 for an empty mask."""
+    """Return the mean ``sigmoid(logits)`` inside the mask, 0 for an empty mask."""
     inside = logits[mask].astype(np.float64)
     if inside.size == 0:
         return 0.0
@@ -159,7 +159,7 @@ def mask_score(mask: BoolMask, logits: FloatMap) -> float:
 
 
 def encode_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
-    """``bool[H, W]`` as a COCO run-length code with a JSON-able string: ``{"size": [H, W], "counts": str}``."""
+    """Encode ``bool[H, W]`` as a COCO run-length code with a JSON-able string: ``{"size": [H, W], "counts": str}``."""
     if mask.ndim != 2:
         raise BadAnnotation(f"a mask has two axes [H, W], got shape {tuple(mask.shape)}; encode masks one at a time")
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -167,7 +167,7 @@ def encode_rle(mask: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def decode_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> BoolMask:
-    """Inverse of `encode_rle`; also reads uncompressed counts (a list of run lengths).
+    """Decode what `encode_rle` writes, and uncompressed counts (a list of run lengths).
 
     Args:
         rle: ``{"size": [H, W], "counts": text or list of run lengths}``.
@@ -181,7 +181,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> B
 
 
 def checked_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """A run-length code in either of COCO's forms as `encode_rle` writes it; no pixel is decoded.
+    """Rewrite a run-length code of either of COCO's forms as `encode_rle` does; no pixel is decoded.
 
     Args:
         rle: ``{"size": [H, W], "counts": text or list of run lengths}``.
@@ -196,11 +196,11 @@ def checked_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> 
 
 
 def masks_json(groundings: Sequence[Grounding], text: str = "", size: tuple[int, int] | None = None) -> str:
-    """The reply of one sample as a JSON string.
+    """Write the reply of one sample as a JSON string.
 
     Args:
         groundings: In the order in which their masks are listed.
-        text: What the model said.
+        text: The words of the model's answer.
         size: ``(H, W)`` of the picture, written as ``"size"`` so that a reply without masks still says it.
     """
     masks, boxes, scores, phrases = [], [], [], []
@@ -217,7 +217,7 @@ def masks_json(groundings: Sequence[Grounding], text: str = "", size: tuple[int,
 
 
 def error_json(exc: BaseException, text: str = "") -> str:
-    """The reply of a sample that failed: no masks, and what went wrong."""
+    """Write the reply of a sample that failed: no masks, and what went wrong."""
     error = {"type": type(exc).__name__, "message": str(exc)}
     reply = {"text": text, "phrases": [], "masks": [], "boxes": [], "scores": [], "error": error}
     return json.dumps(reply, ensure_ascii=False)
@@ -258,7 +258,7 @@ def parse_masks_json(reply: Any, size: tuple[int, int] | None = None) -> MasksRe
 
 
 def answer_of(reply: Any) -> str | None:
-    """The answer in a reply of words, or in the ``text`` of a masks reply; None where the request failed.
+    """Return the answer in a reply of words, or in the ``text`` of a masks reply; None where the request failed.
 
     >>> answer_of("Yes."), answer_of('{"text": "Yes.", "masks": []}'), answer_of(" "), answer_of('{"error": "x"}')
     ('Yes.', 'Yes.', None, None)
@@ -279,7 +279,7 @@ def _is_other_object(reply: str) -> bool:
 
 
 def _decoded(codes: Sequence[Any], size: tuple[int, int] | None) -> tuple[BoolMask, ...]:
-    """The masks of a reply, none of them before all are known to be small enough together."""
+    """Decode the masks of a reply, none of them before all are known to be small enough together."""
     allowed = LARGEST_MASK if size is None else max(LARGEST_MASK, _MANY_MASKS * size[0] * size[1])
     claimed = sum(math.prod(_checked_size(code)) for code in codes)
     if claimed > allowed:
@@ -307,7 +307,7 @@ def _fraction_box(grounding: Grounding) -> dict[str, float]:
 
 
 def _runs(rle: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int, int, npt.NDArray[np.int64]]:
-    """Height, width and run lengths ``int64[runs]`` of a code whose runs fill its picture exactly.
+    """Return height, width and run lengths ``int64[runs]`` of a code whose runs fill its picture exactly.
 
     Work and memory grow with the length of the code, which is bounded by its picture before it is looked at;
     pycocotools itself crashes or lies on codes that do not fill their picture.
@@ -339,7 +339,7 @@ def _checked_size(rle: Mapping[str, Any], wanted: tuple[int, int] | None = None)
 
 
 def _whole(number: Any) -> int:
-    """A whole number; text, truth values and numbers with a fraction are none."""
+    """Return a whole number; text, truth values and numbers with a fraction are none."""
     if isinstance(number, bool):
         raise TypeError(f"{number} is no number")
     return operator.index(number)
@@ -352,7 +352,7 @@ def _listed_runs(counts: list[Any], pixels: int) -> npt.NDArray[np.int64]:
 
 
 def _read_runs(counts: str | bytes, pixels: int) -> npt.NDArray[np.int64]:
-    """Run lengths of COCO's compressed string: 5 bits a character, later runs relative to the one two before."""
+    """Read run lengths of COCO's compressed string: 5 bits a character, later runs relative to the one two before."""
     if len(counts) > _LONGEST_NUMBER * (pixels + 1):
         raise ValueError(f"{len(counts)} characters for {pixels} pixels")
     digits = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8).astype(int)

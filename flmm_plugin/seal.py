@@ -1,4 +1,4 @@
-"""Proof that the frozen backbone stayed what it was: a hash of every parameter and buffer."""
+"""Prove that the frozen backbone stayed what it was, by a hash of every parameter and buffer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FrozenSeal:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A cheap SHA-256 over names, shapes, dtypes and a few values of every tensor.
+    """Compute a cheap SHA-256 over names, shapes, dtypes and a few values of every tensor.
 
     Takes milliseconds where a seal of a large model takes many seconds. It notices training (which moves every value)
     and reloading, not a hand that changes one value that was not sampled: that is the seal's work.
@@ -86,12 +86,12 @@ def _hashes(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    """The raw bytes of a 1-D tensor; viewed as bytes because numpy knows no bfloat16."""
+    """Return the raw bytes of a 1-D tensor; viewed as bytes because numpy knows no bfloat16."""
     return values.detach().contiguous().cpu().view(torch.uint8).numpy().data
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers under their full names, shared ones under each, offloaded ones from where they are."""
+    """Yield parameters and buffers by full name, shared ones under each, offloaded ones from where they are."""
     for prefix, module in model.named_modules():
         own = [*module.named_parameters(recurse=False, remove_duplicate=False)]
         own += module.named_buffers(recurse=False, remove_duplicate=False)
@@ -101,7 +101,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _offloaded(module: nn.Module, name: str, full: str) -> Tensor:
-    """The value of a tensor that accelerate keeps elsewhere while its module holds a placeholder."""
+    """Return the value of a tensor that accelerate keeps elsewhere while its module holds a placeholder."""
     hook = getattr(module, "_hf_hook", None)
     for one in getattr(hook, "hooks", (hook,)):
         weights = getattr(one, "weights_map", None)

@@ -1,4 +1,4 @@
-"""Is this installation one whose attention was checked? A triple of versions, and a few numbers of a fixed input.
+"""Check the attention of this installation: a triple of versions, and a few numbers of a fixed input.
 
 What heads read are softmax rows that transformers, torch and an attention kernel compute; another version of any of
 them may compute others. So a *triple* (transformers, torch, kernel) counts as verified once the conformance tests
@@ -51,7 +51,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Triple:
-    """What decides how attention is computed."""
+    """Versions and kernel that decide how attention is computed."""
 
     transformers: str
     torch: str
@@ -75,11 +75,11 @@ class AttentionFingerprint:
     """A few numbers of the attention of a fixed input.
 
     Attributes:
-        backbone: How the model is called.
-        weights: Of which weights, as `weights_id` names them.
-        triple: What computed them.
-        dtype: Precision of the weights.
-        device: ``cpu`` or ``cuda``.
+        backbone: Name of the model, as it was loaded.
+        weights: The weights, as `weights_id` names them.
+        triple: Versions and kernel that computed the numbers.
+        dtype: Precision of the weights, as torch names it.
+        device: Kind of device, ``cpu`` or ``cuda``.
         tokens: Answer tokens that were read.
         rows_from_eager: Largest difference of a captured row from the eager kernel's; -1: not compared.
         numbers: Per layer ``[mass, head, y, x]``: attention that the picture gets (mean over tokens and heads); the
@@ -98,11 +98,11 @@ class AttentionFingerprint:
 
     @property
     def conditions(self) -> tuple[Triple, str, str]:
-        """What may change the numbers of the same weights."""
+        """All that may change the numbers of the same weights."""
         return self.triple, self.dtype, self.device
 
     def differs_from(self, recorded: AttentionFingerprint) -> str:
-        """Which number differs most from a recorded one, and by how much; "" if all agree."""
+        """Name the number that differs most from a recorded one, and both values; "" if all agree."""
         if self.numbers.keys() != recorded.numbers.keys() or self.tokens != recorded.tokens:
             return "other layers or tokens were read"
         limit = max(NUMBER_TOLERANCE[one] for one in (self.dtype, recorded.dtype))
@@ -118,13 +118,13 @@ class AttentionFingerprint:
 
 @dataclass(frozen=True)
 class Records:
-    """What ``verified.json`` holds."""
+    """The content of ``verified.json``."""
 
     triples: tuple[Verified, ...] = ()
     fingerprints: tuple[AttentionFingerprint, ...] = field(default=())
 
     def of_family(self, family: str) -> tuple[Verified, ...]:
-        """The triples that a family was verified with; of several variants (``llava_next_vicuna``), those of all."""
+        """Return the triples that a family was verified with; of variants (``llava_next_vicuna``), those of all."""
         exact = tuple(one for one in self.triples if one.family == family)
         if exact:
             return exact
@@ -144,14 +144,14 @@ class Records:
         return tuple(one for one in self.fingerprints if one.weights == weights)
 
     def with_triples(self, family: str, found: Iterable[Verified]) -> Records:
-        """These, with what is known of a family and the triples of ``found`` replaced."""
+        """Return a copy with what is known of a family and the triples of ``found`` replaced."""
         new = tuple(found)
         again = {one.triple for one in new}
         kept = tuple(one for one in self.triples if not (one.family == family and one.triple in again))
         return Records(tuple(sorted((*kept, *new), key=lambda one: (one.family, str(one.triple)))), self.fingerprints)
 
     def with_fingerprint(self, new: AttentionFingerprint) -> Records:
-        """These and a new one, in place of its predecessor and of those of the same name with other weights."""
+        """Return a copy with a new one, in place of its predecessor and of the same name's other weights."""
         kept = tuple(
             one
             for one in self.fingerprints
@@ -198,13 +198,13 @@ def write_records(records: Records, path: Path = RECORDS) -> None:
 
 
 def installed_triple(kernel: str) -> Triple:
-    """The triple of this installation, build tags (``+cu130``) left out."""
+    """Return the triple of this installation, build tags (``+cu130``) left out."""
     transformers, torch_ = (metadata.version(name).partition("+")[0] for name in ("transformers", "torch"))
     return Triple(transformers, torch_, kernel)
 
 
 def weights_id(folder: Path) -> str:
-    """A cheap name for the weights in a folder: SHA-256 over sizes, first and last MiB of their files.
+    """Return a cheap name for the weights in a folder: SHA-256 over sizes, first and last MiB of their files.
 
     Raises:
         DataNotFound: There are no weights.
@@ -224,7 +224,7 @@ def weights_id(folder: Path) -> str:
 
 
 def fixed_picture() -> Image.Image:
-    """Rings and ramps, 128 x 96: nothing is the same upside down, mirrored or with colours exchanged."""
+    """Draw rings and ramps, 128 x 96: nothing is the same upside down, mirrored or with colours exchanged."""
     y, x = np.mgrid[0:96, 0:128].astype(np.float64)
     rings = 127.5 + 127.5 * np.cos(((x - 40) ** 2 + (y - 30) ** 2) / 300)
     pixels = np.stack([rings, x * 255 / 127, y * 255 / 95], axis=-1)
@@ -247,12 +247,12 @@ class FixedInput:
         self.slots = torch.arange(self.encoded.length - len(self.passage.ids), self.encoded.length)
 
     def rows(self) -> Tensor:
-        """Captured attention of the answer, ``[t, m, c, k]``."""
+        """Capture the attention of the answer, ``[t, m, c, k]``."""
         return capture_passages(self.backbone, self.encoded, [self.passage])[0].rows
 
     @torch.no_grad()
     def chat_is_untouched(self) -> bool:
-        """Whether the model's logits are the same bits with capture on."""
+        """Tell whether the model's logits are the same bits with capture on."""
         model, inputs = self.backbone.model, self.encoded.inputs
         plain = model(**inputs).logits
         with AttentionCapture(self.backbone.decoder, [self.slots], [self.tokens.slots]).active():
@@ -267,7 +267,7 @@ class FixedInput:
 
     @torch.no_grad()
     def rows_from_eager(self, rows: Tensor) -> float:
-        """Largest difference of captured rows ``[t, m, c, k]`` from the eager kernel's attention.
+        """Return the largest difference of captured rows ``[t, m, c, k]`` from the eager kernel's attention.
 
         Raises:
             CaptureError: The eager kernel gives no attention, or it would not fit into memory.
@@ -292,7 +292,7 @@ class FixedInput:
         return worst
 
     def fingerprint(self, weights: str, rows: Tensor, rows_from_eager: float) -> AttentionFingerprint:
-        """The numbers of captured rows."""
+        """Return the fingerprint of captured rows."""
         backbone = self.backbone
         return AttentionFingerprint(
             backbone.name,
@@ -307,12 +307,12 @@ class FixedInput:
 
 
 def numbers_of(rows: Tensor, height: int, width: int) -> dict[str, list[float]]:
-    """Four numbers for each of four layers from the first to the last, as `AttentionFingerprint` describes them.
+    """Compute four numbers for each of four layers, first to last, as `AttentionFingerprint` describes them.
 
     Args:
         rows: ``[t, m, c, k]``; of the first ``height * width`` image tokens, or fewer.
-        height: Rows of the grid.
-        width: Columns of the grid.
+        height: Rows of the token grid, h.
+        width: Columns of the token grid, w.
     """
     maps = rows.double().cpu()
     layers, heads, count = maps.shape[1:]
@@ -338,7 +338,7 @@ def numbers_of(rows: Tensor, height: int, width: int) -> dict[str, list[float]]:
 
 
 def local_folder(name: str) -> Path | None:
-    """Where a model's weights lie on this machine; None if they are not here. Nothing is downloaded."""
+    """Find a model's weights on this machine; None if they are not here. Nothing is downloaded."""
     if bundled.is_model(name):
         return bundled.model(name).checkpoint()
     if Path(name).is_dir():

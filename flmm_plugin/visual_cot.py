@@ -1,4 +1,4 @@
-"""Visual chain of thought: find what a question is about, zoom in on it, answer (paper, section 4.3 and table 4).
+"""Find what a question is about, zoom in on it, answer: visual chain of thought (paper, section 4.3 and table 4).
 
 Two looks at a picture, both with the frozen model as it is:
 
@@ -47,12 +47,12 @@ LEAST_HALF = 8
 
 @dataclass(frozen=True)
 class VisualCotOptions:
-    """How the two looks are taken.
+    """Options of the two looks.
 
     Attributes:
         variant: ``v1``: ground what the model names; ``v2``: ground the question's own words.
-        views: What the answer may look at: ``both`` pictures, the ``crop`` alone, or ``auto``: both where the model
-            takes several pictures.
+        views: Pictures that the answer may look at: ``both``, the ``crop`` alone, or ``auto``: both where the model
+            takes several.
         refine: Use the mask refiner (SAM); the released evaluation does not.
         box_scale: Factor on the box around the mask before it is cut out.
 
@@ -81,13 +81,13 @@ class VisualCotAnswer:
     """An answer, and the thought behind it.
 
     Attributes:
-        text: The answer.
-        token_ids: Its ids.
-        variant: How the region was found.
+        text: The answer, decoded without special tokens.
+        token_ids: Ids that the model generated for it.
+        variant: The way in which the region was found.
         thought: The words that were grounded; "" if the model named nothing.
         grounding: Where they are; None if there was nothing to ground.
-        crop: What was cut out; the whole picture if the mask is empty or missing.
-        views: What the answer was given from, ``both`` pictures or the ``crop`` alone.
+        crop: The region that was cut out; the whole picture if the mask is empty or missing.
+        views: Pictures that the answer was given from, ``both`` pictures or the ``crop`` alone.
     """
 
     text: str
@@ -99,7 +99,7 @@ class VisualCotAnswer:
     views: Literal["both", "crop"]
 
     def to_json(self, size: tuple[int, int]) -> str:
-        """lmms-eval's masks JSON with one mask or none, and the thought as ``"visual_cot"``.
+        """Write lmms-eval's masks JSON with one mask or none, and the thought as ``"visual_cot"``.
 
         Args:
             size: ``(H, W)`` of the picture.
@@ -120,8 +120,8 @@ class CotQuestion:
     """One question about one picture.
 
     Attributes:
-        image: The picture, RGB.
-        question: What is asked.
+        image: The picture, RGB, any size.
+        question: The user's words about it.
         instruction: Written behind the question when it is to be answered, e.g. `SHORT_ANSWER`; the first look does not
             see it.
         system: Turns before the user's, in transformers' form.
@@ -134,7 +134,7 @@ class CotQuestion:
 
 
 def crop_box(mask: BoolMask, *, scale: float = 1.0, least_half: int = LEAST_HALF) -> PixelBox:
-    """The region to cut out around a mask ``bool[H, W]``, never empty, never outside the picture.
+    """Return the region to cut out around a mask ``bool[H, W]``, never empty, never outside the picture.
 
     Each half side is at least ``least_half`` pixels, then scaled, then clipped; fractions are cut off. The box runs
     from the first to the last pixel of the mask without adding 1, as in the released evaluation.
@@ -165,7 +165,7 @@ def answer_with_cot(
     Args:
         lmm: A grounded model; its weights and its way of generating stay as they are.
         asked: One batch: the first looks go through the model together, and so do the answers.
-        options: Variant, views and region.
+        options: Variant, views and region of the looks.
         **generate: Options of the answers; the thought is always greedy.
 
     Raises:

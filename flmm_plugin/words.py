@@ -1,4 +1,4 @@
-"""Given words, checked before a model is loaded: this module needs no torch."""
+"""Check given words before a model is loaded; this module needs no torch."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def checked_spans(spans: Iterable[Sequence[int]], text: str) -> list[Span]:
 
 
 def check_text(text: object, what: str = "the text") -> None:
-    """See that something is a string that a tokenizer can read.
+    """Check that something is a string that a tokenizer can read.
 
     Args:
         text: Value to check; anything but a string is refused.
-        what: How an error calls it.
+        what: Name of the value in an error.
 
     Raises:
         BadText: It is no string, or has a lone surrogate: half of a character, which no encoding of Unicode has.
@@ -85,7 +85,7 @@ def has_words(text: str) -> bool:
 
 
 def trimmed(text: str, span: Span) -> Span:
-    """The span without the white space at its ends (tokens carry their leading space)."""
+    """Return the span without the white space at its ends (tokens carry their leading space)."""
     start, end = span
     words = text[start:end]
     return start + len(words) - len(words.lstrip()), end - (len(words) - len(words.rstrip()))
@@ -101,6 +101,6 @@ def check_within(text: str, span: Span) -> None:
 
 
 def short(value: object) -> str:
-    """A value as code, cut to what a line of an error can hold."""
+    """Return a value as code, cut to what a line of an error can hold."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"

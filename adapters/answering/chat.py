@@ -61,7 +61,7 @@ def given_by_hand(options: Mapping[str, Any]) -> str:
 
 
 def generate_options(options: Mapping[str, Any], end_token: int) -> dict[str, Any]:
-    r"""Arguments of ``generate()`` for a task's generation arguments.
+    r"""Return the arguments of ``generate()`` for a task's generation arguments.
 
     >>> generate_options({"temperature": 0, "until": ["\n\n"], "max_new_tokens": 16}, end_token=2)["do_sample"]
     False
@@ -83,7 +83,7 @@ def generate_options(options: Mapping[str, Any], end_token: int) -> dict[str, An
 
 
 def takes_strings(render: Callable[..., str]) -> bool:
-    """Whether a chat template writes a turn whose content is a plain string; many expect a list of parts."""
+    """Tell whether a chat template writes a turn whose content is a plain string; many expect a list of parts."""
     probe = "probe of a plain string"
     try:
         return probe in render([{"role": "user", "content": probe}])
@@ -92,7 +92,7 @@ def takes_strings(render: Callable[..., str]) -> bool:
 
 
 def as_the_template_likes(messages: list[dict[str, Any]], strings: bool, image_token: str) -> list[dict[str, Any]]:
-    """`messages` with string contents as parts, where the template does not take strings."""
+    """Return `messages` with string contents as parts, where the template does not take strings."""
     if strings:
         return messages
     return [
@@ -105,7 +105,7 @@ def as_the_template_likes(messages: list[dict[str, Any]], strings: bool, image_t
 
 @torch.inference_mode()
 def loglikelihood(backbone: Any, context: str, continuation: str, pictures: list[Any]) -> tuple[float, bool]:
-    """Mean loss of a continuation after a context, and whether greedy decoding would write it.
+    """Compute the mean loss of a continuation after a context, and whether greedy decoding would write it.
 
     lmms-eval calls the first number a log-likelihood and takes the smallest: it is a loss in all of its adapters.
 

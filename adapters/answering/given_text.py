@@ -25,7 +25,7 @@ KINDS = ("ground", "keywords")
 
 
 def kind_of(request: Request) -> str:
-    """What is asked about the text.
+    """Return what is asked about the text, one of `KINDS`.
 
     Raises:
         UnknownArgument: The marker says something else than `KINDS`.
@@ -37,7 +37,7 @@ def kind_of(request: Request) -> str:
 
 
 def text_of(request: Request, doc: Mapping[str, Any]) -> GivenText:
-    """Picture, question and text of a document.
+    """Read picture, question and text of a document.
 
     Raises:
         BadAnnotation: The document is not of the form that `flmm_plugin.tasks` makes, or its picture is not of the size
@@ -61,12 +61,12 @@ def text_of(request: Request, doc: Mapping[str, Any]) -> GivenText:
 
 
 def replies(lmm: Any, request: Request, asked: Sequence[GivenText]) -> list[str]:
-    """The masks JSON of each text, all in one forward pass.
+    """Return the masks JSON of each text, all in one forward pass.
 
     Args:
-        lmm: The `GroundedLMM`.
+        lmm: A loaded `GroundedLMM` with heads.
         request: One of the batch; all ask the same.
-        asked: The texts.
+        asked: One text for each request of the batch.
     """
     if kind_of(request) == "keywords":
         return [_keywords_json(one, found) for one, found in zip(asked, lmm.select_keywords(asked), strict=True)]

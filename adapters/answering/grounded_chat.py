@@ -26,13 +26,13 @@ KINDS = ("keywords", "answer")
 
 
 def reply(lmm: Any, request: Request, messages: list[dict[str, Any]], pictures: list[Image.Image]) -> str:
-    """The masks JSON of one request, with the answer as its text.
+    """Return the masks JSON of one request, with the answer as its text.
 
     Args:
-        lmm: The `GroundedLMM`.
-        request: Marked by ``flmm_grounded_chat``.
+        lmm: A loaded `GroundedLMM` with heads.
+        request: A request that ``flmm_grounded_chat`` marks.
         messages: The chat, as the model's template likes it.
-        pictures: Its pictures.
+        pictures: The chat's pictures, exactly one.
 
     Raises:
         UnknownArgument: The marker says something else than `KINDS`.

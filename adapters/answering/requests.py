@@ -40,12 +40,12 @@ class Request:
 
     Attributes:
         index: Its place in the list that was handed over.
-        context: The prompt text.
+        context: The prompt as the harness wrote it.
         source: How the harness gets its chat; of lmms-eval `doc_to_messages` (chat form) or `doc_to_visual` (simple
             form), None where the document has it.
-        simple: Which form it is.
-        options: Generation arguments.
-        task, split, doc_id: Where its document is.
+        simple: Whether that is the simple form.
+        options: Generation arguments of the task, its marks among them.
+        task, split, doc_id: The place of its document.
         padding: Whether it only makes the ranks' numbers of requests equal; nobody reads its answer.
     """
 
@@ -61,27 +61,27 @@ class Request:
 
     @property
     def wants_keywords(self) -> bool:
-        """Whether the task needs a keyword selector."""
+        """Tell whether the task needs a keyword selector."""
         return "keywords" in (self.options.get(GROUNDED_CHAT_FLAG), self.options.get(GIVEN_TEXT_FLAG))
 
     @property
     def gives_text(self) -> bool:
-        """Whether the task asks about a text that its document gives."""
+        """Tell whether the task asks about a text that its document gives."""
         return bool(self.options.get(GIVEN_TEXT_FLAG))
 
     @property
     def wants_masks(self) -> bool:
-        """Whether the task asked for masks."""
+        """Tell whether the task asked for masks."""
         return bool(self.options.get(GROUND_FLAG))
 
     @property
     def wants_grounded_chat(self) -> bool:
-        """Whether the task asked for an answer with masks."""
+        """Tell whether the task asked for an answer with masks."""
         return bool(self.options.get(GROUNDED_CHAT_FLAG))
 
 
 def with_placeholders(text: str, pictures: int, image_token: str) -> str:
-    r"""`text` with one image placeholder per picture in front, unless it has placeholders of its own.
+    r"""Return `text` with one image placeholder per picture in front, unless it has placeholders of its own.
 
     >>> with_placeholders("What is it?", 2, "<image>")
     '<image> <image>\nWhat is it?'
@@ -92,7 +92,7 @@ def with_placeholders(text: str, pictures: int, image_token: str) -> str:
 
 
 def split_at_placeholders(text: str, image_token: str) -> list[dict[str, str]]:
-    r"""`text` as parts of a message, for chat templates that do not take a string.
+    r"""Return `text` as parts of a message, for chat templates that do not take a string.
 
     >>> split_at_placeholders("<image>\nWhat is it?", "<image>")
     [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
@@ -109,14 +109,14 @@ def split_at_placeholders(text: str, image_token: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What a grounding document asks: phrases, to be found in one picture."""
+    """Phrases of a grounding document, to be found in one picture."""
 
     image: Image.Image
     phrases: list[str]
 
 
 def question_of(request: Request, doc: Any) -> Question:
-    """Picture and phrases of a grounding document.
+    """Read picture and phrases of a grounding document.
 
     Raises:
         BadAnnotation: The document is not of the form that `flmm_plugin.tasks` makes, or its picture is not of the size
@@ -134,7 +134,7 @@ def question_of(request: Request, doc: Any) -> Question:
 
 
 def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
-    """The picture of a document of this plugin's own tasks, opened as ``doc["orientation"]`` says (upright by default).
+    """Open the picture of a document of this plugin's own tasks, as ``doc["orientation"]`` says (upright by default).
 
     Raises:
         BadAnnotation: The document names none, or it is not of the size that its annotation states.
@@ -156,7 +156,7 @@ def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:
 
 
 def opened(visual: Any) -> Image.Image:
-    """A picture of a chat, opened as the stock adapters do if it is a path.
+    """Open a picture of a chat as the stock adapters do if it is a path.
 
     Raises:
         BackboneUnsupported: The path is no picture's by its name.

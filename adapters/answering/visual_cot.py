@@ -27,14 +27,14 @@ _MARKS = (*_VARIANTS, "text", "text v1", "text v2", "none")
 
 
 class VisualCotMode:
-    """Which requests of a model get a second look, and how.
+    """The requests of a model that get a second look, and its options.
 
     Args:
         variant: The model argument ``visual_cot``: ``v1`` or ``v2`` for every stock question about one picture; None
             only where a task asks for it.
-        views: ``visual_cot_views``.
-        refine: ``visual_cot_refine``.
-        scale: ``visual_cot_scale``.
+        views: The model argument ``visual_cot_views``: ``auto``, ``both`` or ``crop``.
+        refine: The model argument ``visual_cot_refine``, a switch.
+        scale: The model argument ``visual_cot_scale``, a factor above 0.
 
     Raises:
         UnknownArgument: A value that does not exist.
@@ -51,14 +51,14 @@ class VisualCotMode:
 
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> VisualCotMode:
-        """The mode that the model arguments ask for, which are removed from `settings`."""
+        """Make the mode that the model arguments ask for, which are removed from `settings`."""
         names = {"variant": "visual_cot", "views": "visual_cot_views", "refine": "visual_cot_refine"}
         names["scale"] = "visual_cot_scale"
         given = {key: settings.pop(name, None) for key, name in names.items()}
         return cls(**{key: value for key, value in given.items() if value is not None})
 
     def wants(self, request: Request) -> bool:
-        """Whether a request gets a second look, if its chat allows one.
+        """Tell whether a request gets a second look, if its chat allows one.
 
         Raises:
             UnknownArgument: A mark that does not exist.
@@ -67,12 +67,12 @@ class VisualCotMode:
         return self.always if mark is None else mark != "none"
 
     def options_of(self, request: Request) -> VisualCotOptions:
-        """How a request is looked at: a task that names a variant keeps it."""
+        """Return the options of a request: a task that names a variant keeps it."""
         variant = (mark_of(request) or "").removeprefix("text").strip()
         return replace(self.options, variant=cast("Variant", variant)) if variant else self.options
 
     def facts(self, several_images: bool) -> dict[str, Any] | None:
-        """What a result must say about it; None where only tasks ask for second looks.
+        """Return what a result must say about second looks; None where only tasks ask for second looks.
 
         Args:
             several_images: Whether the model takes several pictures, which is what ``auto`` hangs on.
@@ -85,7 +85,7 @@ class VisualCotMode:
 
 
 def mark_of(request: Request) -> str | None:
-    """What the task says about a second look, None if nothing.
+    """Return what the task says about a second look, None if nothing.
 
     Raises:
         UnknownArgument: A mark that does not exist.
@@ -101,12 +101,12 @@ def mark_of(request: Request) -> str | None:
 
 
 def answers_json(request: Request) -> bool:
-    """Whether the reply is masks JSON; else it is the text of the answer."""
+    """Tell whether the reply is masks JSON; else it is the text of the answer."""
     return mark_of(request) in _VARIANTS
 
 
 def question_of_doc(request: Request, doc: Mapping[str, Any]) -> CotQuestion:
-    """The question of a document of this plugin's own tasks.
+    """Read the question of a document of this plugin's own tasks.
 
     Raises:
         BadAnnotation: The document has no ``image_path`` or ``question``.
@@ -127,7 +127,7 @@ def question_of_doc(request: Request, doc: Mapping[str, Any]) -> CotQuestion:
 def question_of_chat(
     messages: list[dict[str, Any]], pictures: list[Image.Image], image_token: str
 ) -> CotQuestion | None:
-    """The question of a stock chat; None if there is no single picture and single user turn to look at twice.
+    """Read the question of a stock chat; None if there is no single picture and single user turn to look at twice.
 
     The task's own instruction ("Answer ... using a single word") is part of its text and stays in both looks, as in
     the method's hallucination runs.

@@ -222,7 +222,7 @@ def _begin(args: argparse.Namespace) -> Image.Image:
 
 
 def _heads(args: argparse.Namespace) -> str:
-    """The heads to load, if they can be loaded at all.
+    """Return the heads to load, if they can be loaded at all.
 
     Raises:
         BadCheckpoint: There is no such file.
@@ -309,7 +309,7 @@ def _write(
 
 
 def _stem(args: argparse.Namespace, command: str) -> Path:
-    """Where to write, without ending: ``--out`` (an ending .png or .json is dropped) or ``<picture>.<command>`` here.
+    """Return the path to write to, without ending: ``--out`` (less .png or .json) or ``<picture>.<command>`` here.
 
     Asked for before a model is loaded, so that a wrong place costs no minutes.
 
