@@ -1,13 +1,17 @@
-"""Read command lines with argparse: help with examples, and the nearest known name for one that does not exist."""
+"""Read command lines with argparse, and announce the import of torch, which takes most of a command's time."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.abc
+import os
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, NoReturn
 
-from flmm_plugin.ending import FAILED
+from flmm_plugin.ending import FAILED, say
 from flmm_plugin.nearest import did_you_mean
 
 
@@ -53,3 +57,25 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(
             None, f"there is no {what or action.dest} {value!r}{hint} There are: {', '.join(known)}"
         )
+
+
+class _BeforeTorch(importlib.abc.MetaPathFinder):
+    """Import finder that finds nothing, and says once on standard error that torch is being imported."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == "torch":
+            sys.meta_path.remove(self)
+            say(self._name, "loading torch and transformers, which takes a while ...")
+        return None
+
+
+def announce(name: str = "flmm") -> None:
+    """Have the first import of torch announced; a command that needs none says nothing, nor do ranks but the first."""
+    waits = any(isinstance(finder, _BeforeTorch) for finder in sys.meta_path)
+    if "torch" not in sys.modules and not waits and os.environ.get("RANK", "0") == "0":
+        sys.meta_path.insert(0, _BeforeTorch(name))

@@ -226,7 +226,7 @@ def read_text(path: Path, error: type[FlmmError]) -> str:
     """Read a text file in UTF-8.
 
     Args:
-        path: A UTF-8 text file.
+        path: Text file; a byte-order mark at its start is kept.
         error: Class to raise where it cannot be read, or holds other bytes.
     """
     try:
@@ -244,7 +244,7 @@ def parse_json(text: str, what: str, error: type[FlmmError], fix: str = "write o
     """Parse JSON.
 
     Args:
-        text: One JSON document.
+        text: JSON of one value, with white space around it at most.
         what: Name of the text in the message: a file, or a file and a line.
         error: Class to raise where it is no JSON, or nested too deeply.
         fix: Advice that ends the message.
@@ -259,7 +259,7 @@ def parse_json(text: str, what: str, error: type[FlmmError], fix: str = "write o
 
 
 def read_json(path: Path, error: type[FlmmError], fix: str = "write or fetch it again") -> Any:
-    """`parse_json` of what `read_text` reads."""
+    """Read a JSON file with `read_text` and `parse_json`."""
     return parse_json(read_text(path, error), str(path), error, fix)
 
 

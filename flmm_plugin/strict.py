@@ -1,21 +1,31 @@
-"""Plain data to frozen dataclasses, strictly: every key known, every value of its field's type, errors that help."""
+"""Build dataclasses out of plain data, such as YAML: every key must be known and every value of its field's type."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.nearest import did_you_mean
 
 _Built = TypeVar("_Built")
 
 
 def built(cls: type[_Built], content: Any, source: str, where: str) -> _Built:
-    """A dataclass out of plain data, every key known and every value of its field's type."""
+    """Build a dataclass out of plain data.
+
+    Args:
+        cls: Dataclass whose annotations say what each key may hold; nested dataclasses are built too.
+        content: Mapping from the names of its fields to plain data.
+        source: Name of the file or command line in messages.
+        where: Dotted place of ``content`` in the source; "" at its top.
+
+    Raises:
+        UnknownArgument: A key is not known, a value has another type, or a field without a default is missing.
+    """
     if not isinstance(content, Mapping):
         raise UnknownArgument(f"{source}: {where or 'the recipe'} is {content!r}; it must hold keys")
     hints = get_type_hints(cls)
@@ -86,7 +96,7 @@ def _number(value: Any) -> float | None:
 
 
 def _said(hint: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin = get_origin(hint)
     if hint is type(None):
         return "null"
@@ -102,7 +112,7 @@ def _said(hint: Any) -> str:
 
 
 def change(content: Any, keys: Sequence[str], value: Any, override: str) -> None:
-    """Set one value in nested plain data; sections that a file leaves out are made, the builder checks their names."""
+    """Set one value in nested plain data; make sections that are missing, whose names `built` checks later."""
     for place, key in enumerate(keys[:-1]):
         if isinstance(content, list):
             content = content[_place(content, key, override)]
@@ -132,14 +142,14 @@ def choice(where: str, value: str, known: Sequence[str]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Half a sentence for an error: the known name that was probably meant, and all of them."""
+    """Return half a sentence for an error: the known name that was probably meant, and all of them."""
     options = [one for one in known if one]
-    near = difflib.get_close_matches(name, options, 1, 0.5)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(options)}"
+    hint = did_you_mean(name, options).removeprefix("; ")
+    return f"{hint} known: {', '.join(options)}".lstrip()
 
 
 def plain(value: Any) -> Any:
-    """Mappings and sequences as dicts and lists, all the way down."""
+    """Return mappings and sequences as dicts and lists, all the way down."""
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value

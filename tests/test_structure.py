@@ -149,7 +149,7 @@ def test_both_environments_share_their_pins_but_for_what_excludes_itself() -> No
 LAYERS = [
     {
         "errors", "bundled", "command_line", "contents", "devices", "ending", "file_kinds", "files", "json_lines",
-        "nearest", "public", "strict", "waiting_line", "yaml_text",
+        "nearest", "public", "strict", "yaml_text",
     },
     {"geometry", "images", "records", "seal", "words"},
     {"attention", "heads"},

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 
 import flmm_plugin
-from flmm_plugin.command_line import Parser
+from flmm_plugin.command_line import Parser, announce
 from flmm_plugin.ending import status_of
-from flmm_plugin.waiting_line import announce
 
 _EXAMPLES = """\
 examples:

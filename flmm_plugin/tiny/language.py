@@ -1,4 +1,4 @@
-"""What can be said about a scene: captions, referring expressions and questions with exact answers.
+"""Write captions, referring expressions and questions with exact answers about a synthetic scene.
 
 Nothing here knows where a pixel is: the words come from the scene's description alone (colour, shape, size, place),
 so a model trained on this language has seen text and pictures, never a mask.
@@ -69,8 +69,8 @@ def referring_expressions(scene: Scene, thing: Thing, *, without: tuple[str, ...
     """Return every phrase of this language that means one object of a scene and no other, shortest first.
 
     Args:
-        scene: The scene that holds the object.
-        thing: The object.
+        scene: Scene with the object and all others that a phrase could be mistaken for.
+        thing: The object to single out, one of ``scene.things``.
         without: Attributes (of ``"color"``, ``"shape"``, ``"size"``, ``"place"``) that must not be mentioned.
     """
     found: list[str] = []
@@ -87,7 +87,7 @@ def pick(rng: np.random.Generator, options: list[str]) -> str:
 
 
 def caption(scene: Scene) -> Turn:
-    """All objects in reading order: "A large red circle at the top left, a small blue star at the center."."""
+    """Name all objects in reading order: "A large red circle at the top left, a small blue star at the center."."""
     text, mentions = "", []
     for i, thing in enumerate(scene.in_reading_order()):
         text += ", a " if i else "A "
@@ -98,7 +98,7 @@ def caption(scene: Scene) -> Turn:
 
 
 def refer_list(scene: Scene, rng: np.random.Generator) -> Turn:
-    """Referring expressions in any order, each closed by a full stop: how phrases are fed for grounding."""
+    """Name all objects by referring expressions in any order, each with a full stop, as phrases to ground are given."""
     text, mentions = "", []
     for index in rng.permutation(len(scene.things)):
         phrase = pick(rng, referring_expressions(scene, scene.things[int(index)]))
@@ -147,12 +147,12 @@ def lookup_question(
     kinds: tuple[str, ...] = ("color", "shape", "size", "where", "where"),
     unsaid: tuple[str, ...] = (),
 ) -> Turn:
-    """An attribute question whose phrase says what the object is and never where: it has to be looked for.
+    """Ask an attribute of an object whose phrase says what it is and never where it is.
 
     Args:
-        scene: The scene.
-        rng: Source of randomness.
-        kinds: What is asked, each as often as it stands there.
+        scene: Scene whose objects the question may be about.
+        rng: Generator of the draws; the same state gives the same question.
+        kinds: Kinds of question to draw from, each as often as it stands there.
         unsaid: Attributes that the phrase must not mention either; ``("color",)``: look for it by its shape.
     """
     for index in rng.permutation(len(scene.things)):
@@ -170,7 +170,7 @@ def lookup_question(
 
 
 def count_question(scene: Scene, rng: np.random.Generator, *, by_shape: bool = False) -> Turn:
-    """How many objects of a colour, of a shape, or at all; ``by_shape``: of a shape, always."""
+    """Ask for the number of objects of a color, of a shape, or of all; ``by_shape``: always of a shape."""
     which = 1.0 if by_shape else rng.random()
     if which < 0.25:
         return Turn("count", _short("How many objects are there?", rng, 0.3), str(len(scene.things)))
@@ -186,9 +186,9 @@ def count_question(scene: Scene, rng: np.random.Generator, *, by_shape: bool = F
     return Turn("count", _short(f"How many {plural(shape)} are there?", rng, 0.3), str(number))
 
 
-def plural(shape: str) -> str:
-    """The shape's plural."""
-    return shape + ("es" if shape.endswith(("s", "x")) else "s")
+def plural(noun: str) -> str:
+    """Return the plural of a noun."""
+    return noun + ("es" if noun.endswith(("s", "x")) else "s")
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ class _Claim:
     """A question that is answered yes or no.
 
     Attributes:
-        question: Its words.
-        evidence: What the long answer adds to yes or no.
+        question: Text of the question, without any instruction on how to answer.
+        evidence: Text that the long answer adds to yes or no.
         mention: Phrase of the question that means the object it is about; None: it means no single object.
     """
 
@@ -217,8 +217,8 @@ def yes_no_question(
     """Return a question that is answered yes or no, of one of MME's coarse perception categories.
 
     Args:
-        scene: The scene.
-        rng: Source of randomness.
+        scene: Scene whose objects the question may be about.
+        rng: Generator of the draws; the same state gives the same question.
         truth: Which answer is wanted (None: either, evenly).
         category: ``existence``, ``count``, ``position`` or ``color`` (None: any).
         short_share: How often the "single word" instruction is added; without it the answer carries its evidence.
@@ -298,8 +298,8 @@ def choice_question(
     """Return an attribute question with lettered options; the answer is the letter.
 
     Args:
-        scene: The scene.
-        rng: Source of randomness.
+        scene: Scene whose objects the question may be about.
+        rng: Generator of the draws; the same state gives the same question.
         options: Number of options, 2 to 4.
         kinds: Kinds of question to draw from, each as often as it stands there.
     """
@@ -319,7 +319,7 @@ def with_options(asked: Turn, rng: np.random.Generator, options: int) -> Turn:
 
 
 def question(scene: Scene, kind: str, rng: np.random.Generator) -> Turn:
-    """A question of one of :data:`QUESTION_KINDS`; one that the scene does not allow turns into a colour question."""
+    """Ask a question of one of `QUESTION_KINDS`; where the scene does not allow its kind, ask for a color."""
     if kind in ("color", "size", "shape", "where"):
         return attribute_question(scene, kind, rng)
     if kind == "count":

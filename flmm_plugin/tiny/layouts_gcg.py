@@ -23,7 +23,7 @@ def write_grandf(root: Path, *, scenes: int = 60, seed: int = 1000, splits: Sequ
 
     Args:
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split.
+        scenes: Number of pictures to write per split.
         seed: Scenes are a function of it; training never uses these streams.
         splits: Names of the splits to write.
 
@@ -74,7 +74,7 @@ def write_reasonseg(root: Path, *, scenes: int = 60, seed: int = 1000, splits: S
 
     Args:
         root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split.
+        scenes: Number of pictures to write per split.
         seed: Scenes are a function of it; training never uses these streams.
         splits: Names of the splits to write.
 

@@ -42,8 +42,8 @@ def write_tables(root: Path, *, scenes: int, seed: int) -> Path:
     """Write all tables of `TABLES`, and their pictures under ``images``.
 
     Args:
-        root: Folder to write into.
-        scenes: Pictures per table.
+        root: Folder to write the tables and the folder ``images`` into.
+        scenes: Number of pictures to write per table.
         seed: Scenes are a function of it; training never uses these streams.
 
     Returns:

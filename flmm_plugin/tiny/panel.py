@@ -84,7 +84,7 @@ def write_panel(root: Path, *, scenes: int = SCENES, seed: int = SEED) -> Path:
 
     Args:
         root: Becomes a valid ``FLMM_DATA``, and a working folder for the stock tasks ``mme`` and ``pope``.
-        scenes: Pictures per split.
+        scenes: Number of pictures to write per split.
         seed: Scenes are a function of it.
 
     Returns:
@@ -105,7 +105,7 @@ def written_once(name: str, write: Callable[[Path], object]) -> Path:
 
     Args:
         name: Name of the folder; the version of the code that writes all folders follows it.
-        write: Fills an empty folder.
+        write: Function that fills the empty folder it is given.
     """
     root = cache_folder() / "tiny_world" / "-".join(filter(None, (name, _version())))
     if root.is_dir():

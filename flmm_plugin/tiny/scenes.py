@@ -1,4 +1,4 @@
-"""A procedural world of flat objects on textured grounds: scenes, pictures, exact masks.
+"""Draw synthetic scenes of flat objects on textured grounds: pictures and exact masks.
 
 A scene is a short list of objects on a 3 x 3 arrangement of places. Objects of the same kind repeat and overlap on
 purpose, so that only language ("the small red star at the left") tells them apart. A scene is a description; it can
@@ -94,9 +94,9 @@ def sample_scene(rng: np.random.Generator, *, min_things: int = 1, max_things: i
     """Draw a scene of ``min_things..max_things`` objects.
 
     Args:
-        rng: Source of randomness; the scene is a function of its state alone.
-        min_things: Fewest objects.
-        max_things: Most objects (at most nine: one per place).
+        rng: Generator of the draws; the scene is a function of its state alone.
+        min_things: Lowest number of objects, at least 1.
+        max_things: Highest number of objects, at most 9: one per place.
         repeat: Probability that an object copies colour, shape or both from an earlier one.
     """
     count = int(rng.integers(min_things, max_things + 1))
@@ -199,7 +199,7 @@ def render(scene: Scene, size: int = 224, *, softness: float = 1.0) -> npt.NDArr
     """Paint the scene.
 
     Args:
-        scene: What to paint.
+        scene: Scene whose ground and objects to paint, in that order.
         size: Side of the square picture in pixels.
         softness: Width of the anti-aliased outline in pixels.
 
@@ -217,7 +217,7 @@ def render(scene: Scene, size: int = 224, *, softness: float = 1.0) -> npt.NDArr
 
 
 def visible_masks(scene: Scene, size: int = 224) -> list[BoolArray]:
-    """What is seen of each object (in the order of ``scene.things``), ``bool [size, size]`` each."""
+    """Return the visible pixels of each object (in the order of ``scene.things``), ``bool [size, size]`` each."""
     masks: list[BoolArray] = []
     for thing in scene.things:
         rows, columns, cover = _coverage(thing, size, 1.0)

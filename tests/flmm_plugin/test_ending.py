@@ -74,7 +74,7 @@ def test_output_that_cannot_be_written_is_a_failure() -> None:
 
 def test_torch_is_announced_once_and_only_if_it_is_needed() -> None:
     code = (
-        "import sys; from flmm_plugin.waiting_line import announce; announce(); announce();"
+        "import sys; from flmm_plugin.command_line import announce; announce(); announce();"
         "import importlib.util as u; {}; print(len([f for f in sys.meta_path if 'Before' in type(f).__name__]))"
     )
     for what, left in (("pass", "1"), ("u.find_spec('torch'), u.find_spec('torch')", "0")):
