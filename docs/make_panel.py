@@ -173,7 +173,8 @@ def controls_csv(folders: Mapping[str, Path]) -> str:
 
     from flmm_plugin.reports.lmms_eval_files import read
     from flmm_plugin.tasks.controls import controlled
-    from flmm_plugin.tasks.rescoring import Options, find_samples, rescore, task_of
+    from flmm_plugin.tasks.rescoring import Options, rescore
+    from flmm_plugin.tasks.sample_log import find_samples, task_of
 
     logger.disable("lmms_eval")  # its scores say what they found, for every draw of an interval
     never: dict[str, Mapping[str, float]] = {}
@@ -212,7 +213,7 @@ def controls_csv(folders: Mapping[str, Path]) -> str:
 def picked_controls(log: Path, metric: str) -> dict[str, dict[str, float | None]]:
     """Controls of a task that picks one of two words: of the picks, as `tasks.controls` makes them of replies."""
     from flmm_plugin.tasks.controls import logged
-    from flmm_plugin.tasks.rescoring import read_samples
+    from flmm_plugin.tasks.sample_log import read_samples
 
     lines = list(read_samples(log))
     wanted = [str(line["target"]) for line in lines]
@@ -236,7 +237,7 @@ def picked_controls(log: Path, metric: str) -> dict[str, dict[str, float | None]
 
 def second_look_csv(folders: Mapping[str, Path]) -> str:
     """Percent of right answers by what is asked for, without and with a second look."""
-    from flmm_plugin.tasks.rescoring import find_samples, read_samples, task_of
+    from flmm_plugin.tasks.sample_log import find_samples, read_samples, task_of
 
     logs = {task_of(path): path for path in find_samples([folders["flmm"]])}
     right: dict[str, dict[str, list[bool]]] = {kind: {look: [] for look in LOOKS} for kind in ASKED_FOR.values()}

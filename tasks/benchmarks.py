@@ -72,9 +72,9 @@ def read_parquet(root: Path, repo: str, expected: int) -> Split:
     """Count the rows of a data set's test split, from the files' footers.
 
     Args:
-        root: Data root.
-        repo: Of `parquet_part`.
-        expected: Official number of rows.
+        root: Folder that holds the benchmarks' files.
+        repo: Name of the data set on the hub.
+        expected: Number of rows that the official split has.
 
     Raises:
         DataNotFound: There are no files.

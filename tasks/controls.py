@@ -1,4 +1,4 @@
-"""Controls of a run, from its logged samples: what the same scoring gives to replies that saw nothing, or another.
+"""Score control replies: what the same scoring gives to replies that saw nothing, or another picture.
 
 A number means something beside what a model without eyes would get. Every control rewrites the logged replies and
 scores them by the functions that scored the run; no model is needed. What a control does not touch (a caption, when
@@ -19,24 +19,15 @@ from tqdm import tqdm
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import BoolMask, decode_rle, encode_rle, mask_box, parse_masks_json
-from flmm_plugin.tasks.rescoring import (
-    Options,
-    Record,
-    Score,
-    documents_of,
-    quiet,
-    reply_of,
-    score,
-    score_line,
-    scorer_of,
-    task_of,
-)
+from flmm_plugin.tasks.rescoring import Log, Options, quiet, score
+from flmm_plugin.tasks.sample_log import Record, reply_of
 from flmm_plugin.tasks.task_files import aggregations
 
 Reference = Mapping[str, Any]
 Size = tuple[int, int]
 
 _SEED = 0  # of the one order in which documents exchange their replies
+_WITHOUT_INTERVAL = Options(resamples=0)
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Logged:
     """One document of a log.
 
     Attributes:
-        reply: The model's.
+        reply: What the model said, masks JSON or text.
         reference: What it was compared with.
         other: Place of a document about another picture; each document is the other of one.
     """
@@ -59,9 +50,9 @@ class Controlled:
     """A run's numbers beside those of its controls.
 
     Attributes:
-        path: The samples.
-        task: Of which task.
-        documents: How many.
+        path: The samples file of the run.
+        task: Name of the task that was run.
+        documents: Number of lines in the log.
         values: Control -> metric -> value; the run itself is `RUN`. None: the metric could not be computed. A metric
             that the control does not touch is absent.
     """
@@ -90,47 +81,47 @@ def controlled(path: Path, task: str | None = None, metrics: Sequence[str] = ())
 
     Args:
         path: Written by lmms-eval with ``--log_samples``.
-        task: Whose; None: as the file's name says.
+        task: Name of the task that was run; None: as the file's name says.
         metrics: Only these; none: all that are numbers.
 
     Raises:
         UnknownArgument: The task's log has no whole reference, so that nothing but the logged counts can be scored.
         DataNotFound, BadAnnotation: As `flmm_plugin.tasks.rescoring.rescore`.
     """
-    name = task or task_of(path)
-    lines, _ = documents_of(path, name)
-    scorer = scorer_of(name)
-    if scorer is None or not all("reference" in line for line in lines):
-        raise UnknownArgument(f"{path.name} has no whole reference to score controls of {name} against")
-    documents = logged(lines)
-    functions = {key: found for key, found in aggregations(name).items() if not metrics or key in metrics}
-    plain = [score_line(scorer, line, path, name) for line in lines]
-    run = {metric: _scored(metric, found, plain) for metric, found in functions.items() if _is_share(metric, plain)}
-    shares = {metric: one.value for metric, one in run.items() if not one.problem.startswith("not a number")}
-    values = {RUN: shares}
-    for control in tqdm(_possible(documents), desc=f"{name}: controls", disable=quiet()):
+    log = Log(path, task)
+    if not log.has_references:
+        raise UnknownArgument(f"{path.name} has no whole reference to score controls of {log.task} against")
+    documents = logged(log.lines)
+    run = [log.score(line) for line in log.lines]
+    functions = {
+        metric: function
+        for metric, function in aggregations(log.task).items()
+        if (not metrics or metric in metrics) and _is_share(metric, run)
+    }
+    values: dict[str, dict[str, float | None]] = {RUN: {}}
+    for metric, function in functions.items():
+        found = score(metric, function, run, _WITHOUT_INTERVAL)
+        if not found.problem.startswith("not a number"):
+            values[RUN][metric] = found.value
+    for control in tqdm(_possible(documents), desc=f"{log.task}: controls", disable=quiet()):
         replies = rewritten(control, documents)
-        records = [score_line(scorer, line, path, name, reply) for line, reply in zip(lines, replies, strict=True)]
+        records = [log.score(line, reply) for line, reply in zip(log.lines, replies, strict=True)]
         values[control] = {
-            metric: _scored(metric, functions[metric], records).value
-            for metric in shares
-            if any(one.get(metric) != two.get(metric) for one, two in zip(records, plain, strict=True))
+            metric: score(metric, functions[metric], records, _WITHOUT_INTERVAL).value
+            for metric in values[RUN]
+            if any(one.get(metric) != two.get(metric) for one, two in zip(records, run, strict=True))
         }
-    return Controlled(path, name, len(lines), values)
+    return Controlled(path, log.task, len(log.lines), values)
 
 
 def _is_share(metric: str, records: Sequence[Record]) -> bool:
-    """Whether documents have a metric that a control can say something about: no number of items."""
+    """Return whether documents have a metric that a control can say something about: no number of items."""
     samples = [record[metric] for record in records if metric in record]
     return bool(samples) and not any(isinstance(sample, Mapping) and "count" in sample for sample in samples)
 
 
-def _scored(metric: str, aggregate: Callable[[Any], Any], records: Sequence[Record]) -> Score:
-    return score(metric, aggregate, records, Options(resamples=0), None)
-
-
 def logged(lines: Sequence[Record]) -> list[Logged]:
-    """Documents in the order of their lines, each with another one."""
+    """Return the documents in the order of their lines, each with another one."""
     pictures = [_picture(line) for line in lines]
     order = [int(place) for place in np.random.default_rng(_SEED).permutation(len(lines))]
     others = dict(zip(order, [*order[1:], *order[:1]], strict=True))
@@ -141,7 +132,9 @@ def logged(lines: Sequence[Record]) -> list[Logged]:
             if pictures[others[rival]] != pictures[place] and pictures[others[place]] != pictures[rival]:
                 others[place], others[rival] = others[rival], others[place]
                 break
-    return [Logged(reply_of(line), line["reference"], others[place]) for place, line in enumerate(lines)]
+    return [
+        Logged(reply_of(line["filtered_resps"]), line["reference"], others[place]) for place, line in enumerate(lines)
+    ]
 
 
 def _picture(line: Record) -> Any:
@@ -166,7 +159,7 @@ def _possible(documents: Sequence[Logged]) -> list[str]:
 
 
 def rewritten(control: str, documents: Sequence[Logged]) -> list[str]:
-    """The replies of a control, one per document.
+    """Return the replies of a control, one per document.
 
     Raises:
         UnknownArgument: There is no such control.
@@ -239,7 +232,7 @@ _REWRITE: Mapping[str, Callable[[Logged, Logged], str]] = {
 
 
 def fitted(mask: BoolMask, size: Size) -> BoolMask:
-    """A mask of another picture, ``bool[H', W']``, stretched to ``(H, W)`` by nearest pixels.
+    """Return a mask of another picture, ``bool[H', W']``, stretched to ``(H, W)`` by nearest pixels.
 
     >>> fitted(np.array([[True, False]]), (2, 4)).astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0]]
@@ -255,7 +248,7 @@ def _masks(one: Logged) -> tuple[BoolMask, ...]:
 
 
 def _with_masks(one: Logged, masks: Sequence[BoolMask]) -> str:
-    """A reply with other masks and their boxes; one without masks as it is."""
+    """Return a reply with other masks and their boxes; one without masks as it is."""
     if not masks:
         return one.reply
     content = json.loads(one.reply)
@@ -267,7 +260,7 @@ def _with_masks(one: Logged, masks: Sequence[BoolMask]) -> str:
 
 
 def _answered(reply: str, answer: str) -> str:
-    """A reply with another answer; its masks and boxes stay."""
+    """Return a reply with another answer; its masks and boxes stay."""
     try:
         content = json.loads(reply)
     except ValueError:
@@ -285,6 +278,6 @@ def _fractions(box: Sequence[float], size: Size) -> dict[str, float]:
 
 
 def _size(reference: Reference) -> Size | None:
-    """``(H, W)`` of the picture, where the log has it."""
+    """Return ``(H, W)`` of the picture, where the log has it."""
     size = reference.get("size") or (0, 0)
     return (int(size[0]), int(size[1])) if size[0] else None

@@ -44,7 +44,7 @@ def _files(kind: str) -> Mapping[str, Path]:
 
 
 def task_config(name: str) -> dict[str, Any]:
-    """A task's configuration, includes merged in as lmms-eval does; functions are their dotted names.
+    """Return a task's configuration, includes merged in as lmms-eval does; functions are their dotted names.
 
     Raises:
         UnknownArgument: There is no such task; the nearest one is offered.
@@ -77,7 +77,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def dotted(path: str) -> Callable[..., Any]:
-    """The function of a dotted name, as `task_config` has it."""
+    """Return the function of a dotted name, as `task_config` has it."""
     module, _, name = path.rpartition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

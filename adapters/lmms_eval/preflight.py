@@ -277,10 +277,10 @@ def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
 
 def _reads(name: str) -> bool:
     """Have the task's own reader say the last word: it may know a place that no list has."""
-    from flmm_plugin.tasks.plain_task import PlainTask
+    from flmm_plugin.tasks.standalone import StandaloneTask
 
     try:
-        docs = PlainTask(name).docs
+        docs = StandaloneTask(name).docs
         return len(docs) == 0 or Path(str(docs[0]["image_path"])).is_file()
     except (FlmmError, OSError, KeyError):
         return False

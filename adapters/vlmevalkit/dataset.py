@@ -23,7 +23,7 @@ from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, headline_firs
 from flmm_plugin.adapters.vlmevalkit.command_line import refuse_format
 from flmm_plugin.adapters.vlmevalkit.messages import as_scored, message_of
 from flmm_plugin.errors import BadAnnotation, DataNotFound
-from flmm_plugin.tasks.plain_task import PlainTask, Record
+from flmm_plugin.tasks.standalone import Record, StandaloneTask
 
 _SCORE_ENDING = "_score.json"
 _DETAIL_ENDING = "_detail.jsonl"
@@ -56,7 +56,7 @@ class FlmmBenchmark(ImageBaseDataset):
             UnknownArgument: Result files would cut masks off (``PRED_FORMAT``).
         """
         refuse_format([dataset])
-        self._tasks = {label: PlainTask(name) for label, name in BENCHMARKS[dataset].items()}
+        self._tasks = {label: StandaloneTask(name) for label, name in BENCHMARKS[dataset].items()}
         # The task and the document of each row.
         self._places = [(label, number) for label, task in self._tasks.items() for number in range(len(task.docs))]
         if not self._places:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
+from flmm_plugin.cli.output import note, print_json
 from flmm_plugin.errors import FlmmError, UnknownArgument
 
 if TYPE_CHECKING:
@@ -71,32 +69,66 @@ def add_subcommand(commands: Any) -> None:
     parser.set_defaults(run=_score)
 
 
-@contextmanager
-def _without_words_of_the_harness() -> Iterator[None]:
-    """Some of lmms-eval's scores log what they found, which here would be once for every draw of an interval."""
-    try:
-        from loguru import logger
-    except ImportError:  # there is no harness either
-        yield
-        return
+def _score(args: argparse.Namespace) -> int:
+    from loguru import logger
+
+    # Some of lmms-eval's scores log what they found, which here would be once for every draw of an interval.
     logger.disable("lmms_eval")
     try:
-        yield
+        return _scored(args)
     finally:
         logger.enable("lmms_eval")
 
 
-def _score(args: argparse.Namespace) -> int:
-    with _without_words_of_the_harness():
-        return _scored(args)
-
-
 def _scored(args: argparse.Namespace) -> int:
     from flmm_plugin.tasks.controls import CONTROLS
-    from flmm_plugin.tasks.rescoring import find_samples, rescore, task_of
+    from flmm_plugin.tasks.rescoring import Options, rescore
+
+    wanted = tuple(name.strip() for name in (args.metrics or "").split(",") if name.strip())
+    options = Options(args.source, args.resamples, args.level, args.seed, args.encoder, wanted)
+    logs = _logs(args, wanted)
+    results: list[tuple[Rescored, Controlled | None]] = []
+    problems: list[str] = []
+    for path, metrics in logs:
+        try:
+            result = rescore(path, args.task, replace(options, metrics=metrics))
+        except FlmmError as exc:
+            if len(logs) == 1:
+                raise
+            problems.append(f"flmm: {type(exc).__name__}: {' '.join(str(exc).split())}")
+            continue
+        problems += [
+            f"flmm: {path.name}: no {one.metric}: {one.problem}"
+            for one in result.scores
+            if one.metric in wanted and one.value is None
+        ]
+        results.append((result, _controls(path, args.task, metrics) if args.controls else None))
+    if args.json:
+        listed = [
+            {**asdict(result), "path": str(result.path), **({"controls": table.values} if table is not None else {})}
+            for result, table in results
+        ]
+        print_json({"options": asdict(options), "results": listed})
+    else:
+        texts = []
+        for result, table in results:
+            texts.append(as_text(result, options))
+            if table is not None:
+                texts.append(controls_as_text(table))
+        if args.controls:
+            texts.append("\n".join(f"{name}: {what}" for name, what in CONTROLS.items()))
+        if texts:
+            print("\n\n".join(texts))
+    for problem in problems:
+        note(problem)
+    return 2 if problems else 0
+
+
+def _logs(args: argparse.Namespace, wanted: tuple[str, ...]) -> list[tuple[Path, tuple[str, ...]]]:
+    """The sample files to score, and the metrics wanted of each; of several, those that have none are left out."""
+    from flmm_plugin.tasks.sample_log import find_samples, task_of
     from flmm_plugin.tasks.task_files import aggregations, task_files
 
-    options = _options(args)
     found = find_samples(args.samples)
     if args.task is None:
         # A folder also holds the samples of stock tasks; a file that was named is scored or refused.
@@ -105,80 +137,30 @@ def _scored(args: argparse.Namespace) -> int:
             raise UnknownArgument(
                 f"no samples of this package's tasks in {', '.join(map(str, args.samples))}; `flmm list` names them all"
             )
-    results: list[Rescored] = []
-    tables, problems = [], []
+    logs = []
     for path in found:
-        has = aggregations(args.task or task_of(path))
-        metrics = tuple(metric for metric in options.metrics if metric in has)
-        # Of several tasks, those that have none of the metrics that were asked for are left out.
-        if metrics or not options.metrics or len(found) == 1:
-            chosen = replace(options, metrics=metrics or options.metrics)
-            try:
-                results.append(rescore(path, args.task, chosen))
-            except FlmmError as exc:
-                if len(found) == 1:
-                    raise
-                problems.append(f"flmm: {type(exc).__name__}: {' '.join(str(exc).split())}")
-                continue
-            tables.append(_controls(path, args.task, chosen.metrics) if args.controls else None)
-    problems += [
-        f"flmm: {one.path.name}: no {score.metric}: {score.problem}"
-        for one in results
-        for score in one.scores
-        if score.metric in options.metrics and score.value is None
-    ]
-    if not results and not problems:
-        raise UnknownArgument(f"none of the {len(found)} tasks has a metric {' or '.join(options.metrics)}")
-    if args.json:
-        listed = [
-            {**as_json(one), **({"controls": table.values} if table is not None else {})}
-            for one, table in zip(results, tables, strict=True)
-        ]
-        print(json.dumps({"options": asdict(options), "results": listed}, indent=1))
-        return _status(problems)
-    texts = []
-    for one, table in zip(results, tables, strict=True):
-        texts += [as_text(one, options), *([controls_as_text(table)] if table is not None else [])]
-    if args.controls:
-        texts.append("\n".join(f"{name}: {what}" for name, what in CONTROLS.items()))
-    if texts:
-        print("\n\n".join(texts))
-    return _status(problems)
-
-
-def _status(problems: Sequence[str]) -> int:
-    """Say what was asked for and is not there; the exit status."""
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 2 if problems else 0
+        known = aggregations(args.task or task_of(path))
+        metrics = tuple(metric for metric in wanted if metric in known)
+        if metrics or not wanted or len(found) == 1:
+            logs.append((path, metrics or wanted))
+    if not logs:
+        raise UnknownArgument(f"none of the {len(found)} tasks has a metric {' or '.join(wanted)}")
+    return logs
 
 
 def _controls(path: Path, task: str | None, metrics: tuple[str, ...]) -> Controlled | None:
-    """The controls of a log; None, with a word, for one that was written without its references."""
+    """The controls of a log; None, with a note, for one that was written without its references."""
     from flmm_plugin.tasks.controls import controlled
 
     try:
         return controlled(path, task, metrics)
     except UnknownArgument as exc:
-        print(f"no controls: {exc}", file=sys.stderr)
+        note(f"no controls: {exc}")
         return None
 
 
-def _options(args: argparse.Namespace) -> Options:
-    from flmm_plugin.tasks.rescoring import Options, Source
-
-    assert args.source in get_args(Source), "the parser offers these alone"
-    metrics = tuple(name.strip() for name in args.metrics.split(",") if name.strip()) if args.metrics else ()
-    return Options(args.source, args.resamples, args.level, args.seed, args.encoder, metrics)
-
-
-def as_json(result: Rescored) -> dict[str, Any]:
-    """One file's scores as plain data."""
-    return {**asdict(result), "path": str(result.path)}
-
-
 def as_text(result: Rescored, options: Options) -> str:
-    """One file's scores as a table for a terminal."""
+    """Return one file's scores as a table for a terminal."""
     how = {
         "predictions": "scored anew from the predictions",
         "counts": "summed up from logged counts",
@@ -202,7 +184,7 @@ def as_text(result: Rescored, options: Options) -> str:
 
 
 def controls_as_text(table: Controlled) -> str:
-    """A run beside its controls as a table for a terminal; a dash where a control leaves a metric as it is."""
+    """Return a run beside its controls as a table for a terminal; a dash where a control leaves a metric as it is."""
     names = list(table.values)
     rows = [("metric", *names)]
     for metric in table.values[names[0]]:
@@ -223,7 +205,9 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "N/A" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
+    if value is None:
+        return "N/A"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _interval(score: Score) -> str:

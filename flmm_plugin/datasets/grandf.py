@@ -62,10 +62,9 @@ class GranDfItem:
 
     Attributes:
         image_id: As text, whatever the file has.
-        image_path: Its file; not opened.
-        height: Of the picture in pixels, as the file states it.
-        width: Likewise.
-        caption: The reference caption.
+        image_path: File of the picture; not opened.
+        height, width: Of the picture in pixels, as the file states them.
+        caption: The one reference caption of the picture.
         labels: Phrases of the caption, in file order.
         masks: COCO run-length codes of the picture's size, in file order; mask i shows label i.
     """
@@ -84,7 +83,7 @@ class GranDfDataset(SplitReader[GranDfItem]):
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
-        split: ``val`` or ``test``.
+        split: Name of the split: ``val`` or ``test``.
 
     Raises:
         UnknownArgument: Another split.
@@ -139,7 +138,7 @@ class GranDfDataset(SplitReader[GranDfItem]):
     def _masks_of(
         self, images: Mapping[str, Any], annotations: list[dict[str, Any]]
     ) -> dict[str, list[dict[str, Any]]]:
-        """The mask annotations of each picture."""
+        """Return the mask annotations of each picture."""
         masked: dict[str, list[dict[str, Any]]] = {}
         known: set[str] = set()
         for annotation in annotations:
@@ -166,7 +165,7 @@ class GranDfDataset(SplitReader[GranDfItem]):
 
 
 def _unusual(item: GranDfItem) -> Iterator[Problem]:
-    """What is odd about a picture and is kept as it is."""
+    """Yield the oddities of a picture, which are kept as they are."""
     picture = f"picture {item.image_id}"
     if len(item.labels) != len(item.masks):
         counts = f"{len(item.labels)} labels and {len(item.masks)} masks"

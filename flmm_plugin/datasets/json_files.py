@@ -1,4 +1,4 @@
-"""Annotation files in JSON, read so that every damage has a name and says what to do."""
+"""Read annotation files in JSON so that every damage has a name and says what to do."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STRANGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, Overflow
 
 
 def read_json(path: Path, fallback: str | None = None) -> Any:
-    """What a file holds: UTF-8 with or without a byte order mark.
+    """Read a JSON file: UTF-8 with or without a byte order mark.
 
     Args:
-        path: The file.
+        path: The file, named in every message.
         fallback: Encoding to try where the bytes are not UTF-8.
 
     Raises:
@@ -88,10 +88,10 @@ def fields_of(where: str, fix: str = "fetch the file again") -> Iterator[None]:
 # Fields of a record. What is of another kind raises one of `STRANGE`: ``int`` and ``str`` would make something of it.
 
 
-def whole(value: Any) -> int:
+def integer(value: Any) -> int:
     """Read a whole number: 5, 5.0 or "5".
 
-    >>> whole("5")
+    >>> integer("5")
     5
     """
     if isinstance(value, str) and value.isascii() and value.isdigit():
@@ -112,7 +112,7 @@ def coordinate(value: Any) -> float:
 
 def size_of(record: Any) -> tuple[int, int]:
     """Read ``height`` and ``width`` of a picture, at least 1 pixel each."""
-    height, width = whole(record["height"]), whole(record["width"])
+    height, width = integer(record["height"]), integer(record["width"])
     if not (0 < height < FARTHEST and 0 < width < FARTHEST and height * width <= LARGEST_MASK):
         raise ValueError(f"a picture of {height} x {width} pixels")
     return height, width
@@ -120,7 +120,7 @@ def size_of(record: Any) -> tuple[int, int]:
 
 def name_of(value: Any) -> str:
     """Read an id that is a text or a whole number."""
-    return text_of(value) if isinstance(value, str) else str(whole(value))
+    return text_of(value) if isinstance(value, str) else str(integer(value))
 
 
 def text_of(value: Any) -> str:

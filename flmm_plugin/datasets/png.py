@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from flmm_plugin.data.registry import Archive, Part
 from flmm_plugin.data.root import data_root
-from flmm_plugin.datasets.json_files import STRANGE, fields_of, name_of, read_json, size_of, text_of, whole
+from flmm_plugin.datasets.json_files import STRANGE, fields_of, integer, name_of, read_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.reader import SplitReader
 from flmm_plugin.datasets.refer import COCO_ADDRESS, COCO_LICENCE
@@ -40,6 +40,10 @@ from flmm_plugin.records import BoolMask
 Span = tuple[int, int]
 
 SPLITS = ("train", "val")
+
+#: Narratives of the official files, as papers state them (arXiv 2208.05647, section 4.1); nobody states the phrases. A
+#: file with fewer is a part of its split, however many of its phrases are scored.
+OFFICIAL_NARRATIVES: Mapping[str, int] = {"val": 8380, "train": 133103}
 
 #: How pictures and maps are opened: COCO annotates the pixels as they are stored, whatever the orientation tag says.
 ORIENTATION: Orientation = "stored"
@@ -100,12 +104,12 @@ class PngPhrase:
     """One phrase of a narrative that names segments.
 
     Attributes:
-        piece: Index of its utterance.
+        piece: Index of its utterance in the narrative.
         text: The utterance, as it stands in the narrative.
         span: Its characters ``[start, end)`` in the narrative.
         segment_ids: Of the panoptic map, at least one.
         things: Per segment whether its category is a thing (else it is stuff).
-        plural: The annotators' flag.
+        plural: The annotators' flag, True for several things.
     """
 
     piece: int
@@ -123,9 +127,9 @@ class Narrative:
     Attributes:
         index: Place in the annotation file.
         image_id: COCO's id of the picture.
-        annotator_id: Who described it.
+        annotator_id: Id of the person who described it.
         image_path: The picture; not opened, so it may be missing or damaged.
-        map_path: The panoptic map; exists.
+        map_path: File of the panoptic map; it exists.
         height, width: In pixels, as the panoptic annotation states them.
         utterances: All pieces of the narrative, in order.
         phrases: Those that name segments, at least one.
@@ -149,7 +153,7 @@ class Narrative:
 
 @dataclass(frozen=True)
 class _Panoptic:
-    """What the panoptic annotation says of one picture."""
+    """One picture of the panoptic annotation."""
 
     map_name: str
     height: int
@@ -162,7 +166,7 @@ class PngDataset(SplitReader[Narrative]):
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
-        split: ``train`` or ``val``.
+        split: Name of the split: ``train`` or ``val``.
 
     Attributes:
         in_file: Narratives in the file, usable or not.
@@ -202,15 +206,15 @@ class PngDataset(SplitReader[Narrative]):
     def _narratives(
         self, listed: Sequence[Any], pictures: Mapping[int, _Panoptic], problems: list[Problem]
     ) -> Iterator[Narrative]:
-        """The narratives that can be used; why the others cannot be is added to `problems`."""
+        """Yield the narratives that can be used; why the others cannot be is added to `problems`."""
         with os.scandir(self.map_folder) as entries:  # one listing is far quicker than thousands of questions
             maps = frozenset(entry.name for entry in entries)
         seen: set[tuple[int, str, tuple[str, ...]]] = set()
         for index, one in enumerate(listed):
             try:
-                image_id, annotator = whole(one["image_id"]), name_of(one.get("annotator_id", ""))
+                image_id, annotator = integer(one["image_id"]), name_of(one.get("annotator_id", ""))
                 utterances = tuple(text_of(segment["utterance"]) for segment in one["segments"])
-                ids = [[whole(number) for number in segment["segment_ids"]] for segment in one["segments"]]
+                ids = [[integer(number) for number in segment["segment_ids"]] for segment in one["segments"]]
                 plural = [_flag(segment.get("plural", False)) for segment in one["segments"]]
             except STRANGE as exc:
                 problems.append(Problem("a field is missing or strange", f"narrative {index} ({exc!r})"))
@@ -245,6 +249,11 @@ class PngDataset(SplitReader[Narrative]):
                 )
 
     @property
+    def source(self) -> str:
+        """The annotation file, and how much of the official one it is."""
+        return f"{self.narratives_path}: {self.in_file} narratives, officially {OFFICIAL_NARRATIVES[self.split]}"
+
+    @property
     def phrases(self) -> int:
         """Phrases of all usable narratives."""
         return sum(len(narrative.phrases) for narrative in self)
@@ -266,7 +275,7 @@ def read_panoptic_map(path: str | os.PathLike[str], size: tuple[int, int]) -> np
     """Read the segment of every pixel, ``[H, W]`` in the image frame.
 
     Args:
-        path: A COCO panoptic PNG.
+        path: File of a panoptic map, a PNG as COCO writes it.
         size: ``(H, W)`` that the annotation states.
 
     Raises:
@@ -301,7 +310,7 @@ def phrase_masks(
     """Return the `phrase_mask` of several phrases of one map.
 
     Args:
-        segments: The map, ``[H, W]``.
+        segments: Segment of each pixel of the map, ``[H, W]``.
         phrases: The segments of each phrase.
         path: The map's file, for messages.
 
@@ -322,7 +331,7 @@ def _phrases(
     picture: _Panoptic,
     problems: list[Problem],
 ) -> Iterator[PngPhrase]:
-    """The phrases of one narrative that can be used."""
+    """Yield the phrases of one narrative that can be used."""
     end = 0
     for piece, (text, segments) in enumerate(zip(utterances, segment_ids, strict=True)):
         start = end
@@ -347,25 +356,25 @@ def _phrases(
 
 
 def _read_panoptic(path: Path, problems: list[Problem]) -> dict[int, _Panoptic]:
-    """Every picture that the panoptic annotation has, by id."""
+    """Return every picture that the panoptic annotation has, by id."""
     content = read_json(path)
     pictures: dict[int, _Panoptic] = {}
     with fields_of(f"{path} is not a COCO panoptic annotation: it", "fetch it again"):
-        is_thing = {whole(one["id"]): _flag(one["isthing"]) for one in content["categories"]}
-        sizes = {whole(one["id"]): size_of(one) for one in content["images"]}
+        is_thing = {integer(one["id"]): _flag(one["isthing"]) for one in content["categories"]}
+        sizes = {integer(one["id"]): size_of(one) for one in content["images"]}
         for one in content["annotations"]:
-            image_id = whole(one["image_id"])
+            image_id = integer(one["image_id"])
             if image_id in pictures:
                 problems.append(Problem("picture is annotated twice, the first time counts", f"image {image_id}"))
                 continue
             things: dict[int, bool] = {}
             for segment in one["segments_info"]:
-                number = whole(segment["id"])
+                number = integer(segment["id"])
                 if number in things:
                     place = f"image {image_id}, {number}"
                     problems.append(Problem("segment is listed twice, the first time counts", place))
                     continue
-                things[number] = is_thing[whole(segment["category_id"])]
+                things[number] = is_thing[integer(segment["category_id"])]
             pictures[image_id] = _Panoptic(text_of(one["file_name"]), *sizes[image_id], things)
     return pictures
 
@@ -377,6 +386,6 @@ def _flag(value: Any) -> bool:
 
 
 def _unnested(folder: Path) -> Path:
-    """The folder of the same name inside, where there is one: so COCO's own archive of archives unpacks."""
+    """Return the folder of the same name inside, where there is one: so COCO's own archive of archives unpacks."""
     inner = folder / folder.name
     return inner if inner.is_dir() else folder

@@ -22,10 +22,10 @@ class SplitReader(Sequence[Item]):
     """The items of one split, in file order; a class derives from it and says how the official files are read.
 
     Args:
-        root: Data root.
+        root: Folder that holds the benchmarks' files.
         key: Name of the prepared copy (`flmm_plugin.datasets.prepared`), different for everything that changes items.
         record: Class of the items, a frozen dataclass.
-        annotations: The annotation files.
+        annotations: The annotation files, which the digest is of.
         folders: Folders whose listing matters too.
 
     Attributes:
@@ -64,8 +64,13 @@ class SplitReader(Sequence[Item]):
         return iter(self._items)
 
     @property
+    def source(self) -> str:
+        """The place of the annotations, for messages."""
+        return str(self.annotations[0])
+
+    @property
     def problem_counts(self) -> dict[str, int]:
-        """How many problems there are of each kind."""
+        """The number of problems of each kind."""
         return counted(self.problems)
 
     @property
@@ -80,7 +85,7 @@ class SplitReader(Sequence[Item]):
         """Return what a data check says about the split.
 
         Args:
-            name: Of the split.
+            name: Name of the split, as in task names.
             unit: What an item is: pictures, questions, ...
             expected: Official number of items, None where nobody states one.
         """
@@ -94,7 +99,7 @@ def known_name(what: str, name: str, known: Iterable[str]) -> str:
     Args:
         what: Of what it is a name, e.g. ``split``.
         name: As the user gave it.
-        known: All names that exist.
+        known: All names that exist, in any order.
 
     Raises:
         UnknownArgument: It is none of them; the nearest one is offered.

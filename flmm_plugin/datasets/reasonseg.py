@@ -64,10 +64,9 @@ class ReasonSegItem:
     Attributes:
         name: Of the pair of files, without suffix.
         image_path: The picture; its size was read, its pixels were not.
-        height: Of the picture in pixels.
-        width: Likewise.
+        height, width: Size of the picture in pixels.
         query: What is asked for: a sentence or a short phrase.
-        is_sentence: Which of the two.
+        is_sentence: Whether the query is a sentence.
         shapes: Polygons with their label, ``(label, points [p, 2] as (x, y))``, in file order.
     """
 
@@ -90,7 +89,7 @@ class ReasonSegDataset(SplitReader[ReasonSegItem]):
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
-        split: ``val``, ``test`` or ``train``.
+        split: Name of the split: ``val``, ``test`` or ``train``.
 
     Raises:
         UnknownArgument: Another split.
@@ -121,8 +120,13 @@ class ReasonSegDataset(SplitReader[ReasonSegItem]):
         return items, {}
 
     @property
+    def source(self) -> str:
+        """The folder of the split."""
+        return str(self.folder)
+
+    @property
     def official_size(self) -> int:
-        """How many pictures the released split has."""
+        """The number of pictures in the released split."""
         return OFFICIAL_SIZES[self.split]
 
     @property
@@ -141,8 +145,8 @@ def draw_shapes(
 
     Args:
         shapes: (label, points as (x, y)). A label with "ignore" in it, in any case, is ignored; "flag" is not drawn.
-        height: Of the picture.
-        width: Of the picture.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
 
     Returns:
         ``uint8[H, W]``, image frame.

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from flmm_plugin.data.registry import Archive, Part
 from flmm_plugin.data.root import data_root
-from flmm_plugin.datasets.json_files import STRANGE, fields_of, inside, read_json, size_of, text_of, whole
+from flmm_plugin.datasets.json_files import STRANGE, fields_of, inside, integer, read_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.reader import SplitReader, known_name
 from flmm_plugin.datasets.safe_pickle import load_data_pickle
@@ -33,7 +33,7 @@ from flmm_plugin.records import BoolMask, decode_rle
 
 
 class SplitSize(NamedTuple):
-    """How many refs, sentences and pictures an official split has; None where no source states it."""
+    """Numbers of refs, sentences and pictures of an official split; None where no source states it."""
 
     refs: int
     sentences: int | None
@@ -152,7 +152,7 @@ class ReferDataset(SplitReader[ReferItem]):
 
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
-        name: ``refcoco``, ``refcoco+`` or ``refcocog``.
+        name: Name of the data set: ``refcoco``, ``refcoco+`` or ``refcocog``.
         split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``; see `split_matches`.
         by: Who split the data; None means the split that papers use (``unc``, ``unc``, ``umd``).
 
@@ -208,9 +208,9 @@ class ReferDataset(SplitReader[ReferItem]):
                 f"{named} of {self.refs_path} has no match in {self.instances_path} or",
                 "both files must be of the same archive",
             ):
-                image_id, ann_id, ref_id = whole(ref["image_id"]), whole(ref["ann_id"]), whole(ref["ref_id"])
+                image_id, ann_id, ref_id = integer(ref["image_id"]), integer(ref["ann_id"]), integer(ref["ref_id"])
                 image, annotation = images[image_id], objects[ann_id]
-                if whole(annotation["image_id"]) != image_id:
+                if integer(annotation["image_id"]) != image_id:
                     raise ValueError(f"the annotation is of image {annotation['image_id']}")
                 height, width = size_of(image)
                 sentences = list(_sentences(ref["sentences"], named, problems))
@@ -260,7 +260,7 @@ def split_matches(ref_split: str, asked: str) -> bool:
 def _by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for one in listed:
-        if found.setdefault(whole(one["id"]), one) != one:
+        if found.setdefault(integer(one["id"]), one) != one:
             raise BadAnnotation(
                 f"{path} lists id {one['id']} twice with different content, so that nobody can tell which one a ref "
                 "means; fetch it again"
@@ -269,7 +269,7 @@ def _by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
 
 
 def _sentences(listed: Sequence[Mapping[str, Any]], where: str, problems: list[Problem]) -> Iterator[tuple[str, str]]:
-    """Each sentence of a ref as it was typed and as it was cleaned."""
+    """Yield each sentence of a ref as it was typed and as it was cleaned."""
     for place, sentence in enumerate(listed):
         texts = {}
         for key in ("raw", "sent"):

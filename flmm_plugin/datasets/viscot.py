@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from flmm_plugin.data.registry import Archive, Part
 from flmm_plugin.data.root import data_root
-from flmm_plugin.datasets.json_files import coordinate, fields_of, parsed_json, size_of, text_of, whole
+from flmm_plugin.datasets.json_files import coordinate, fields_of, integer, parsed_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.reader import SplitReader, known_name
 from flmm_plugin.errors import BadAnnotation
@@ -148,13 +148,13 @@ class VisCotItem:
         question_id: As in the file; not contiguous.
         image_path: The picture's file; not opened, so it may be missing or damaged.
         question: Without the request for a box.
-        answer: The one reference answer.
+        answer: The one reference answer, in words.
         box: Region that holds the answer: ``(x0, y0, x1, y1)`` pixels of the original picture, as written, which may
             be reversed.
         box_from: ``benchmark_det``; or ``benchmark``, whose boxes are cut to whole numbers, where the former has none
             or another one.
         size: ``(H, W)`` of the picture, where ``benchmark_det`` states it.
-        split: As in the file.
+        split: Name of the split, as in the file.
     """
 
     question_id: int
@@ -224,7 +224,7 @@ class VisCotDataset(SplitReader[VisCotItem]):
 
     @property
     def boxes_from(self) -> dict[str, int]:
-        """How many boxes are from which file."""
+        """The number of boxes from each file."""
         return dict(Counter(item.box_from for item in self._items))
 
     @property
@@ -238,12 +238,12 @@ def _reversed(items: Iterable[VisCotItem]) -> tuple[int, ...]:
 
 
 def encloses(box: Box) -> bool:
-    """Whether a box ``(x0, y0, x1, y1)`` has an inside."""
+    """Return whether a box ``(x0, y0, x1, y1)`` has an inside."""
     return box[0] < box[2] and box[1] < box[3]
 
 
 def to_padded_square(box: Box, size: tuple[int, int]) -> Box:
-    """Pixels of a picture as fractions of the picture padded to a square, the conversations' frame.
+    """Return pixels of a picture as fractions of the picture padded to a square, the conversations' frame.
 
     Args:
         box: ``(x0, y0, x1, y1)`` pixels.
@@ -259,7 +259,7 @@ def to_padded_square(box: Box, size: tuple[int, int]) -> Box:
 
 
 def from_padded_square(box: Box, size: tuple[int, int]) -> Box:
-    """Inverse of `to_padded_square`.
+    """Return the inverse of `to_padded_square`.
 
     >>> from_padded_square((0.0, 0.25, 1.0, 0.75), (50, 100))
     (0.0, 0.0, 100.0, 50.0)
@@ -281,14 +281,14 @@ def known_set(name: str) -> str:
 
 
 class _Region(NamedTuple):
-    """What a line of ``benchmark_det`` says: (H, W) of the picture, and the box."""
+    """One line of ``benchmark_det``: (H, W) of the picture, and the box."""
 
     size: tuple[int, int]
     box: Box
 
 
 def _regions(path: Path) -> dict[int, _Region]:
-    """The lines of ``benchmark_det`` by question id."""
+    """Return the lines of ``benchmark_det`` by question id."""
     found: dict[int, _Region] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -296,7 +296,7 @@ def _regions(path: Path) -> dict[int, _Region]:
         where = f"line {number} of {path}"
         record = parsed_json(line, where)
         with fields_of(where, "fetch it again"):
-            question = whole(record["question_id"])
+            question = integer(record["question_id"])
             region = _Region(size_of(record), _box(record["bbox"]))
         if found.setdefault(question, region) != region:
             raise BadAnnotation(f"{where}: question_id {question} has another box above; fetch it again")
@@ -335,7 +335,7 @@ class _Pictures:
         return self._folders[0] / written
 
     def _folders_of(self, parent: str) -> Iterator[tuple[Path, frozenset[str]]]:
-        """The folders that exist for a record's folder, with the names in them."""
+        """Yield the folders that exist for a record's folder, with the names in them."""
         places = [parent, f"images/{parent.removeprefix('cot/')}"] if parent.startswith("cot/") else [parent]
         for folder in self._folders:
             for place in places:
@@ -344,11 +344,11 @@ class _Pictures:
 
 
 def _records(records: Sequence[Any], regions: Mapping[int, _Region], path: Path, root: Path) -> Iterator[VisCotItem]:
-    """The records of a set, with the sizes of ``benchmark_det`` and its boxes where they are the same ones."""
+    """Yield the records of a set, with the sizes of ``benchmark_det`` and its boxes where they are the same ones."""
     seen: set[int] = set()
     for place, record in enumerate(records):
         with fields_of(f"record {place} of {path} is not of the Visual-CoT benchmark's form: it"):
-            number, picture = whole(record["question_id"]), text_of(record["image"][0])
+            number, picture = integer(record["question_id"]), text_of(record["image"][0])
             match = _WITH_BOX.match(record["image"][1])
             turns = [text_of(turn["value"]) for turn in record["conversations"]]
             if match is None or len(turns) < 4:

@@ -1,4 +1,4 @@
-"""What "the same phrase" means for mask recall: cosine similarity of two phrases under a sentence encoder.
+"""Compare phrases for mask recall: cosine similarity of two phrases under a sentence encoder.
 
 The benchmark's own is ``bert-base-uncased``: the mean of the last hidden states of all tokens, [CLS] and [SEP] too.
 (Raw BERT vectors are similar for most pairs of phrases, so this is a lenient test; that is the benchmark's choice.) Any
@@ -36,7 +36,7 @@ def chosen(configured: str | None = None) -> str:
 
 @functools.cache
 def load(name: str) -> Encoder:
-    """An encoder by its name: ``words``, or a model of transformers by hub name or folder.
+    """Return an encoder by its name: ``words``, or a model of transformers by hub name or folder.
 
     Raises:
         ToolNotFound: The model is not on this machine and cannot be fetched.
@@ -45,7 +45,7 @@ def load(name: str) -> Encoder:
 
 
 def count_words(texts: Sequence[str]) -> npt.NDArray[np.float64]:
-    """How often each word occurs in each text, ``float64[n, words]``; case and punctuation play no role.
+    """Count how often each word occurs in each text, ``float64[n, words]``; case and punctuation play no role.
 
     >>> count_words(["a red dog", "Red dog!"])
     array([[1., 1., 1.],

@@ -1,4 +1,4 @@
-"""From a model's reply to what a picture contributes, and from all pictures to the printed numbers.
+"""Score captions with masks.
 
 A model answers with lmms-eval's masks JSON and a text. Phrases are the JSON's own or, without them, what stands between
 ``<p>`` and ``</p>`` in the text; mask i belongs to phrase i; the caption is the text without such marks and ``[SEG]``.
@@ -17,19 +17,21 @@ import numpy as np
 from flmm_plugin.records import BoolMask, MasksReply, decode_rle, parse_masks_json
 from flmm_plugin.tasks.gcg import encoders
 from flmm_plugin.tasks.metrics import gcg, text
-from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample, Statistic
+from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample, Statistic, with_interval
+from flmm_plugin.tasks.metrics.totals import counted
+from flmm_plugin.tasks.sample_log import reply_of
 
 _PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 _MARK = re.compile(r"<[^<>]*>|\[SEG\]")
 
 
 class Prediction(NamedTuple):
-    """What a reply says of a picture.
+    """Caption, phrases and masks of a reply.
 
     Attributes:
         caption: Without marks; "" if the request failed.
         phrases: Phrase i names mask i; masks beyond the last phrase have none.
-        masks: ``bool[H, W]``, each once.
+        masks: Each mask once, ``bool[H, W]`` in the image frame.
         order: For each predicted mask its place in `masks`: several phrases may name the same one.
         usable: False if the reply is counted as an error.
     """
@@ -41,12 +43,12 @@ class Prediction(NamedTuple):
     usable: bool
 
 
-def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
-    """What one picture contributes to each metric.
+def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
+    """Return what one picture contributes to each metric.
 
     Args:
-        doc: Of `flmm_plugin.tasks.gcg.docs`.
-        reply: The model's masks JSON, or anything else it said.
+        doc: A document of `read_documents`, or of `logged_document`.
+        reply: The model's masks JSON, or anything else it said, as a text or as lmms-eval nests it.
 
     Returns:
         For METEOR and CIDEr both captions; for the mask metrics the pixel counts of every pair of an annotated and a
@@ -54,7 +56,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
         ``complete``; ``reference``, what the reply was compared with.
     """
     size = (doc["height"], doc["width"])
-    said = read_prediction(parse_masks_json(reply, size), size)
+    said = read_prediction(parse_masks_json(reply_of(reply), size), size)
     targets = [decode_rle(rle, size) for rle in doc["masks"]]
     pairs = gcg.pair_counts(targets, said.masks).of_columns(said.order)
     captions = {"image_id": doc["image_id"], "caption": said.caption, "reference": doc["caption"]}
@@ -75,9 +77,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
             "phrases": list(said.phrases),
             "encoder": doc["sentence_encoder"],
         },
-        "items": {"count": 1},
-        "errors": {"count": int(not said.usable)},
-        "complete": {"count": 1, "expected": doc["expected_items"]},
+        **counted(1, int(not said.usable), doc["expected_items"]),
         "reference": {
             "phrases": list(doc["labels"]),
             "masks": list(doc["masks"]),
@@ -91,7 +91,7 @@ def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     reference = sample["reference"]
     return {
         **{key: reference[key] for key in ("image_id", "caption", "masks", "image_path")},
@@ -180,44 +180,46 @@ def _mean(values: Sequence[float]) -> float:
     return 100 * float(np.mean(values)) if len(values) else 0.0
 
 
-STATISTICS: Mapping[str, Statistic | Ratio] = {
-    "METEOR": Statistic(
-        reduce=lambda samples: [_meteor().statistics(caption) for caption in _captions(samples)],
-        combine=lambda counts: 100 * _meteor().score(counts),
-    ),
-    # How much a word weighs is taken from the whole set, in a resample too.
-    "CIDEr": Statistic(reduce=lambda samples: text.cider(_captions(samples)), combine=_mean),
-    "AP50": Statistic(reduce=_detections, combine=lambda pictures: 100 * gcg.ap50(pictures)),
-    "mIoU": Ratio(lambda sample: (gcg.picture_miou(_iou(sample)), 1)),
-    "mask_recall": Statistic(reduce=_hits, combine=_share),
-}
+_METEOR = Statistic(
+    reduce=lambda samples: [_meteor().statistics(caption) for caption in _captions(samples)],
+    combine=lambda counts: 100 * _meteor().score(counts),
+)
+# How much a word weighs is taken from the whole set, in a resample too.
+_CIDER = Statistic(reduce=lambda samples: text.cider(_captions(samples)), combine=_mean)
+_AP50 = Statistic(reduce=_detections, combine=lambda pictures: 100 * gcg.ap50(pictures))
+_MIOU = Ratio(lambda sample: (gcg.picture_miou(_iou(sample)), 1))
 
 
+@with_interval(_METEOR)
 def meteor(samples: Sequence[Sample]) -> float:
-    """METEOR of all captions, times 100."""
-    return STATISTICS["METEOR"](samples)
+    """Return METEOR of all captions, times 100."""
+    return _METEOR(samples)
 
 
+@with_interval(_CIDER)
 def cider(samples: Sequence[Sample]) -> float:
-    """CIDEr of all captions, times 100; words weigh by this very set."""
-    return STATISTICS["CIDEr"](samples)
+    """Return CIDEr of all captions, times 100; words weigh by this very set."""
+    return _CIDER(samples)
 
 
+@with_interval(_AP50)
 def ap50(samples: Sequence[Sample]) -> float:
-    """Percent AP at IoU 0.5."""
-    return STATISTICS["AP50"](samples)
+    """Return AP at IoU 0.5, percent."""
+    return _AP50(samples)
 
 
+@with_interval(_MIOU)
 def miou(samples: Sequence[Sample]) -> float:
-    """Percent mIoU of greedy pairs."""
-    return STATISTICS["mIoU"](samples)
+    """Return mIoU of greedy pairs, percent."""
+    return _MIOU(samples)
 
 
+@with_interval(Statistic(reduce=_hits, combine=_share))
 def mask_recall(samples: Sequence[Sample], encoder: encoders.Encoder | None = None) -> float:
-    """Percent of annotated masks found with a phrase that means the same.
+    """Return the share of annotated masks found with a phrase that means the same, percent.
 
     Args:
-        samples: Records of `score_reply`.
+        samples: Records of `score_reply` for ``mask_recall``.
         encoder: Compares phrases; None: the one that the records name.
     """
     return _share(_hits(samples, encoder))

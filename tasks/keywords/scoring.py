@@ -1,4 +1,4 @@
-"""From a model's reply to counts of words and phrases, beside those of noun chunks of the same text.
+"""Score which words and phrases a reply picks, beside noun chunks of the same text.
 
 A reply is lmms-eval's masks JSON whose ``phrases`` have spans in the narrative; masks play no role. A reply that cannot
 be read, or that is an error, picks nothing and counts as one error. Results are percentages.
@@ -10,8 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flmm_plugin.records import MasksReply, parse_masks_json
-from flmm_plugin.tasks.metrics.bootstrap import Ratio
+from flmm_plugin.tasks.mask_scoring import percent
+from flmm_plugin.tasks.metrics.bootstrap import Ratio, with_interval
 from flmm_plugin.tasks.metrics.keywords import PickedCounts, Span, phrase_counts, total, word_counts
+from flmm_plugin.tasks.metrics.totals import counted
+from flmm_plugin.tasks.sample_log import reply_of
 
 Sample = Mapping[str, Any]
 
@@ -29,33 +32,31 @@ METRICS = (
 )
 
 
-def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
-    """Counts of one narrative, keyed by metric.
+def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
+    """Return the counts of one narrative, keyed by metric.
 
     Args:
-        doc: Of `flmm_plugin.tasks.png.docs`; with ``noun_chunks`` (spans) if these are to be set beside.
-        reply: The model's masks JSON, or anything else it said.
+        doc: Of `flmm_plugin.tasks.png.benchmark`; with ``noun_chunks`` (spans) if these are to be set beside.
+        reply: The model's masks JSON, or anything else it said, as a text or as lmms-eval nests it.
 
     Returns:
         For each rate ``{"right", "picked", "wanted"}``; a ``{"count"}`` for the others; and ``reference``.
     """
     text, wanted = doc["text"], _pairs(doc["spans"])
-    parsed = parse_masks_json(reply)
+    parsed = parse_masks_json(reply_of(reply))
     sample = _rates("", text, spans_of(parsed, text), wanted)
     reference: dict[str, Any] = {"text": text, "phrases": doc["expressions"], "spans": [list(one) for one in wanted]}
     if "noun_chunks" in doc:
         chunks = _pairs(doc["noun_chunks"])
         sample |= _rates("spacy_", text, chunks, wanted)
         reference["noun_chunks"] = [list(one) for one in chunks]
-    sample["items"] = {"count": 1}
-    sample["errors"] = {"count": int(parsed.error is not None)}
-    sample["complete"] = {"count": 1, "expected": doc["expected_narratives"]}
+    sample |= counted(1, int(parsed.error is not None), doc["expected_narratives"])
     sample["reference"] = {**reference, "image_path": doc["image_path"], "size": [doc["height"], doc["width"]]}
     return sample
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a logged sample, as far as `score_reply` needs it."""
+    """Return the document of a logged sample, as far as `score_reply` needs it."""
     reference = dict(sample["reference"])
     height, width = reference.pop("size")
     expected = sample["complete"]["expected"]
@@ -64,7 +65,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spans_of(reply: MasksReply, text: str) -> list[Span]:
-    """Where the phrases of a reply are in the text: at their spans, or else where their words next occur."""
+    """Return where the phrases of a reply are in the text: at their spans, or else where their words next occur."""
     found: list[Span] = []
     position = 0
     for phrase in reply.phrases:
@@ -81,19 +82,22 @@ def spans_of(reply: MasksReply, text: str) -> list[Span]:
     return found
 
 
+@with_interval(Ratio(lambda sample: (sample["right"], sample["picked"])))
 def precision(samples: Iterable[Sample]) -> float | None:
-    """Percent of what was picked that was wanted."""
-    return _percent(_total(samples).precision)
+    """Return the share of what was picked that was wanted, percent."""
+    return percent(_total(samples).precision)
 
 
+@with_interval(Ratio(lambda sample: (sample["right"], sample["wanted"])))
 def recall(samples: Iterable[Sample]) -> float | None:
-    """Percent of what was wanted that was picked."""
-    return _percent(_total(samples).recall)
+    """Return the share of what was wanted that was picked, percent."""
+    return percent(_total(samples).recall)
 
 
+@with_interval(Ratio(lambda sample: (2 * sample["right"], sample["picked"] + sample["wanted"])))
 def f1(samples: Iterable[Sample]) -> float | None:
-    """Harmonic mean of precision and recall, percent."""
-    return _percent(_total(samples).f1)
+    """Return the harmonic mean of precision and recall, percent."""
+    return percent(_total(samples).f1)
 
 
 def _rates(prefix: str, text: str, picked: Sequence[Span], wanted: Sequence[Span]) -> dict[str, dict[str, Any]]:
@@ -108,21 +112,5 @@ def _total(samples: Iterable[Sample]) -> PickedCounts:
     return total(PickedCounts(one["right"], one["picked"], one["wanted"]) for one in samples)
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
 def _pairs(spans: Iterable[Sequence[int]]) -> list[Span]:
     return [(start, end) for start, end in spans]
-
-
-_TERMS: Mapping[str, Ratio] = {
-    "F1": Ratio(lambda sample: (2 * sample["right"], sample["picked"] + sample["wanted"])),
-    "recall": Ratio(lambda sample: (sample["right"], sample["wanted"])),
-    "precision": Ratio(lambda sample: (sample["right"], sample["picked"])),
-}
-
-#: How intervals are drawn; the values themselves come from the functions above.
-STATISTICS: Mapping[str, Ratio] = {
-    f"{prefix}{rate}": terms for prefix in ("", "phrase_", "spacy_", "spacy_phrase_") for rate, terms in _TERMS.items()
-}

@@ -1,17 +1,21 @@
-"""Confidence intervals by resampling documents: how far a number would move on another draw of the same kind of data.
+"""Compute confidence intervals by resampling documents.
+
+They say how far a number would move on another draw of the same kind of data.
 
 The unit that is drawn is the document, since the items of one picture are not independent. Intervals are percentiles of
 the resampled metric. A metric is described once, in one of two forms:
 
 - `Ratio`: a sum over a sum. All resamples are one matrix product.
 - `Statistic`: anything else, in two steps, so that what is slow (tokenizers, encoders) is done once, not per resample.
+
+`with_interval` marks the function that prints a metric with its description.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,7 +29,7 @@ _CHUNK = 64
 
 
 class Interval(NamedTuple):
-    """Lower and upper bound."""
+    """Lower and upper bound, in the metric's unit."""
 
     low: float
     high: float
@@ -37,14 +41,14 @@ class Ratio:
 
     Attributes:
         terms: Numerator and denominator of one document.
-        scale: 100 for percent.
+        scale: Factor of the ratio, 100 for percent.
     """
 
     terms: Callable[[Sample], tuple[float, float]]
     scale: float = 100.0
 
     def __call__(self, samples: Sequence[Sample]) -> float:
-        """The metric of these documents."""
+        """Return the metric of these documents."""
         pairs = [self.terms(sample) for sample in samples]
         above, below = sum(one for one, _ in pairs), sum(two for _, two in pairs)
         return self.scale * above / below if below else 0.0
@@ -52,7 +56,7 @@ class Ratio:
     def interval(
         self, samples: Sequence[Sample], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
     ) -> Interval:
-        """Interval of the metric; arguments as for `Statistic.interval`. Draws of nothing over nothing are left out."""
+        """Return the interval of the metric, draws of nothing over nothing left out; see `Statistic.interval`."""
         terms = np.array([self.terms(sample) for sample in samples], dtype=np.float64)
         values = [np.zeros(0)]
         for weights in _draws(len(samples), resamples, seed):
@@ -74,17 +78,17 @@ class Statistic:
     combine: Callable[[Sequence[Any]], float]
 
     def __call__(self, samples: Sequence[Sample]) -> float:
-        """The metric of these documents."""
+        """Return the metric of these documents."""
         return self.combine(self.reduce(samples))
 
     def interval(
         self, samples: Sequence[Sample], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
     ) -> Interval:
-        """Interval of the metric.
+        """Return the interval of the metric.
 
         Args:
             samples: The documents' records; none gives (0, 0).
-            resamples: Draws.
+            resamples: Number of draws, at least 1.
             level: Share of the draws that the interval holds.
             seed: The draws are a function of it and of the number of documents.
         """
@@ -97,13 +101,27 @@ class Statistic:
         return _percentiles(np.array(values), level)
 
 
-def plain(aggregate: Callable[[Sequence[Sample]], float]) -> Statistic:
-    """A metric of which nothing is known but how documents become a number."""
-    return Statistic(reduce=lambda samples: samples, combine=aggregate)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def with_interval(statistic: Ratio | Statistic) -> Callable[[Function], Function]:
+    """Mark a function that prints a metric with the description that intervals are drawn by."""
+
+    def mark(function: Function) -> Function:
+        function.statistic = statistic  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def statistic_of(aggregate: Callable[[Sequence[Sample]], float]) -> Ratio | Statistic:
+    """Return the description of a metric; without one, it is computed anew for each resample."""
+    found: Ratio | Statistic | None = getattr(aggregate, "statistic", None)
+    return found or Statistic(reduce=lambda samples: samples, combine=aggregate)
 
 
 def _draws(documents: int, resamples: int, seed: int) -> Any:
-    """How often each document is drawn, ``int64[<= 64, documents]`` at a time; the same draws for every metric."""
+    """Yield how often each document is drawn, ``int64[<= 64, documents]``; the same draws for every metric."""
     if resamples < 1:
         raise ValueError(f"{resamples} resamples: an interval needs at least one")
     rng = np.random.default_rng(seed)

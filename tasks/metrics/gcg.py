@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flmm_plugin.tasks.metrics.segmentation import iou_counts
+
 FloatTable = npt.NDArray[np.float64]
 
 #: IoU and phrase similarity from which a pair counts for mask recall, and IoU from which one counts for AP50.
@@ -38,8 +40,8 @@ class PairCounts(NamedTuple):
     """Pixels of every pair of an annotated and a predicted mask of one picture.
 
     Attributes:
-        intersection: ``int64[m, n]``.
-        union: ``int64[m, n]``; 0 where both masks are empty.
+        intersection: Pixels in both masks, ``int64[m, n]``.
+        union: Pixels in either mask, ``int64[m, n]``; 0 where both masks are empty.
     """
 
     intersection: npt.NDArray[np.int64]
@@ -52,7 +54,7 @@ class PairCounts(NamedTuple):
             return np.asarray(self.intersection / self.union, dtype=np.float64)
 
     def of_columns(self, places: Sequence[int]) -> PairCounts:
-        """The table with these predicted masks in this order; one may come several times."""
+        """Return the table with these predicted masks in this order; one may come several times."""
         return PairCounts(*(table[:, np.array(places, dtype=np.int64)] for table in self))
 
 
@@ -66,16 +68,9 @@ def pair_counts(targets: Sequence[npt.NDArray[Any]], predictions: Sequence[npt.N
     >>> pair_counts([square], [square, 1 - square]).iou
     array([[1., 0.]])
     """
-    sizes = {mask.shape for mask in (*targets, *predictions)}
-    if len(sizes) > 1 or any(len(size) != 2 for size in sizes):
-        raise ValueError(f"masks of shapes {sorted(sizes)}: give [H, W] masks of one picture")
-    wanted, given = ([mask.astype(bool, copy=False) for mask in masks] for masks in (targets, predictions))
-    shape = (len(wanted), len(given))
-    intersection = np.array([[np.count_nonzero(one & two) for two in given] for one in wanted], dtype=np.int64)
-    intersection = intersection.reshape(shape)
-    areas = np.array([np.count_nonzero(mask) for mask in wanted], dtype=np.int64)[:, None]
-    union = areas + np.array([np.count_nonzero(mask) for mask in given], dtype=np.int64)[None, :] - intersection
-    return PairCounts(intersection, union.reshape(shape))
+    counts = [[iou_counts(pred, target) for pred in predictions] for target in targets]
+    table = np.array(counts, dtype=np.int64).reshape(len(targets), len(predictions), 2)
+    return PairCounts(table[..., 0], table[..., 1])
 
 
 def greedy_pairs(iou: FloatTable) -> list[tuple[int, int]]:
@@ -111,7 +106,7 @@ def picture_miou(iou: FloatTable) -> float:
 
 
 def recall_hits(iou: FloatTable, similarity: FloatTable) -> int:
-    """How many annotated masks of a picture are found, with a phrase that means the same.
+    """Count the annotated masks of a picture that are found, with a phrase that means the same.
 
     Args:
         iou: ``[m, n]`` of all masks; nan (two empty masks) counts as no overlap.
@@ -135,7 +130,7 @@ def recall_hits(iou: FloatTable, similarity: FloatTable) -> int:
 
 
 def match_detections(iou: FloatTable, threshold: float = THRESHOLD) -> list[bool]:
-    """Which of a picture's first 100 predictions are true positives, by COCO's matching, in their order.
+    """Tell which of a picture's first 100 predictions are true positives, by COCO's matching, in their order.
 
     A prediction takes the annotated mask of largest IoU among those still free, the later one of equals; it is true if
     that IoU reaches the threshold.

@@ -35,12 +35,12 @@ class PickedCounts(NamedTuple):
 
     @property
     def precision(self) -> float | None:
-        """Of what was picked, how much was wanted."""
+        """The share of what was picked that was wanted."""
         return self.right / self.picked if self.picked else None
 
     @property
     def recall(self) -> float | None:
-        """Of what was wanted, how much was picked."""
+        """The share of what was wanted that was picked."""
         return self.right / self.wanted if self.wanted else None
 
     @property
@@ -50,7 +50,7 @@ class PickedCounts(NamedTuple):
 
 
 def words_of(text: str) -> list[Span]:
-    """Where the words of a text are.
+    """Return where the words of a text are.
 
     >>> [text[start:end] for text in ["A man's well-worn hat, 2 of them."] for start, end in words_of(text)]
     ['A', "man's", 'well-worn', 'hat', '2', 'of', 'them']

@@ -1,4 +1,4 @@
-"""Metrics of panoptic narrative grounding: average recall, pixel accuracy, the recall curve.
+"""Compute metrics of panoptic narrative grounding: average recall, pixel accuracy, the recall curve.
 
 One *item* is one phrase with one predicted and one target mask, ``[H, W]`` in the image frame. *Recall at t* is the
 share of items with IoU >= t; *average recall* is the area under that curve, which the benchmark's own code and F-LMM
@@ -47,7 +47,7 @@ class RecallSums:
 
     @classmethod
     def of(cls, counts: Iterable[IoUCounts]) -> RecallSums:
-        """The sums over items."""
+        """Return the sums over items."""
         sums = cls()
         for item in counts:
             sums.update(item)
@@ -66,25 +66,25 @@ class RecallSums:
 
     @property
     def items(self) -> int:
-        """How many there are."""
+        """The number of items."""
         return self.bins.total()
 
     def average_recall(self) -> float | None:
-        """Area under the recall curve, 0.00001 to 0.99999."""
+        """Return the area under the recall curve, 0.00001 to 0.99999."""
         met = sum(min(index + 1, STEPS - 1) * count for index, count in self.bins.items())
         return met / (STEPS * self.items) if self.items else None
 
     def accuracy(self) -> float | None:
-        """Share of items with an IoU of more than 0.5."""
+        """Return the share of items with an IoU of more than 0.5."""
         return self.over_half / self.items if self.items else None
 
     def recall(self, threshold: float) -> float | None:
-        """Share of items with IoU >= `threshold`, which is taken to the nearest 0.00001."""
+        """Return the share of items with IoU >= `threshold`, which is taken to the nearest 0.00001."""
         lowest = round(threshold * STEPS)
         return sum(n for index, n in self.bins.items() if index >= lowest) / self.items if self.items else None
 
     def curve(self, points: int = 101) -> list[tuple[float, float]]:
-        """``(threshold, recall)`` at evenly spaced thresholds from 0 to 1; empty where there are no items."""
+        """Return ``(threshold, recall)`` at evenly spaced thresholds from 0 to 1; empty where there are no items."""
         if not self.items:
             return []
         thresholds = [index / (points - 1) for index in range(points)]
@@ -92,7 +92,7 @@ class RecallSums:
 
 
 def average_recall(counts: Iterable[IoUCounts]) -> float | None:
-    """Average recall of some items.
+    """Return the average recall of some items.
 
     >>> average_recall([IoUCounts(0, 7)])
     1e-05
@@ -101,11 +101,11 @@ def average_recall(counts: Iterable[IoUCounts]) -> float | None:
 
 
 def pixel_accuracy(counts: Sequence[IoUCounts], pixels: Sequence[int]) -> float | None:
-    """Mean over items of the share of pixels on which prediction and target agree.
+    """Return the mean over items of the share of pixels on which prediction and target agree.
 
     Args:
-        counts: Per item.
-        pixels: Per item, of its picture.
+        counts: Intersection and union of each item.
+        pixels: Number of pixels of each item's picture.
 
     Raises:
         ValueError: A picture has fewer pixels than a mask on it.

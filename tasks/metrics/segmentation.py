@@ -1,6 +1,6 @@
-"""Metrics of referring segmentation: pixels are counted per item, counts are summed, and the division comes last.
+"""Count pixels of mask pairs and compute IoU metrics: counts are summed, and the division comes last.
 
-One *item* is one expression with one predicted and one target mask. Which paper calls what by which name:
+One *item* is one phrase or query with one predicted and one target mask. Which paper calls what by which name:
 
 =====================================  ==================  =================================================
 name in papers                         function            rule
@@ -9,7 +9,12 @@ cIoU, oIoU, overall IoU                `ciou`              sum of intersections 
 mIoU (LAVT, mmdetection, F-LMM)        `miou`              mean of I/U, an item with U = 0 counts 0
 gIoU (LISA, ReLA), mIoU of GLaMM       `giou`              mean of I/U, an item with U = 0 counts 1
 P@K, Pr@K (LAVT: IoU >= K)             `precision_at`      share of items with IoU >= K; U = 0 counts IoU 0
+gIoU of ReasonSeg                      `reasoning_giou`    mean of I/(U + 1e-5), an item with U = 0 counts 1
+cIoU of ReasonSeg (F-LMM's script)     `ciou_of_shares`    as `ciou`, each I and U as share of its picture
 =====================================  ==================  =================================================
+
+LISA's ReasonSeg tables were printed from float32 sums, and with a mean over n + 1e-5 items: they are about one part in
+1e5 n low. Here sums are exact.
 
 Shapes: masks are ``[H, W]`` in the image frame, any dtype; a pixel is on where it is not 0. All results are in 0..1.
 """
@@ -31,6 +36,8 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 # ranks, and the rounding of one item (1e-18) is far below that of the double that a result is returned in.
 _FIXED_POINT_BITS = 60
 
+_REASONING_EPSILON = 1e-5
+
 
 class IoUCounts(NamedTuple):
     """Pixels of one item: in both masks, and in either."""
@@ -43,8 +50,13 @@ class IoUCounts(NamedTuple):
         return self.intersection / self.union if self.union else empty
 
 
-def iou_counts(pred: npt.NDArray[Any], target: npt.NDArray[Any]) -> IoUCounts:
-    """Count the pixels of a predicted and a target mask, both ``[H, W]`` in the image frame.
+def iou_counts(pred: npt.NDArray[Any], target: npt.NDArray[Any], ignore: npt.NDArray[Any] | None = None) -> IoUCounts:
+    """Count the pixels of a predicted and a target mask.
+
+    Args:
+        pred: Predicted mask, ``[H, W]`` in the image frame.
+        target: Annotated mask, ``[H, W]`` in the image frame.
+        ignore: ``[H, W]``, pixels that count for neither mask; None: there are none.
 
     Raises:
         ValueError: The masks differ in size; resize the prediction to the picture first.
@@ -54,10 +66,17 @@ def iou_counts(pred: npt.NDArray[Any], target: npt.NDArray[Any]) -> IoUCounts:
     >>> iou_counts(pred, target)
     IoUCounts(intersection=1, union=3)
     """
-    if pred.shape != target.shape or pred.ndim != 2:
-        raise ValueError(f"masks of shape {pred.shape} and {target.shape}: give two [H, W] masks of the same picture")
-    on_pred, on_target = pred.astype(bool), target.astype(bool)
-    return IoUCounts(int(np.count_nonzero(on_pred & on_target)), int(np.count_nonzero(on_pred | on_target)))
+    shapes = [mask.shape for mask in (pred, target, ignore) if mask is not None]
+    if len(set(shapes)) > 1 or pred.ndim != 2:
+        listed = " and ".join(map(str, shapes))
+        raise ValueError(f"masks of shape {listed}: give [H, W] masks of the same picture")
+    on_pred = pred.astype(bool, copy=False)
+    on_target = target.astype(bool, copy=False)
+    if ignore is not None:
+        counted = ~ignore.astype(bool)
+        on_pred, on_target = on_pred & counted, on_target & counted
+    intersection = int(np.count_nonzero(on_pred & on_target))
+    return IoUCounts(intersection, int(np.count_nonzero(on_pred)) + int(np.count_nonzero(on_target)) - intersection)
 
 
 def failed_counts(target: npt.NDArray[Any]) -> IoUCounts:
@@ -95,7 +114,7 @@ class SegmentationSums:
 
     @classmethod
     def of(cls, counts: Iterable[IoUCounts], thresholds: Iterable[float] = THRESHOLDS) -> SegmentationSums:
-        """The sums over `counts`, with hits counted at `thresholds`."""
+        """Return the sums over `counts`, with hits counted at `thresholds`."""
         sums = cls(hits=dict.fromkeys(thresholds, 0))
         for item in counts:
             sums.update(item)
@@ -130,7 +149,7 @@ class SegmentationSums:
         )
 
     def compute(self) -> dict[str, float]:
-        """Every metric by its printed name; 0 for each where there are no items (`items` says so)."""
+        """Return every metric by its printed name; 0 for each where there are no items (`items` says so)."""
         values = {"cIoU": self.intersection / self.union if self.union else 0.0}
         values["mIoU"] = self._mean(self.iou_fixed_point)
         values["gIoU"] = self._mean(self.iou_fixed_point + (self.empty_items << _FIXED_POINT_BITS))
@@ -143,7 +162,7 @@ class SegmentationSums:
 
 
 def ciou(counts: Iterable[IoUCounts]) -> float:
-    """Cumulative IoU (also oIoU, overall IoU): sum of intersections over sum of unions. Large objects weigh most.
+    """Return cumulative IoU (also oIoU, overall IoU): sum of intersections / sum of unions; large objects weigh most.
 
     >>> ciou([IoUCounts(1, 2), IoUCounts(80, 100)])
     0.7941176470588235
@@ -152,7 +171,7 @@ def ciou(counts: Iterable[IoUCounts]) -> float:
 
 
 def miou(counts: Iterable[IoUCounts]) -> float:
-    """Mean of the items' IoU; two empty masks count 0, as LAVT, mmdetection and F-LMM have it.
+    """Return the mean of the items' IoU; two empty masks count 0, as LAVT, mmdetection and F-LMM have it.
 
     >>> miou([IoUCounts(1, 2), IoUCounts(0, 0)])
     0.25
@@ -161,7 +180,7 @@ def miou(counts: Iterable[IoUCounts]) -> float:
 
 
 def giou(counts: Iterable[IoUCounts]) -> float:
-    """Mean of the items' IoU; two empty masks count 1, as LISA, GLaMM and ReLA have it.
+    """Return the mean of the items' IoU; two empty masks count 1, as LISA, GLaMM and ReLA have it.
 
     >>> giou([IoUCounts(1, 2), IoUCounts(0, 0)])
     0.75
@@ -170,7 +189,7 @@ def giou(counts: Iterable[IoUCounts]) -> float:
 
 
 def precision_at(counts: Iterable[IoUCounts], threshold: float) -> float:
-    """Share of items with IoU >= `threshold` (LAVT's rule; CRIS asks for more than it).
+    """Return the share of items with IoU >= `threshold` (LAVT's rule; CRIS asks for more than it).
 
     >>> precision_at([IoUCounts(1, 2), IoUCounts(49, 100)], 0.5)
     0.5
@@ -178,8 +197,38 @@ def precision_at(counts: Iterable[IoUCounts], threshold: float) -> float:
     return SegmentationSums.of(counts, [threshold]).compute()[f"P@{threshold:g}"]
 
 
+def reasoning_iou(item: IoUCounts) -> float:
+    """Return what one item adds to the mean of `reasoning_giou`.
+
+    >>> reasoning_iou(IoUCounts(0, 0)), round(reasoning_iou(IoUCounts(5, 5)), 9)
+    (1.0, 0.999998)
+    """
+    return item.intersection / (item.union + _REASONING_EPSILON) if item.union else 1.0
+
+
+def reasoning_giou(counts: Iterable[IoUCounts]) -> float:
+    """Return the mean of the items' IoU as ReasonSeg's evaluation computes it; 0 without items."""
+    values = [reasoning_iou(item) for item in counts]
+    return sum(values) / len(values) if values else 0.0
+
+
+def ciou_of_shares(counts: Iterable[IoUCounts], pixels: Iterable[int]) -> float:
+    """Return cumulative IoU of items that weigh by their share of the picture; 0 without items.
+
+    Args:
+        counts: Intersection and union of each item.
+        pixels: Number of pixels of each item's picture.
+
+    >>> round(ciou_of_shares([IoUCounts(1, 2), IoUCounts(100, 100)], [10, 1000]), 6)
+    0.666667
+    """
+    shares = [(item.intersection / size, item.union / size) for item, size in zip(counts, pixels, strict=True)]
+    either = sum(union for _, union in shares)
+    return sum(intersection for intersection, _ in shares) / either if either else 0.0
+
+
 def summarise(counts: Iterable[IoUCounts]) -> Mapping[str, float]:
-    """Every metric at once.
+    """Return every metric at once.
 
     >>> summarise([IoUCounts(3, 4)])
     {'cIoU': 0.75, 'mIoU': 0.75, 'gIoU': 0.75, 'P@0.5': 1.0, 'P@0.6': 1.0, 'P@0.7': 1.0, 'P@0.8': 0.0, 'P@0.9': 0.0}

@@ -120,7 +120,7 @@ class Meteor:
         self._program.stdout.close()
 
     def statistics(self, caption: Caption) -> str:
-        """The counts of one tokenized caption from which METEOR follows, as the program writes them."""
+        """Return the counts of one tokenized caption from which METEOR follows, as the program writes them."""
         candidate, reference = (text.replace("|||", "").replace("  ", " ") for text in caption)
         return self._ask(f"SCORE ||| {reference} ||| {candidate}", 1)[0]
 

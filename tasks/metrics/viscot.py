@@ -1,4 +1,4 @@
-"""Metrics of visual question answering with a region: answers against one reference, boxes against the true one.
+"""Compute metrics of visual question answering with a region: of answers, and of boxes.
 
 ==========================  =====================  ===============================================================
 printed                     function               rule
@@ -27,7 +27,7 @@ _SCORE = re.compile(r"score: ([\d.]+)")
 
 
 def normalised(text: str) -> str:
-    r"""Lower case, single spaces, nothing at the ends.
+    r"""Return text in lower case, single spaces, nothing at the ends.
 
     >>> normalised("  Main\n Street ")
     'main street'
@@ -36,7 +36,7 @@ def normalised(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Whether an answer is the reference; a full stop at its end is forgiven, "a sign" for "sign" is not.
+    """Return whether an answer is the reference; a full stop at its end is forgiven, "a sign" for "sign" is not.
 
     >>> exact_match("Lancome.", "LANCOME"), exact_match("a sign", "sign")
     (True, False)
@@ -45,7 +45,7 @@ def exact_match(answer: str, reference: str) -> bool:
 
 
 def edit_distance(left: str, right: str) -> int:
-    """Levenshtein distance: fewest insertions, deletions and replacements of a character.
+    """Return the Levenshtein distance: fewest insertions, deletions and replacements of a character.
 
     >>> edit_distance("kitten", "sitting")
     3
@@ -61,7 +61,7 @@ def edit_distance(left: str, right: str) -> int:
 
 
 def anls(answer: str, references: Sequence[str], threshold: float = ANLS_THRESHOLD) -> float:
-    """Average normalised Levenshtein similarity of one question: its best reference.
+    """Return the average normalised Levenshtein similarity of one question: its best reference.
 
     Case and runs of spaces do not count; two empty texts are equal.
 
@@ -80,7 +80,7 @@ def anls(answer: str, references: Sequence[str], threshold: float = ANLS_THRESHO
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes ``(x0, y0, x1, y1)``; 0 with a box that encloses nothing.
+    """Return intersection over union of two boxes ``(x0, y0, x1, y1)``; 0 with a box that encloses nothing.
 
     IoU is the same in the picture's pixels and in those of the picture padded to a square.
 
@@ -97,7 +97,7 @@ def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def box_hit(box: Sequence[float], truth: Sequence[float], threshold: float = BOX_THRESHOLD) -> bool:
-    """Whether the IoU of a box exceeds the threshold; exactly the threshold is a miss.
+    """Return whether the IoU of a box exceeds the threshold; exactly the threshold is a miss.
 
     >>> box_hit((0, 0, 2, 1), (0, 0, 1, 1)), box_hit((0, 0, 1.9, 1), (0, 0, 1, 1))
     (False, True)
@@ -106,7 +106,7 @@ def box_hit(box: Sequence[float], truth: Sequence[float], threshold: float = BOX
 
 
 def judge_score(reply: str) -> float | None:
-    """The score in a judge's reply, None if it has none that can be read.
+    """Return the score in a judge's reply, None if it has none that can be read.
 
     As in the benchmark's own code, exactly one "score: " followed by a number is wanted, in any case, and the number is
     held to 0..1. A number with a full stop behind it, on which that code breaks off, is read without it.
@@ -124,7 +124,7 @@ def judge_score(reply: str) -> float | None:
 
 
 def yes_or_no(answer: str) -> str:
-    """What an answer says, as LLaVA's POPE script reads it: "no" if its first sentence denies, else "yes".
+    """Return what an answer says, as LLaVA's POPE script reads it: "no" if its first sentence denies, else "yes".
 
     The first sentence ends at the first full stop, commas do not count, words end at spaces; the words "No", "not" and
     "no" deny.

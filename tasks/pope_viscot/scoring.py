@@ -16,7 +16,7 @@ from lmms_eval.tasks.pope.utils import pope_process_results
 
 from flmm_plugin.records import answer_of
 from flmm_plugin.tasks.metrics.viscot import yes_or_no
-from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
+from flmm_plugin.tasks.sample_log import DocumentScores, reply_of
 
 Sample = Mapping[str, Any]
 
@@ -28,12 +28,12 @@ _RATIOS = ("pope_yes_ratio", "yes_ratio_first_sentence")
 
 
 def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
-    """The scores of one document; `results` holds the model's one reply."""
-    return SampleScores(score_reply(doc, reply_of(results)))
+    """Return the scores of one document; `results` holds the model's one reply."""
+    return DocumentScores(score_reply(doc, reply_of(results)))
 
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
-    """The stock scores, what the answer says by its first sentence, and what it was compared with."""
+    """Return the stock scores, what the answer says by its first sentence, and what it was compared with."""
     truth = str(doc["answer"]).lower().strip()
     answer = answer_of(reply)
     # The stock scores know no failure: neither word would be left out of their recall.
@@ -48,7 +48,7 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     return dict(sample["reference"])
 
 

@@ -1,4 +1,4 @@
-"""From a model's reply to counts, and from the counts of all pictures to the printed numbers.
+"""Score masks of reasoning segmentation.
 
 A model answers with lmms-eval's masks JSON; several masks are one prediction, their union. Every picture counts whether
 or not the model gave it a usable mask: one without is counted as an error and scored as an empty prediction that is
@@ -17,52 +17,61 @@ from typing import Any
 import numpy as np
 
 from flmm_plugin.records import BoolMask, decode_rle, parse_masks_json
-from flmm_plugin.tasks.metrics import reasonseg
-from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample
+from flmm_plugin.tasks.mask_scoring import counts_of, record_of
+from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample, with_interval
+from flmm_plugin.tasks.metrics.segmentation import ciou_of_shares, iou_counts, reasoning_giou, reasoning_iou
+from flmm_plugin.tasks.metrics.totals import counted
+from flmm_plugin.tasks.sample_log import reply_of
 
 #: Printed for all pictures, and on the test split for short and long queries too.
 IOU_METRICS = ("gIoU", "cIoU", "cIoU_shares")
 
+#: Metric names in the order of the README; the YAML templates list the same ones.
+VAL_METRICS = (*IOU_METRICS, "items", "errors", "complete")
+TEST_METRICS = (
+    *(f"{name}{part}" for part in ("", "_short", "_long") for name in IOU_METRICS),
+    *("items", "errors", "complete"),
+)
 
-def score_reply(doc: Mapping[str, Any], reply: str) -> dict[str, dict[str, Any]]:
-    """Counts of one picture, keyed by metric.
+
+def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
+    """Return the counts of one picture, keyed by metric.
 
     Args:
-        doc: Of `flmm_plugin.tasks.reasonseg.docs`.
-        reply: The model's masks JSON, or anything else it said.
+        doc: A document of `read_documents`, or of `logged_document`.
+        reply: The model's masks JSON, or anything else it said, as a text or as lmms-eval nests it.
 
     Returns:
         For each IoU metric ``{"I": [pixels], "U": [pixels], "pixels": of the picture}``, of which pixels of the ignored
         region are no part; ``items``, ``errors`` and ``complete``; ``reference``, what the reply was compared with.
     """
     size = (doc["height"], doc["width"])
-    prediction, usable = read_prediction(reply, size)
-    item = reasonseg.reason_counts(prediction, decode_rle(doc["mask"], size), decode_rle(doc["ignore"], size))
+    prediction, usable = read_prediction(reply_of(reply), size)
+    item = iou_counts(prediction, decode_rle(doc["mask"], size), decode_rle(doc["ignore"], size))
     if not usable and item.union == 0:
         item = item._replace(union=1)  # a failed request is no right empty mask
-    counts = {"I": [item.intersection], "U": [item.union], "pixels": item.pixels}
-    sample: dict[str, dict[str, Any]] = dict.fromkeys(IOU_METRICS, counts)
+    counts = {**record_of([item]), "pixels": size[0] * size[1]}
+    endings = [""]
     if doc["split"] == "test":
-        length = "long" if doc["is_sentence"] else "short"
-        sample.update(dict.fromkeys((f"{name}_{length}" for name in IOU_METRICS), counts))
-    sample["items"] = {"count": 1}
-    sample["errors"] = {"count": int(not usable)}
-    sample["complete"] = {"count": 1, "expected": doc["expected_items"]}
-    sample["reference"] = {
-        "phrases": [doc["query"]],
-        "masks": [doc["mask"]],
-        "ignore": [doc["ignore"]],
-        "size": list(size),
-        "image_path": doc.get("image_path"),
-        "orientation": doc.get("orientation"),
-        "split": doc["split"],
-        "is_sentence": doc["is_sentence"],
+        endings.append("_long" if doc["is_sentence"] else "_short")
+    return {
+        **{f"{name}{ending}": counts for ending in endings for name in IOU_METRICS},
+        **counted(1, int(not usable), doc["expected_items"]),
+        "reference": {
+            "phrases": [doc["query"]],
+            "masks": [doc["mask"]],
+            "ignore": [doc["ignore"]],
+            "size": list(size),
+            "image_path": doc.get("image_path"),
+            "orientation": doc.get("orientation"),
+            "split": doc["split"],
+            "is_sentence": doc["is_sentence"],
+        },
     }
-    return sample
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     reference = sample["reference"]
     return {
         **{key: reference[key] for key in ("image_path", "split", "is_sentence")},
@@ -77,7 +86,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_prediction(reply: str, size: tuple[int, int]) -> tuple[BoolMask, bool]:
-    """The union of a reply's masks, ``bool[H, W]``, and whether it has any and all are of the picture's size."""
+    """Return the union of a reply's masks, ``bool[H, W]``, and whether it has any and all are of the picture's size."""
     said = parse_masks_json(reply, size)
     fitting = [mask for mask in said.masks if mask.shape == size]
     union = np.zeros(size, dtype=bool)
@@ -86,44 +95,17 @@ def read_prediction(reply: str, size: tuple[int, int]) -> tuple[BoolMask, bool]:
     return union, said.error is None and bool(fitting) and len(fitting) == len(said.masks)
 
 
-def _counts(sample: Sample) -> reasonseg.ReasonCounts:
-    return reasonseg.ReasonCounts(sample["I"][0], sample["U"][0], sample["pixels"])
-
-
 def _shares(sample: Sample) -> tuple[float, float]:
-    item = _counts(sample)
-    return item.intersection / item.pixels, item.union / item.pixels
+    return sample["I"][0] / sample["pixels"], sample["U"][0] / sample["pixels"]
 
 
-# For intervals; without the epsilons that the metrics themselves have, which no printed digit shows.
-_RATIOS = {
-    "gIoU": Ratio(lambda sample: (reasonseg.item_giou(_counts(sample)), 1)),
-    "cIoU": Ratio(lambda sample: (sample["I"][0], sample["U"][0])),
-    "cIoU_shares": Ratio(_shares),
-}
-STATISTICS: Mapping[str, Ratio] = {
-    f"{name}{part}": ratio for part in ("", "_short", "_long") for name, ratio in _RATIOS.items()
-}
-
-
+@with_interval(Ratio(lambda sample: (reasoning_iou(counts_of([sample])[0]), 1)))
 def giou(samples: Sequence[Sample]) -> float:
-    """Percent gIoU."""
-    return 100 * reasonseg.giou(map(_counts, samples))
+    """Return gIoU as ReasonSeg's evaluation computes it, percent."""
+    return 100 * reasoning_giou(counts_of(samples))
 
 
-def ciou(samples: Sequence[Sample]) -> float:
-    """Percent cIoU of pixels."""
-    return 100 * reasonseg.ciou(map(_counts, samples))
-
-
+@with_interval(Ratio(_shares))
 def ciou_shares(samples: Sequence[Sample]) -> float:
-    """Percent cIoU of shares of the pictures."""
-    return 100 * reasonseg.ciou_of_shares(map(_counts, samples))
-
-
-#: Metric names in the order of the README; the YAML templates list the same ones.
-VAL_METRICS = (*IOU_METRICS, "items", "errors", "complete")
-TEST_METRICS = (
-    *(f"{name}{part}" for part in ("", "_short", "_long") for name in IOU_METRICS),
-    *("items", "errors", "complete"),
-)
+    """Return cIoU of shares of the pictures, percent."""
+    return 100 * ciou_of_shares(counts_of(samples), [sample["pixels"] for sample in samples])

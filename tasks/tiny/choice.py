@@ -10,12 +10,12 @@ CHOICES = ("Yes", "No")
 
 
 def choices(doc: Mapping[str, Any]) -> list[str]:
-    """What may be answered; the same for every document."""
+    """Return what may be answered; the same for every document."""
     return list(CHOICES)
 
 
 def score(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-    """What one document contributes.
+    """Return what one document contributes.
 
     Args:
         doc: With an ``answer``, in any case.
@@ -34,7 +34,7 @@ def score(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
 
 
 def _loss(result: Any) -> float:
-    """The number of a pair; lmms-eval 0.7.3 hands pairs over as text, on which its own multiple choice fails.
+    """Return the number of a pair; lmms-eval 0.7.3 hands pairs over as text, on which its own multiple choice fails.
 
     >>> _loss((0.25, True)), _loss("(0.25, True)"), _loss("(inf, False)"), _loss(None)
     (0.25, 0.25, inf, inf)
@@ -46,6 +46,6 @@ def _loss(result: Any) -> float:
 
 
 def accuracy(samples: Iterable[Mapping[str, Any]]) -> float:
-    """Percent of right answers; 0 where there are none."""
+    """Return percent of right answers; 0 where there are none."""
     right = [bool(sample["right"]) for sample in samples]
     return 100 * sum(right) / len(right) if right else 0.0

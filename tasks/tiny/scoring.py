@@ -12,13 +12,13 @@ from typing import Any
 from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
 
 from flmm_plugin.records import answer_of
-from flmm_plugin.tasks.metrics.bootstrap import Sample, Statistic
-from flmm_plugin.tasks.sample_scores import SampleScores, reply_of
+from flmm_plugin.tasks.metrics.bootstrap import Sample, Statistic, with_interval
+from flmm_plugin.tasks.sample_log import DocumentScores, reply_of
 
 
 def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, Any]:
-    """The scores of one document; `results` holds the model's one reply."""
-    return SampleScores(score_reply(doc, reply_of(results)))
+    """Return the scores of one document; `results` holds the model's one reply."""
+    return DocumentScores(score_reply(doc, reply_of(results)))
 
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
@@ -31,17 +31,12 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     return dict(sample["reference"])
 
 
-def perception(samples: Sequence[Sample]) -> float:
-    """lmms-eval's own sum over categories."""
-    return float(mme_aggregate_results(samples))
-
-
 def _pictures(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """The questions of each picture together."""
+    """Return the questions of each picture together."""
     found: dict[str, list[Sample]] = {}
     for sample in samples:
         found.setdefault(sample["question_id"], []).append(sample)
@@ -53,4 +48,7 @@ def _of_pictures(pictures: Sequence[Sequence[Sample]]) -> float:
     return perception([{**one, "question_id": str(at)} for at, asked in enumerate(pictures) for one in asked])
 
 
-STATISTICS: Mapping[str, Statistic] = {"mme_perception_score": Statistic(reduce=_pictures, combine=_of_pictures)}
+@with_interval(Statistic(reduce=_pictures, combine=_of_pictures))
+def perception(samples: Sequence[Sample]) -> float:
+    """Return lmms-eval's own sum over categories."""
+    return float(mme_aggregate_results(samples))

@@ -1,11 +1,24 @@
-"""The record of the Visual-CoT benchmark."""
+"""Define the Visual-CoT benchmark: its record, documents and prompt.
+
+A document is one question about one picture, its answer and its region.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flmm_plugin.data.registry import Benchmark, Split
-from flmm_plugin.datasets.viscot import TABLE_SETS, VisCotDataset, table_parts
+from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.viscot import ORIENTATION, TABLE_SETS, VisCotDataset, VisCotItem, table_parts
+from flmm_plugin.tasks.documents import Documents
+
+#: What ``dataset_kwargs`` may have.
+SETTINGS = ("name", "root", "boxes")
+
+#: Written behind a question when it is to be answered.
+INSTRUCTION = "\nAnswer the question using a single word or phrase."
 
 #: Ending of the tasks by how a question is answered: after a second look, after its second version, at once.
 ENDINGS = ("", "_v2", "_direct")
@@ -34,3 +47,68 @@ BENCHMARKS = (
         order=7,
     ),
 )
+
+
+def read_documents(split: str, settings: Mapping[str, Any]) -> Documents:
+    """Read the documents of a set.
+
+    Keys: ``question_id``; ``image_path``, ``orientation``; ``question``; ``instruction``, which follows it when it is
+    to be answered; ``answer``; ``box``, pixels ``[x0, y0, x1, y1]`` as written in the file that ``box_from`` names;
+    ``height``, ``width``, None where no file states them; ``split``; ``expected_items``, the official size of the set;
+    ``with_boxes``, whether a box is asked for.
+
+    Args:
+        split: Plays no role: a set has one file.
+        settings: A task's ``dataset_kwargs``: ``name``, and optionally ``root`` and ``boxes`` (default True).
+
+    Raises:
+        DataNotFound, BadAnnotation: From the reader.
+    """
+    dataset = VisCotDataset(settings.get("root"), settings["name"])
+    with_boxes = bool(settings.get("boxes", True))
+    expected = dataset.official_size.records
+
+    def build(item: VisCotItem) -> dict[str, Any]:
+        height, width = item.size or (None, None)
+        return {
+            "image_path": str(item.image_path),
+            "orientation": ORIENTATION,
+            "height": height,
+            "width": width,
+            "question_id": item.question_id,
+            "question": item.question,
+            "instruction": INSTRUCTION,
+            "answer": item.answer,
+            "box": list(item.box),
+            "box_from": item.box_from,
+            "split": item.split,
+            "expected_items": expected,
+            "with_boxes": with_boxes,
+        }
+
+    documents = Documents(
+        dataset, build, expected_items=expected, unit="questions", facts={"boxes": dataset.boxes_from}
+    )
+    documents.problems = _box_problems(dataset) if with_boxes else ()
+    return documents
+
+
+def _box_problems(dataset: VisCotDataset) -> tuple[Problem, ...]:
+    cut = dataset.boxes_from.get("benchmark", 0)
+    if not cut:
+        return dataset.problems
+    kind = (
+        "true boxes are whole numbers; the benchmark's evaluator reads those with fractions in benchmark_det, which "
+        "are not here: get them with flmm data download viscot"
+    )
+    return (Problem(kind, f"{cut} of {len(dataset)} questions"), *dataset.problems)
+
+
+def prompt_of(doc: Mapping[str, Any]) -> str:
+    """Return what is asked in one go; ``flmm_*`` models read question and instruction where they look twice."""
+    return f"{doc['question']}{doc['instruction']}"
+
+
+def target_of(doc: Mapping[str, Any]) -> str:
+    """Return the reference answer, which stands as the target in sample logs."""
+    return str(doc["answer"])

@@ -1,4 +1,4 @@
-"""A judge for free answers, through lmms-eval's own judge layer; what it said is kept and never asked twice.
+"""Judge free answers through lmms-eval's own judge layer; what it said is kept and never asked twice.
 
 Which judge: lmms-eval's variables ``API_TYPE`` (openai, azure, local, ...), ``MODEL_VERSION`` and the provider's own
 (``OPENAI_API_KEY``, ``OPENAI_API_URL``, ...). The judge of the published numbers, gpt-3.5-turbo-1106, is retired: a
@@ -48,14 +48,14 @@ _FAILURES_UNTIL_GIVING_UP = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said of one answer.
+    """Verdict of a judge on one answer.
 
     Attributes:
         score: 0 to 1; None if the reply has no score that can be read, which counts 0.
-        reply: Its words.
+        reply: The judge's own words, unchanged.
         model: As the provider names it.
-        prompt: Version of the instructions.
-        date: When, UTC.
+        prompt: Version of the instructions, as `PROMPT_VERSION`.
+        date: Time of the verdict, ISO 8601, UTC.
     """
 
     score: float | None
@@ -69,9 +69,9 @@ class Judge:
     """Asks a provider of lmms-eval, and remembers.
 
     Args:
-        server: A `lmms_eval.llm_judge.ServerInterface`.
-        model: Name to ask for.
-        cache: Folder of the verdicts.
+        server: Provider of lmms-eval, a `lmms_eval.llm_judge.ServerInterface`.
+        model: Name of the model to ask for.
+        cache: Folder that the verdicts are kept in.
 
     Raises:
         OutputFailed: The folder takes no files.
@@ -89,7 +89,7 @@ class Judge:
         self._one_at_a_time = threading.Lock() if hasattr(server, "evaluate_async") else None
 
     def verdict(self, question: str, reference: str, answer: str) -> Verdict | None:
-        """The verdict on an answer, from memory or from the provider; None if the provider failed."""
+        """Return the verdict on an answer, from memory or from the provider; None if the provider failed."""
         messages = _messages(question, reference, answer)
         key = self._key(messages)
         with self._lock:
@@ -142,7 +142,7 @@ class Judge:
 
 
 def judge_from_environment() -> Judge | None:
-    """The judge that the environment describes; None, with a notice that names the fix, if there is none.
+    """Return the judge that the environment describes; None, with a notice that names the fix, if there is none.
 
     All tasks of a run share it.
     """
@@ -176,7 +176,7 @@ def _judge_for(environment: tuple[str | None, ...]) -> Judge | None:
 
 
 def cache_folder() -> Path:
-    """Where verdicts are kept."""
+    """Return the folder that verdicts are kept in."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given) if given else files.cache_folder() / "judge"
 
@@ -193,7 +193,7 @@ def _messages(question: str, reference: str, answer: str) -> list[dict[str, str]
 
 
 def _said(response: Any) -> str:
-    """The words of a reply.
+    """Return the words of a reply.
 
     Raises:
         ValueError: There are none, or the provider says that it failed.

@@ -1,4 +1,4 @@
-"""From a model's reply to the scores of one question, and from those to the printed numbers.
+"""Score answers and boxes of visual questions.
 
 A model answers with text, or with lmms-eval's masks JSON that carries ``text`` and a box: ``flmm_*`` models do the
 latter where a second look was asked for. A sample that failed is answered with an error record or not at all: it
@@ -19,7 +19,9 @@ from flmm_plugin.datasets.viscot import ORIENTATION, encloses
 from flmm_plugin.errors import BadImage
 from flmm_plugin.images import open_image
 from flmm_plugin.records import answer_of, parse_masks_json
+from flmm_plugin.tasks.metrics.totals import counted
 from flmm_plugin.tasks.metrics.viscot import anls, box_hit, exact_match
+from flmm_plugin.tasks.sample_log import reply_of
 
 Sample = Mapping[str, Any]
 
@@ -34,14 +36,14 @@ KEPT = JUDGE_METRICS
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said about one question.
+    """A model's answer to one question.
 
     Attributes:
-        text: Its answer.
+        text: The answer in words, "" if there is none.
         box: ``[x0, y0, x1, y1]`` as fractions of the picture, None if it gave none.
         size: ``(H, W)`` of the picture, as the reply states it.
         views: What a second look answered from, ``both`` or ``crop``; None if there was none.
-        failed: Whether the sample failed.
+        failed: Whether the request failed, so that nothing of it counts.
     """
 
     text: str
@@ -52,7 +54,7 @@ class Reply:
 
 
 def read_reply(reply: Any) -> Reply:
-    """Text or masks JSON, never raising: a model under test may answer anything."""
+    """Read text or masks JSON, never raising: a model under test may answer anything."""
     parsed = parse_masks_json(reply)
     if parsed.error is not None:
         answer = answer_of(reply)
@@ -73,27 +75,25 @@ def read_reply(reply: Any) -> Reply:
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """``(H, W)`` as a reply states it; None if it is no size."""
+    """Return ``(H, W)`` as a reply states it; None if it is no size."""
     if isinstance(size, list | tuple) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
         return size[0], size[1]
     return None
 
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
-    """Scores of one question, keyed by metric; without those of a judge.
+    """Return the scores of one question, keyed by metric; without those of a judge.
 
     Args:
-        doc: Of `flmm_plugin.tasks.viscot.docs`.
-        reply: Masks JSON or text.
+        doc: A document of `read_documents`, or of `logged_document`.
+        reply: The model's masks JSON or answer, as a text or as lmms-eval nests it.
     """
-    said = read_reply(reply)
+    said = read_reply(reply_of(reply).strip())
     answer = said.text.strip()
     sample: dict[str, dict[str, Any]] = {
         "exact": {"score": float(bool(answer) and exact_match(answer, doc["answer"]))},
         "anls": {"score": anls(answer, [doc["answer"]]) if answer else 0.0},
-        "items": {"count": 1},
-        "errors": {"count": int(said.failed)},
-        "complete": {"count": 1, "expected": doc["expected_items"]},
+        **counted(1, int(said.failed), doc["expected_items"]),
         "reference": {
             "question": doc["question"],
             "answer": doc["answer"],
@@ -116,7 +116,7 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
+    """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     reference = sample["reference"]
     return {
         **{key: reference[key] for key in ("question", "answer", "box", "image_path", "question_id")},
@@ -129,7 +129,7 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(said: Reply, doc: Mapping[str, Any]) -> list[float] | None:
-    """The reply's box in pixels of the picture."""
+    """Return the reply's box in pixels of the picture."""
     if said.box is None:
         return None
     size = (doc["height"], doc["width"]) if doc["height"] else said.size
@@ -145,17 +145,6 @@ def _pixels(said: Reply, doc: Mapping[str, Any]) -> list[float] | None:
 
 
 def percent(samples: Iterable[Sample]) -> float:
-    """Mean score of all questions, percent; 0 where there are none."""
+    """Return the mean score of all questions, percent; 0 where there are none."""
     scores = [float(sample["score"]) for sample in samples]
     return 100 * sum(scores) / len(scores) if scores else 0.0
-
-
-def total(samples: Iterable[Sample]) -> int:
-    """Sum of the questions' counts."""
-    return sum(int(sample["count"]) for sample in samples)
-
-
-def complete(samples: Iterable[Sample]) -> int:
-    """1 if as many questions were scored as the official set has, else 0."""
-    listed = list(samples)
-    return int({sample["expected"] for sample in listed} == {total(listed)})

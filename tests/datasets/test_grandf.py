@@ -13,7 +13,7 @@ from PIL import Image
 from flmm_plugin.datasets.grandf import GranDfDataset
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import decode_rle, encode_rle
-from flmm_plugin.tasks.gcg.docs import read_docs
+from flmm_plugin.tasks.gcg.benchmark import read_documents
 
 SIZE = (6, 8)
 
@@ -176,5 +176,5 @@ def test_pictures_are_opened_upright_as_opencv_does(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 8)).save(tmp_path / "GranDf_HA_images/val_test/sa_2.jpg", exif=exif)
-    doc = read_docs("val", {"root": str(tmp_path), "sentence_encoder": "words"})[0]
+    doc = read_documents("val", {"root": str(tmp_path), "sentence_encoder": "words"})[0]
     assert doc["image"].size == (doc["width"], doc["height"]) == (8, 6)

@@ -15,7 +15,7 @@ from flmm_plugin.adapters.vlmevalkit.messages import document_of, message_of, re
 from flmm_plugin.datasets.reasonseg import ReasonSegDataset, draw_shapes
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import Grounding, decode_rle, masks_json
-from flmm_plugin.tasks.reasonseg.docs import read_docs
+from flmm_plugin.tasks.reasonseg.benchmark import read_documents
 from flmm_plugin.tasks.reasonseg.scoring import giou, score_reply
 
 
@@ -150,7 +150,7 @@ def test_shapes_lie_on_the_upright_picture_as_labelme_and_opencv_show_it(tmp_pat
     exif = Image.Exif()
     exif[0x0112] = tag
     (picture.transpose(backwards) if backwards is not None else picture).save(folder / "b.jpg", exif=exif, quality=95)
-    (doc,) = read_docs("val", {"root": str(tmp_path)})
+    (doc,) = read_documents("val", {"root": str(tmp_path)})
     target = decode_rle(doc["mask"])
     assert target.sum() == 1476
     request = Request(0, "", None, True, {}, "flmm_reasonseg", "val", 0, False)

@@ -27,7 +27,7 @@ from flmm_plugin.datasets.refer import (
 )
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument, UnsafePickle
 from flmm_plugin.records import decode_rle
-from flmm_plugin.tasks.refcoco.docs import ReferDocs
+from flmm_plugin.tasks.refcoco.benchmark import read_documents
 
 LAYOUTS = [
     ("coco/{name}", "coco/train2014"),
@@ -342,7 +342,7 @@ def test_pictures_are_opened_as_coco_annotates_them(refer_folder: Callable[..., 
     folder = refer_folder()
     exif = Image.Exif()
     exif[0x0112] = 6
-    for doc in ReferDocs(ReferDataset(folder.root, "refcoco", "val"), "picture"):
+    for doc in read_documents("val", {"root": folder.root, "name": "refcoco"}):
         with Image.open(doc["image_path"]) as picture:
             picture.save(doc["image_path"], exif=exif)
         assert doc["image"].size == (doc["width"], doc["height"])

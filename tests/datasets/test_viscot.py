@@ -12,7 +12,7 @@ from PIL import Image
 
 from flmm_plugin.datasets.viscot import OFFICIAL_SIZES, TABLE_SETS, VisCotDataset, known_set, to_padded_square
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
-from flmm_plugin.tasks.viscot.docs import read_docs
+from flmm_plugin.tasks.viscot.benchmark import read_documents
 
 ASK = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 
@@ -243,5 +243,5 @@ def test_pictures_are_opened_as_they_are_stored(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(folder / "viscot/cot/textvqa/a.jpg", exif=exif)
-    doc = read_docs("", {"root": str(folder), "name": "textvqa"})[0]
+    doc = read_documents("", {"root": str(folder), "name": "textvqa"})[0]
     assert doc["image"].size == (doc["width"], doc["height"]) == (40, 30)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flmm_plugin.tasks.metrics.bootstrap import Interval, Ratio, Statistic, plain
+from flmm_plugin.tasks.metrics.bootstrap import Interval, Ratio, Statistic, statistic_of
 
 SAMPLES = [{"a": int(a), "b": int(b)} for a, b in np.random.default_rng(1).integers(1, 50, (40, 2))]
 RATIO = Ratio(lambda sample: (sample["a"], sample["a"] + sample["b"]))
@@ -18,7 +18,7 @@ def share(samples: object) -> float:
 
 
 def test_a_ratio_and_a_plain_metric_draw_the_same() -> None:
-    fast, slow = RATIO.interval(SAMPLES, resamples=200), plain(share).interval(SAMPLES, resamples=200)
+    fast, slow = RATIO.interval(SAMPLES, resamples=200), statistic_of(share).interval(SAMPLES, resamples=200)
     assert fast == pytest.approx(slow, abs=1e-9)
     assert RATIO(SAMPLES) == pytest.approx(share(SAMPLES))
     assert fast.low < RATIO(SAMPLES) < fast.high
@@ -56,7 +56,7 @@ def test_a_draw_without_any_item_is_no_zero() -> None:
 
 def test_edges() -> None:
     assert RATIO.interval([]) == Interval(0.0, 0.0)
-    assert plain(share).interval([]) == Interval(0.0, 0.0)
+    assert statistic_of(share).interval([]) == Interval(0.0, 0.0)
     assert Ratio(lambda sample: (0, 0)).interval(SAMPLES) == Interval(0.0, 0.0)
     assert RATIO.interval(SAMPLES[:1]) == pytest.approx([RATIO(SAMPLES[:1])] * 2)
     with pytest.raises(ValueError, match="at least one"):

@@ -80,5 +80,5 @@ def test_a_part_of_a_split_says_so(root: Path, said: list[str]) -> None:
 def test_odd_pictures_are_listed(root: Path, said: list[str]) -> None:
     path = root / "GranDf" / "annotations" / "val_test" / "val_gcg_coco_caption_gt.json"
     path.write_text(path.read_text().replace('"labels": [', '"labels": ["nothing", ', 1))
-    task("flmm_gcg_val", root=str(root))
-    assert "1 pictures are odd and are scored as they are: picture sa_100000 has" in "".join(said)
+    task("flmm_gcg_val", root=str(root)).build_all_requests(limit=None, rank=0, world_size=1)
+    assert "picture sa_100000 has" in "".join(said)

@@ -121,7 +121,7 @@ def test_pair_counts_are_pycocotools(seed: int) -> None:
 
 
 def test_pair_counts_refuse_masks_of_two_pictures() -> None:
-    with pytest.raises(ValueError, match="one picture"):
+    with pytest.raises(ValueError, match="same picture"):
         gcg.pair_counts([np.zeros((2, 2))], [np.zeros((2, 3))])
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flmm_plugin.datasets.grandf import GranDfDataset
 from flmm_plugin.errors import ToolNotFound
 from flmm_plugin.records import decode_rle, encode_rle, error_json
 from flmm_plugin.tasks.gcg import encoders, scoring
-from flmm_plugin.tasks.gcg.docs import BLANK, gcg_docs
+from flmm_plugin.tasks.gcg.benchmark import read_documents
+from flmm_plugin.tasks.metrics.bootstrap import statistic_of
+from flmm_plugin.tasks.task_files import aggregations
 from flmm_plugin.tiny import layouts_gcg
 
 SIZE = (6, 8)
@@ -47,7 +48,7 @@ def reply(text: str, pairs: list[tuple[str, Any]], phrases: bool = True) -> str:
 
 def numbers(*samples: dict[str, Any]) -> dict[str, float]:
     return {
-        metric: round(scoring.STATISTICS[metric]([sample[metric] for sample in samples]), 2)
+        metric: round(statistic_of(aggregations("flmm_gcg_val")[metric])([sample[metric] for sample in samples]), 2)
         for metric in ("AP50", "mIoU", "mask_recall")
     }
 
@@ -222,10 +223,10 @@ def test_scoring_imports_no_torch() -> None:
 
 def test_documents_of_the_tiny_world(tmp_path: Path) -> None:
     layouts_gcg.write_grandf(tmp_path, scenes=3, splits=("val",))
-    docs = gcg_docs(GranDfDataset(tmp_path, "val"), "words")
+    docs = read_documents("val", {"root": tmp_path, "sentence_encoder": "words"})
     assert (len(docs), docs.expected_items) == (3, None)
     for doc in docs:
-        assert set(doc) == set(docs.features) == set(BLANK)
+        assert set(doc) == set(docs.features) == set(DOC) | {"orientation"}
         assert len(doc["labels"]) == len(doc["masks"]) > 0
         assert all(label in doc["caption"] for label in doc["labels"])
         assert doc["image"].size == (doc["width"], doc["height"])

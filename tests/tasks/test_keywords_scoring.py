@@ -12,24 +12,25 @@ from typing import Any
 import pytest
 import yaml
 
-from flmm_plugin.datasets.png import PngDataset
 from flmm_plugin.errors import BadImage, ToolNotFound
 from flmm_plugin.records import error_json, parse_masks_json
+from flmm_plugin.tasks.documents import Document
 from flmm_plugin.tasks.keywords import noun_chunks, scoring
 from flmm_plugin.tasks.keywords.noun_chunks import NounChunks, load_noun_chunks
-from flmm_plugin.tasks.png.docs import PngDoc, PngDocs
+from flmm_plugin.tasks.metrics.bootstrap import statistic_of
+from flmm_plugin.tasks.png.benchmark import read_documents
 
 Folder = Callable[..., Any]
 
 
 @pytest.fixture
-def doc(png_folder: Folder) -> PngDoc:
-    first: PngDoc = PngDocs(PngDataset(png_folder().root))[0]
+def doc(png_folder: Folder) -> Document:
+    first: Document = read_documents("val", {"root": png_folder().root})[0]
     assert first["text"] == "There is a brown cat and another, so two cats on grass."
     return first
 
 
-def reply(doc: PngDoc, *phrases: str, spans: bool = True) -> str:
+def reply(doc: Document, *phrases: str, spans: bool = True) -> str:
     listed = [
         {"phrase": words, "span": [doc["text"].index(words), doc["text"].index(words) + len(words)] if spans else None}
         for words in phrases
@@ -37,7 +38,7 @@ def reply(doc: PngDoc, *phrases: str, spans: bool = True) -> str:
     return json.dumps({"text": doc["text"], "phrases": listed, "masks": []})
 
 
-def test_words_and_phrases_of_a_reply(doc: PngDoc) -> None:
+def test_words_and_phrases_of_a_reply(doc: Document) -> None:
     sample = scoring.score_reply(doc, reply(doc, "There", "brown cat", "grass"))
     # Wanted: a brown cat, another, two cats, grass: 7 words in 4 phrases.
     assert sample["F1"] == {"right": 3, "picked": 4, "wanted": 7}
@@ -50,7 +51,7 @@ def test_words_and_phrases_of_a_reply(doc: PngDoc) -> None:
     assert sample["reference"]["spans"] == [list(span) for span in doc["spans"]]
 
 
-def test_replies_without_spans_are_found_by_their_words_in_order(doc: PngDoc) -> None:
+def test_replies_without_spans_are_found_by_their_words_in_order(doc: Document) -> None:
     found = scoring.spans_of(parse_masks_json(reply(doc, "a", "a", "nowhere", "cat", spans=False)), doc["text"])
     assert [doc["text"][start:end] for start, end in found] == ["a", "a", "cat"]
     # "is a", then "and": each next one is looked for behind the last.
@@ -59,7 +60,7 @@ def test_replies_without_spans_are_found_by_their_words_in_order(doc: PngDoc) ->
     assert scoring.spans_of(odd, doc["text"]) == [(3, len(doc["text"]))]
 
 
-def test_failed_replies_pick_nothing_and_count(doc: PngDoc) -> None:
+def test_failed_replies_pick_nothing_and_count(doc: Document) -> None:
     for said in (error_json(BadImage("x")), "the cat"):
         sample = scoring.score_reply(doc, said)
         assert sample["F1"] == {"right": 0, "picked": 0, "wanted": 7}
@@ -101,7 +102,7 @@ class Blank:
         raise ValueError("[E029] `noun_chunks` requires the dependency parse")
 
 
-def test_noun_chunks_stand_beside_with_their_versions(doc: PngDoc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noun_chunks_stand_beside_with_their_versions(doc: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", fake_spacy({"en_core_web_sm": "3.8"}))
     chunks = load_noun_chunks()
     assert chunks.name == "spacy 9.9 en_core_web_sm 3.8"
@@ -113,9 +114,9 @@ def test_noun_chunks_stand_beside_with_their_versions(doc: PngDoc, monkeypatch: 
     assert len(sample["reference"]["noun_chunks"]) == 5
     logged = json.loads(json.dumps(sample))
     assert scoring.score_reply(scoring.logged_document(logged), reply(doc, "grass")) == logged
-    for name, ratio in scoring.STATISTICS.items():
+    for name in (one for one in scoring.METRICS if one not in ("items", "errors", "complete")):
         function = {"F1": scoring.f1, "recall": scoring.recall, "precision": scoring.precision}[name.split("_")[-1]]
-        assert ratio([sample[name]]) == pytest.approx(function([sample[name]]))
+        assert statistic_of(function)([sample[name]]) == pytest.approx(function([sample[name]]))
 
 
 def test_a_missing_spacy_or_pipeline_is_said_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +133,7 @@ def test_a_missing_spacy_or_pipeline_is_said_with_its_command(monkeypatch: pytes
         load_noun_chunks()
 
 
-def test_the_pipeline_is_asked_by_one_thread_at_a_time(doc: PngDoc) -> None:
+def test_the_pipeline_is_asked_by_one_thread_at_a_time(doc: Document) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     inside: list[int] = []

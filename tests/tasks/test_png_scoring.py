@@ -18,11 +18,20 @@ from PIL import Image
 from flmm_plugin.datasets.png import PngDataset, PngPhrase
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.records import decode_rle, encode_rle, error_json
+from flmm_plugin.tasks.mask_scoring import ciou
+from flmm_plugin.tasks.metrics.bootstrap import statistic_of
 from flmm_plugin.tasks.metrics.totals import is_complete, total
-from flmm_plugin.tasks.png import curve, scoring
-from flmm_plugin.tasks.png.docs import FIELDS, QUESTION, PngDocs, kinds_of, targets_of
+from flmm_plugin.tasks.png import scoring
+from flmm_plugin.tasks.png.benchmark import QUESTION, kinds_of, read_documents, targets_of
+from flmm_plugin.tasks.standalone import score_document
+from flmm_plugin.tasks.task_files import aggregations
 
 Folder = Callable[..., Any]
+
+FIELDS = {
+    "narrative", "image_id", "image_path", "orientation", "map_path", "height", "width", "question", "text", "pieces",
+    "grounded", "expressions", "spans", "segment_ids", "kinds", "expected_items", "expected_narratives", "left_out",
+}  # fmt: skip
 
 
 def reply(masks: list[Any]) -> str:
@@ -31,10 +40,10 @@ def reply(masks: list[Any]) -> str:
 
 def test_a_document_is_a_narrative_with_all_its_phrases(png_folder: Folder) -> None:
     folder = png_folder()
-    docs = PngDocs(PngDataset(folder.root))
+    docs = read_documents("val", {"root": folder.root})
     assert (len(docs), docs.items) == (2, 5)
     first = docs[0]
-    assert set(first) == set(docs.features) == set(FIELDS)
+    assert set(first) == set(docs.features) == FIELDS
     assert first["question"] == QUESTION
     assert [first["pieces"][index] for index in first["grounded"]] == first["expressions"]
     assert [first["text"][start:end] for start, end in first["spans"]] == first["expressions"]
@@ -60,13 +69,13 @@ def test_who_counts_decides_on_the_kinds() -> None:
 
 def test_an_unknown_way_of_counting_is_refused(png_folder: Folder) -> None:
     with pytest.raises(UnknownArgument, match="flmm, bcv"):
-        PngDocs(PngDataset(png_folder().root), kinds="coco")  # type: ignore[arg-type]
+        read_documents("val", {"root": png_folder().root, "kinds": "coco"})
 
 
 def printed(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of the template's aggregations, as lmms-eval would call them."""
     aggregations = {**dict.fromkeys(scoring.RECALLS, scoring.average_recall), "acc@0.5": scoring.accuracy,
-                    "pixel_acc": scoring.pixel_acc, "cIoU": scoring.ciou, "items": total,
+                    "pixel_acc": scoring.pixel_acc, "cIoU": ciou, "items": total,
                     "errors": total, "complete": is_complete,
                     "skipped_phrases": scoring.skips, "skipped_narratives": scoring.skips}  # fmt: skip
     return {name: how([sample[name] for sample in samples if name in sample]) for name, how in aggregations.items()}
@@ -74,7 +83,7 @@ def printed(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_perfect_and_partial_replies(png_folder: Folder) -> None:
     folder = png_folder()
-    docs = PngDocs(PngDataset(folder.root))
+    docs = read_documents("val", {"root": folder.root})
     perfect = [scoring.score_reply(doc, reply(targets_of(doc))) for doc in docs]
     assert set(perfect[0]) == {*scoring.METRICS, "reference"}
     numbers = printed(perfect)
@@ -101,28 +110,31 @@ def test_perfect_and_partial_replies(png_folder: Folder) -> None:
     assert numbers["pixel_acc"] == pytest.approx(100 * np.mean([1, 400 / 600, 500 / 600, 200 / 600]))
     assert numbers["cIoU"] == pytest.approx(100 * (100 + 0 + 100 + 0) / (100 + 200 + 200 + 400))
     assert numbers["complete"] == 0
-    for name, ratio in scoring.STATISTICS.items():
+    functions = aggregations("flmm_png")
+    for name in (*scoring.RECALLS, "acc@0.5", "pixel_acc", "cIoU"):
+        ratio = statistic_of(functions[name])
         assert ratio([scoring.score_reply(docs[0], reply(masks))[name]]) == pytest.approx(numbers[name])
 
 
 def test_only_a_file_of_the_official_size_can_be_complete(png_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = PngDataset(png_folder().root)
-    monkeypatch.setattr("flmm_plugin.tasks.png.docs.OFFICIAL_NARRATIVES", {"val": dataset.in_file})
-    docs = PngDocs(dataset)
+    folder = png_folder()
+    dataset = PngDataset(folder.root)
+    monkeypatch.setattr("flmm_plugin.tasks.png.benchmark.OFFICIAL_NARRATIVES", {"val": dataset.in_file})
+    docs = read_documents("val", {"root": folder.root})
     assert (docs[0]["expected_items"], docs[0]["expected_narratives"]) == (5, 2)
     samples = [scoring.score_reply(doc, "") for doc in docs]
     assert [printed(samples[:count])["complete"] for count in (1, 2)] == [0, 1]
 
 
 def test_a_kind_without_phrases_has_no_number(png_folder: Folder) -> None:
-    docs = PngDocs(PngDataset(png_folder().root))
+    docs = read_documents("val", {"root": png_folder().root})
     numbers = printed([scoring.score_reply(docs[1], reply(targets_of(docs[1])))])
     assert numbers["AR_stuff"] == pytest.approx(99.999)
     assert numbers["AR_plural"] is numbers["AR_thing"] is None
 
 
 def test_failed_and_short_replies_are_empty_predictions(png_folder: Folder) -> None:
-    docs = PngDocs(PngDataset(png_folder().root))
+    docs = read_documents("val", {"root": png_folder().root})
     for said in (error_json(BadAnnotation("x")), "no masks here", reply([np.ones((30, 20), bool)] * 4)):
         sample = scoring.score_reply(docs[0], said)
         assert sample["errors"] == {"count": 4}
@@ -132,15 +144,15 @@ def test_failed_and_short_replies_are_empty_predictions(png_folder: Folder) -> N
 
 def test_a_damaged_map_skips_its_narrative_and_is_counted(png_folder: Folder) -> None:
     folder = png_folder()
-    docs = PngDocs(PngDataset(folder.root))
+    docs = read_documents("val", {"root": folder.root})
     answer = reply(targets_of(docs[0]))
     (folder.maps / "000000000139.png").write_bytes(b"no map")
     with pytest.raises(BadAnnotation):
         scoring.score_reply(docs[0], answer)
-    sample, problem = scoring.try_score(docs[0], answer)
-    assert problem is not None
-    other, none = scoring.try_score(docs[1], reply(targets_of(docs[1])))
-    assert none is None
+    sample = score_document("flmm_png", scoring.score_reply, docs[0], answer)
+    assert sample == scoring.skipped(docs[0])
+    other = score_document("flmm_png", scoring.score_reply, docs[1], reply(targets_of(docs[1])))
+    assert other != scoring.skipped(docs[1])
     numbers = printed([sample, other])
     # One narrative names nothing and was left out when the file was read.
     assert (numbers["skipped_phrases"], numbers["skipped_narratives"]) == (4, 2)
@@ -159,24 +171,24 @@ def test_the_template_lists_the_metrics_with_their_aggregations() -> None:
 
 def test_the_curve_is_a_picture_with_a_line_per_kind(png_folder: Folder, tmp_path: Path) -> None:
     folder = png_folder()
-    docs = PngDocs(PngDataset(folder.root))
+    docs = read_documents("val", {"root": folder.root})
     masks = [folder.mask(300), folder.mask(300), folder.mask(70000), folder.mask()]
     sums = scoring.curves([scoring.score_reply(docs[0], reply(masks))["recall_curve"]])
     assert {name: one.items for name, one in sums.items()} == {
         "AR": 4, "AR_thing": 3, "AR_stuff": 1, "AR_singular": 3, "AR_plural": 1,
     }  # fmt: skip
-    drawn = Image.open(curve.draw(sums, tmp_path / "new" / "curve.png", "title"))
+    drawn = Image.open(scoring.draw_curves(sums, tmp_path / "new" / "curve.png", "title"))
     colors = {tuple(pixel) for pixel in np.asarray(drawn.convert("RGB")).reshape(-1, 3)}
     # matplotlib's first five colours: one line each.
     for name in ("1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd"):
         assert tuple(bytes.fromhex(name)) in colors
     empty = {"AR": scoring.curves([])["AR"]}
-    assert Image.open(curve.draw(empty, tmp_path / "empty.png")).size == drawn.size
+    assert Image.open(scoring.draw_curves(empty, tmp_path / "empty.png")).size == drawn.size
 
 
 def test_the_task_draws_into_the_output_path_only(png_folder: Folder, tmp_path: Path) -> None:
     task_module = pytest.importorskip("flmm_plugin.tasks.png.task")
-    docs = PngDocs(PngDataset(png_folder().root))
+    docs = read_documents("val", {"root": png_folder().root})
     sample = scoring.score_reply(docs[0], reply(targets_of(docs[0])))["recall_curve"]
     stand_in = SimpleNamespace(config=SimpleNamespace(task="flmm_png"))
     draw = task_module.PanopticNarrativeGrounding._recall_curve

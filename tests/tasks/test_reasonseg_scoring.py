@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flmm_plugin.datasets.reasonseg import ReasonSegDataset
 from flmm_plugin.records import decode_rle, encode_rle, error_json
+from flmm_plugin.tasks.mask_scoring import ciou
+from flmm_plugin.tasks.metrics.bootstrap import statistic_of
 from flmm_plugin.tasks.reasonseg import scoring
-from flmm_plugin.tasks.reasonseg.docs import BLANK, reasonseg_docs
+from flmm_plugin.tasks.reasonseg.benchmark import read_documents
 from flmm_plugin.tiny import layouts_gcg
 
 SIZE = (4, 10)
@@ -35,6 +36,8 @@ DOC = {
     "ignore": encode_rle(mask(6, 8)),
     "expected_items": 779,
 }
+
+FIELDS = {*DOC, "name", "expression", "orientation"}
 
 
 def reply(*masks: Any) -> str:
@@ -63,7 +66,7 @@ def test_unusable_replies_are_empty_predictions_that_still_count() -> None:
     assert good["errors"] == {"count": 0}
     pair = [good["gIoU"], sample["gIoU"]]
     assert scoring.giou(pair) == pytest.approx(50, abs=1e-3)
-    assert scoring.ciou(pair) == pytest.approx(50)
+    assert ciou(pair) == pytest.approx(50)
     assert scoring.ciou_shares(pair) == pytest.approx(50)
 
 
@@ -78,8 +81,8 @@ def test_the_test_split_tells_short_from_long_and_val_does_not() -> None:
 
 def test_intervals_are_of_the_printed_numbers() -> None:
     samples = [scoring.score_reply(DOC, reply(mask(0, end)))["gIoU"] for end in range(1, 6)]
-    for name, function in (("gIoU", scoring.giou), ("cIoU", scoring.ciou), ("cIoU_shares", scoring.ciou_shares)):
-        assert scoring.STATISTICS[name](samples) == pytest.approx(function(samples), abs=1e-4)
+    for function in (scoring.giou, ciou, scoring.ciou_shares):
+        assert statistic_of(function)(samples) == pytest.approx(function(samples), abs=1e-4)
 
 
 def test_a_logged_sample_gives_its_document_back() -> None:
@@ -90,11 +93,11 @@ def test_a_logged_sample_gives_its_document_back() -> None:
 
 def test_documents_of_the_tiny_world(tmp_path: Path) -> None:
     layouts_gcg.write_reasonseg(tmp_path, scenes=6, splits=("test",))
-    docs = reasonseg_docs(ReasonSegDataset(tmp_path, "test"))
+    docs = read_documents("test", {"root": tmp_path})
     assert (len(docs), docs.expected_items) == (6, 779)
     ignored = 0
     for index, doc in enumerate(docs):
-        assert set(doc) == set(docs.features) == set(BLANK)
+        assert set(doc) == set(docs.features) == FIELDS
         target, ignore = decode_rle(doc["mask"]), decode_rle(doc["ignore"])
         assert target.any()
         assert not (target & ignore).any()

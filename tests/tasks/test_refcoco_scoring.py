@@ -10,7 +10,9 @@ import pytest
 
 from flmm_plugin.errors import BadImage
 from flmm_plugin.records import Grounding, encode_rle, error_json, masks_json
+from flmm_plugin.tasks import mask_scoring
 from flmm_plugin.tasks.metrics.segmentation import IoUCounts, summarise
+from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.refcoco import scoring
 
 SIZE = (6, 8)
@@ -111,23 +113,23 @@ def test_aggregations_agree_with_the_metrics() -> None:
     samples = [scoring.score_reply(doc, answer) for doc, answer in zip(documents, replies, strict=True)]
     counts = [IoUCounts(24, 24), IoUCounts(18, 24), IoUCounts(6, 24), IoUCounts(0, 48), IoUCounts(0, 0)]
     expected = {metric: 100 * value for metric, value in summarise(counts).items()}
-    got = {"cIoU": scoring.ciou, "mIoU": scoring.miou, "gIoU": scoring.giou}
+    got = {"cIoU": mask_scoring.ciou, "mIoU": mask_scoring.miou, "gIoU": mask_scoring.giou}
     assert {metric: function([one[metric] for one in samples]) for metric, function in got.items()} == {
         metric: expected[metric] for metric in got
     }
     for metric in expected.keys() - got.keys():
-        assert scoring.precision([one[metric] for one in samples]) == expected[metric]
-    assert scoring.total([one["items"] for one in samples]) == 5
+        assert mask_scoring.precision([one[metric] for one in samples]) == expected[metric]
+    assert total([one["items"] for one in samples]) == 5
 
 
 def test_only_the_whole_official_split_is_complete() -> None:
     first = scoring.score_reply(document(["left", "right"], [LEFT, RIGHT], expected=3), "")
     second = scoring.score_reply(document(["left"], [LEFT], expected=3), "")
     unknown = scoring.score_reply(document(["left"], [LEFT], expected=None), "")
-    assert scoring.complete([first["complete"], second["complete"]]) == 1
-    assert scoring.complete([first["complete"]]) == 0
-    assert scoring.complete([unknown["complete"]]) == 0
-    assert scoring.complete([]) == 0
+    assert is_complete([first["complete"], second["complete"]]) == 1
+    assert is_complete([first["complete"]]) == 0
+    assert is_complete([unknown["complete"]]) == 0
+    assert is_complete([]) == 0
 
 
 def test_samples_survive_a_log() -> None:

@@ -13,11 +13,13 @@ import pytest
 from flmm_plugin.cli import main
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.records import encode_rle
-from flmm_plugin.tasks import rescoring, task_files
+from flmm_plugin.tasks import task_files
 from flmm_plugin.tasks.gcg import scoring as gcg
+from flmm_plugin.tasks.mask_scoring import ciou
 from flmm_plugin.tasks.reasonseg import scoring as reasonseg
 from flmm_plugin.tasks.refcoco import scoring as refcoco
 from flmm_plugin.tasks.rescoring import Options, rescore
+from flmm_plugin.tasks.sample_log import reply_of
 
 SIZE = (4, 10)
 QUICK = Options(resamples=20)
@@ -80,7 +82,7 @@ def test_every_metric_comes_again(
     listed = module.TEST_METRICS if module is reasonseg else module.METRICS
     assert tuple(score.metric for score in result.scores) == tuple(listed)
     by_name = {score.metric: score for score in result.scores}
-    expected = module.ciou([sample["cIoU"] for sample in samples])
+    expected = ciou([sample["cIoU"] for sample in samples])
     assert by_name["cIoU"].value == expected > 0
     assert by_name["items"].value == 6
     for score in result.scores:
@@ -130,7 +132,7 @@ def test_counts_serve_where_a_line_has_no_reference(write: Callable[..., Path]) 
 
 
 def test_replies_are_found_however_deep_lmms_eval_nests_them() -> None:
-    assert [rescoring.reply_of({"filtered_resps": nested}) for nested in ("a", ["a"], [["a"]], [])] == [
+    assert [reply_of(nested) for nested in ("a", ["a"], [["a"]], [])] == [
         "a",
         "a",
         "a",
@@ -248,9 +250,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def predicted(task: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A log of ``--predict_only`` as lmms-eval writes it, one request failed; and the numbers of a scored run."""
-    from flmm_plugin.tasks.plain_task import PlainTask
+    from flmm_plugin.tasks.standalone import StandaloneTask
 
-    plain = PlainTask(task)
+    plain = StandaloneTask(task)
     lines = []
     for number, doc in enumerate(plain.docs):
         said: Any = json.dumps({"text": "a red circle", "masks": [encode_rle(np.eye(224, dtype=bool))]})
@@ -345,7 +347,7 @@ def test_the_command_s_json_is_what_it_printed(write: Callable[..., Path], capsy
     (result,) = content["results"]
     assert result["documents"] == 6
     assert {score["metric"]: score["value"] for score in result["scores"]}["cIoU"] == pytest.approx(
-        refcoco.ciou([line["cIoU"] for line in REFCOCO])
+        ciou([line["cIoU"] for line in REFCOCO])
     )
     assert all(score["interval"] is None for score in result["scores"])
 

@@ -14,6 +14,7 @@ from PIL import Image
 from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.errors import OutputFailed
 from flmm_plugin.records import error_json
+from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_config
 from flmm_plugin.tasks.viscot import judge as judging
 from flmm_plugin.tasks.viscot import scoring
@@ -137,10 +138,10 @@ def test_the_panel_names_every_tiny_task() -> None:
 def test_totals_and_completeness() -> None:
     samples = [scoring.score_reply(DOC, text) for text in ("Main Street", "no")]
     assert scoring.percent([sample["exact"] for sample in samples]) == 50.0
-    assert scoring.total([sample["items"] for sample in samples]) == 2
-    assert scoring.complete([sample["complete"] for sample in samples]) == 1
-    assert scoring.complete([samples[0]["complete"]]) == 0
-    assert (scoring.percent([]), scoring.complete([])) == (0.0, 0)
+    assert total([sample["items"] for sample in samples]) == 2
+    assert is_complete([sample["complete"] for sample in samples]) == 1
+    assert is_complete([samples[0]["complete"]]) == 0
+    assert (scoring.percent([]), is_complete([])) == (0.0, 0)
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_one_command_gives_stock_and_mask_results(
     assert val["cIoU"] == pytest.approx(100 * intersection / union, abs=1e-12)
 
     text = "".join(said)
-    assert "has no ref of split testB (it has: test 1, testA 1, val 3)" in text
+    assert "has nothing of split testB (it has: test 1, testA 1, val 3)" in text
     assert "flmm_refcoco_val: PARTIAL RESULT over 3 of 3811 official items" in text
     assert "requests FAILED on rank 0" in text
     assert "the seal holds" in text

@@ -112,11 +112,11 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
     from vlmeval.dataset import build_dataset
 
     from flmm_plugin.adapters.lmms_eval import task_folder
-    from flmm_plugin.tasks.plain_task import PlainTask
+    from flmm_plugin.tasks.standalone import StandaloneTask
 
     monkeypatch.setattr("flmm_plugin.tasks.metrics.text.need_java", no_java)
     (task,) = BENCHMARKS[name].values()
-    docs = PlainTask(task).docs
+    docs = StandaloneTask(task).docs
     sizes = [Image.open(doc["image_path"]).size[::-1] for doc in docs]
     replies = [canned(doc, size, seed) for seed, (doc, size) in enumerate(zip(docs, sizes, strict=True))]
 

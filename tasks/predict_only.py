@@ -1,18 +1,15 @@
-"""Logs of ``--predict_only``: replies without what they are compared with, which is read from the data set again."""
+"""Score logs of ``--predict_only``: replies without what they are compared with, which is read from the data set."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
-from flmm_plugin.tasks.plain_task import PlainTask
-from flmm_plugin.tasks.sample_scores import reply_of
-
-Record = Mapping[str, Any]
+from flmm_plugin.tasks.sample_log import Record
+from flmm_plugin.tasks.standalone import StandaloneTask
 
 #: What lmms-eval itself logs of a document; ``bypass`` stands in place of the metrics, in most tasks.
 _HARNESS = frozenset(
@@ -22,7 +19,7 @@ _HARNESS = frozenset(
 
 
 def is_unscored(line: Record) -> bool:
-    """Tell a line that was written with ``--predict_only``."""
+    """Return whether a line was written with ``--predict_only``."""
     return line.keys() <= _HARNESS and {"target", "filtered_resps"} <= line.keys()
 
 
@@ -34,7 +31,7 @@ def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, qui
         path: The log, to be named in errors.
         task: Name of the task that was run.
         annotations: Hash of the annotation files of the run, "" if that is not known.
-        quiet: Whether to draw no bar.
+        quiet: Whether to draw no progress bar.
 
     Raises:
         UnknownArgument: The task's data is read by its harness.
@@ -43,7 +40,7 @@ def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, qui
     """
     left_out = f"{path.name} was written with --predict_only, which leaves out what replies are compared with"
     try:
-        plain = PlainTask(task)
+        source = StandaloneTask(task)
     except UnknownArgument as exc:
         raise UnknownArgument(
             f"{left_out}, and lmms-eval alone reads the data of {task}: run the same line without --predict_only (with "
@@ -51,19 +48,18 @@ def scored(lines: Sequence[Record], path: Path, task: str, annotations: str, qui
         ) from exc
     except DataNotFound as exc:
         raise DataNotFound(f"{left_out}; it is read from the data set, and there is {exc}") from exc
-    if annotations and plain.annotations and annotations != plain.annotations:
+    if annotations and annotations != source.annotations:
         raise BadAnnotation(
-            f"{left_out}; the data set here is another one than the run's ({plain.annotations[:14]}, not "
+            f"{left_out}; the data set here is another one than the run's ({source.annotations[:14]}, not "
             f"{annotations[:14]}): set FLMM_DATA to the run's"
         )
     found: list[Record] = []
     for line in tqdm(lines, desc=task, unit="doc", disable=quiet):
         place = line["doc_id"]
-        if not 0 <= place < len(plain.docs) or plain.target(plain.docs[place]) != line.get("target"):
+        if not 0 <= place < len(source.docs) or source.target(source.docs[place]) != line.get("target"):
             raise BadAnnotation(
                 f"{left_out}; document {place} is not that of {task} in the data set here: is it a log of that task, "
                 "and does FLMM_DATA name the run's data?"
             )
-        said = reply_of(line.get("filtered_resps"))
-        found.append({**line, **plain.score(plain.docs[place], said)})
+        found.append({**line, **source.score(source.docs[place], line.get("filtered_resps"))})
     return found

@@ -11,11 +11,11 @@ import pytest
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import encode_rle
-from flmm_plugin.tasks.plain_task import PlainTask
+from flmm_plugin.tasks.standalone import StandaloneTask
 
 LOOKUPS = """
 import sys
-from flmm_plugin.tasks.plain_task import PlainTask
+from flmm_plugin.tasks.standalone import StandaloneTask
 from flmm_plugin.tasks.task_files import task_config
 assert "lmms_eval" not in sys.modules and "transformers" not in sys.modules
 """
@@ -29,15 +29,14 @@ def masks_reply(masks: list[Any]) -> str:
 
 def test_refcoco_documents_prompts_and_numbers(refer_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lmms_eval")
-    from flmm_plugin.datasets.refer import ReferDataset
-    from flmm_plugin.tasks.refcoco.docs import ReferDocs, prompt_of
-    from flmm_plugin.tasks.refcoco.task import score
+    from flmm_plugin.tasks.refcoco.benchmark import prompt_of, read_documents
+    from flmm_plugin.tasks.refcoco.scoring import score_reply as score
     from flmm_plugin.tasks.task_files import aggregations
 
     folder = refer_folder()
     monkeypatch.setenv("FLMM_DATA", str(folder.root))
-    plain = PlainTask("flmm_refcoco_val")
-    docs = ReferDocs(ReferDataset(folder.root, "refcoco", "val"), "picture")
+    plain = StandaloneTask("flmm_refcoco_val")
+    docs = read_documents("val", {"root": folder.root, "name": "refcoco"})
     assert [dict(doc) for doc in plain.docs] == [dict(doc) for doc in docs]
     assert [plain.prompt(doc) for doc in plain.docs] == [prompt_of(doc) for doc in docs]
     assert plain.generation_kwargs == {"flmm_ground": True, "do_sample": False}
@@ -61,22 +60,22 @@ def test_words_that_the_yaml_gives_are_in_the_prompt(tmp_path: Path, monkeypatch
     write_reasonseg(tmp_path, scenes=2, splits=("val",))
     write_grandf(tmp_path, scenes=2, splits=("val",))
     monkeypatch.setenv("FLMM_DATA", str(tmp_path))
-    reason = PlainTask("flmm_reasonseg_val")
+    reason = StandaloneTask("flmm_reasonseg_val")
     assert reason.docs[0]["query"] in reason.prompt(reason.docs[0])
     assert "Briefly answer" in reason.prompt(reason.docs[0])
-    captions = PlainTask("flmm_gcg_val")
+    captions = StandaloneTask("flmm_gcg_val")
     assert captions.prompt(captions.docs[0]) == "Briefly describe the objects that appear in this image."
 
 
 @pytest.mark.parametrize("name", ["flmm_tiny_mme", "flmm_pope_direct"])
 def test_tasks_of_a_harness_are_refused(name: str) -> None:
     with pytest.raises(UnknownArgument, match="needs its harness"):
-        PlainTask(name)
+        StandaloneTask(name)
 
 
 def test_no_harness_is_imported(refer_folder: Any) -> None:
     root = refer_folder().root
-    code = f"import os; os.environ['FLMM_DATA'] = {str(root)!r}{LOOKUPS}PlainTask('flmm_refcoco_val')\n{LOOKUPS}"
+    code = f"import os; os.environ['FLMM_DATA'] = {str(root)!r}{LOOKUPS}StandaloneTask('flmm_refcoco_val')\n{LOOKUPS}"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
