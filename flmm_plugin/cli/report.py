@@ -1,15 +1,21 @@
-"""``flmm report``: tables, figures and a page from result files, beside the paper's numbers, with their provenance."""
+"""``flmm report``: write tables, figures and a page from result files, beside the paper's numbers."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
+from flmm_plugin.cli.output import note, write
 from flmm_plugin.errors import UnknownArgument
+
+if TYPE_CHECKING:
+    from flmm_plugin.reports.comparison import ComparisonTable
+    from flmm_plugin.reports.runs import Run
 
 _EXAMPLES = """\
 examples:
@@ -99,7 +105,7 @@ def _add_page(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments say; several outputs in one call are all made."""
+    """Make all outputs that the arguments ask for; return 1 if ``--check`` found unsupported numbers."""
     from flmm_plugin.reports.result_files import read_results
 
     if not (args.table or args.html or args.figure or args.check is not None):
@@ -120,88 +126,65 @@ def run(args: argparse.Namespace) -> int:
     if args.check is not None:
         return _check(args, runs)
     if args.html:
-        _page(args, runs)
+        _write_page(args, runs)
     if args.figure:
-        _figure(args, runs)
+        write(args.out, _figure(args, runs))
     elif args.table and (args.out or not args.html):
-        _tables(args, runs)
+        _write_tables(args, runs)
     return 0
 
 
-def _made(args: argparse.Namespace, runs: Sequence[Any]) -> list[Any]:
+def _compared(args: argparse.Namespace, runs: Sequence[Run], names: Sequence[str]) -> list[ComparisonTable]:
     from flmm_plugin.reports.comparison import compare
     from flmm_plugin.reports.table_layouts import layouts_of
 
-    names = ",".join(args.table or ["all"]).split(",")
-    return [compare(layout, runs, published=not args.measured_only) for layout in layouts_of(names)]
+    return [
+        compare(layout, runs, published=not args.measured_only) for layout in layouts_of(",".join(names).split(","))
+    ]
 
 
-def _tables(args: argparse.Namespace, runs: Sequence[Any]) -> None:
+def _write_tables(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     from flmm_plugin.reports.rendering import render
 
-    text = render(_made(args, runs), args.format or _format_of(args.out))
+    endings = {".csv": "csv", ".tex": "latex", ".html": "html"}
+    form = args.format or endings.get(args.out.suffix.lower() if args.out else "", "md")
+    text = render(_compared(args, runs, args.table), form)
     if args.out is None:
         sys.stdout.write(text)
-        return
-    _write(args.out, text)
+    else:
+        write(args.out, text)
 
 
-def _format_of(out: Path | None) -> str:
-    endings = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html"}
-    return endings.get(out.suffix.lower(), "md") if out is not None else "md"
-
-
-def _write(out: Path, content: str | bytes) -> None:
-    files.write(out, content)
-    print(f"wrote {out}", file=sys.stderr)
-
-
-def _figure(args: argparse.Namespace, runs: Sequence[Any]) -> None:
-    _write(args.out, _drawn(args, runs))
-
-
-def _drawn(args: argparse.Namespace, runs: Sequence[Any]) -> bytes:
+def _figure(args: argparse.Namespace, runs: Sequence[Run]) -> bytes:
     from flmm_plugin.reports import charts
+    from flmm_plugin.reports.comparison import compare
     from flmm_plugin.reports.sample_files import read_samples
+    from flmm_plugin.reports.sample_sheet import sample_sheet
+    from flmm_plugin.reports.table_layouts import LAYOUTS
 
-    if args.figure == "6":
-        return _ranks(runs)
     if args.figure == "recall":
         return charts.recall_chart(read_samples(runs))
     if args.figure == "ablation":
-        args.table = ["5"]
-        return charts.ablation_chart(_made(args, runs))
-    from io import BytesIO
-
-    from flmm_plugin.reports.sample_sheet import sample_sheet
-
-    buffer = BytesIO()
-    sample_sheet(read_samples(runs), args.count, order=args.order).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _ranks(runs: Sequence[Any]) -> bytes:
-    from flmm_plugin.reports import charts
-    from flmm_plugin.reports.comparison import compare
-    from flmm_plugin.reports.table_layouts import LAYOUTS
-
+        return charts.ablation_chart(_compared(args, runs, ["5"]))
+    if args.figure == "samples":
+        buffer = io.BytesIO()
+        sample_sheet(read_samples(runs), args.count, order=args.order).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
     points, lacking = charts.ranks_of(compare(LAYOUTS["1"], runs))
     for name, columns in lacking.items():
-        print(
-            f"not in the figure: {name}, which lacks (or may not be compared in) {', '.join(columns)}", file=sys.stderr
-        )
+        note(f"not in the figure: {name}, which lacks (or may not be compared in) {', '.join(columns)}")
     return charts.rank_chart({"printed in Figure 6": charts.published_ranks(), "computed from Table 1": points})
 
 
-def _page(args: argparse.Namespace, runs: Sequence[Any]) -> None:
+def _write_page(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     from flmm_plugin.reports.explorer import write_explorer
     from flmm_plugin.reports.sample_files import read_samples
     from flmm_plugin.reports.verdicts import read_verdicts
 
-    tables = [table for table in _made(args, runs) if args.table or table.measured]
+    tables = _compared(args, runs, args.table or ["all"])
     facts = write_explorer(
         args.html,
-        tables,
+        [table for table in tables if args.table or table.measured],
         read_samples(runs),
         title="Measured beside published",
         notes=["Made from result files alone; a superscript says what was measured differently, a tooltip says how."],
@@ -209,18 +192,21 @@ def _page(args: argparse.Namespace, runs: Sequence[Any]) -> None:
         megabytes=args.page_megabytes,
         progress=sys.stderr.isatty(),
     )
-    print(f"wrote {facts.path}: {facts.samples} samples, {facts.pictures} pictures", file=sys.stderr)
+    note(f"wrote {facts.path}: {facts.samples} samples, {facts.pictures} pictures")
     if facts.left_out or facts.unreadable:
-        print(f"{facts.left_out} pictures left out for size, {facts.unreadable} could not be read", file=sys.stderr)
+        note(f"{facts.left_out} pictures left out for size, {facts.unreadable} could not be read")
 
 
-def _check(args: argparse.Namespace, runs: Sequence[Any]) -> int:
+def _check(args: argparse.Namespace, runs: Sequence[Run]) -> int:
     from flmm_plugin.reports.checking import gaps, read_table, unsupported
 
-    tables = _made(args, runs)
-    found = unsupported(read_table(Path(args.check)), tables) if args.check else [g for t in tables for g in gaps(t)]
+    tables = _compared(args, runs, args.table or ["all"])
+    if args.check:
+        found, what = unsupported(read_table(Path(args.check)), tables), f"numbers of {args.check}"
+    else:
+        found = [gap for table in tables for gap in gaps(table)]
+        what = "of the paper's F-LMM numbers in these tables"
     for one in found:
         print(one)
-    what = f"numbers of {args.check}" if args.check else "of the paper's F-LMM numbers in these tables"
-    print(f"{len(found)} {what} without a result file that supports them", file=sys.stderr)
+    note(f"{len(found)} {what} without a result file that supports them")
     return 1 if found else 0

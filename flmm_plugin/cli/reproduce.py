@@ -1,4 +1,4 @@
-"""``flmm reproduce``: run what a table of the paper needs, and render it. What is done is not done again."""
+"""``flmm reproduce``: run what a table of the paper needs, resumably, and write the table."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
 from flmm_plugin.cli.made_of import made_of, set_aside
+from flmm_plugin.cli.output import note, write
 from flmm_plugin.errors import DataNotFound, OutputFailed, UnknownArgument
 from flmm_plugin.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    from flmm_plugin.reports.table_layouts import Layout
 
 _EXAMPLES = """\
 examples:
@@ -30,31 +34,32 @@ examples:
   flmm reproduce table1 --backbones flmm_tiny --data tiny/data --tasks mme,flmm_refcoco_val --limit 20 --stock
   flmm reproduce table1 ... --dry-run                  the commands alone
 
-Every backbone gets one lmms_eval process over all tasks that it still lacks, with its answers kept sample by sample
-(OUT/cache): a run that was killed goes on where it stopped, and tasks whose result file is there are not run again,
-unless weights, heads, data or code are others than those that made it (a picture of the same size is not noticed).
-If that process fails, each of its tasks is run alone, so that one missing data set costs one column. lmms-eval's own
-adapters (--stock) hand over all answers at once: they get a process per task, and a kill costs them that task.
+Every backbone gets one lmms_eval process for all tasks that have no result yet. Its answers are kept sample by sample
+(OUT/cache), so a run that was killed resumes. Tasks with a result file are not run again, unless weights, heads, data
+or code have changed since (a changed picture of the same size is not noticed). If the process fails, each of its tasks
+is run alone, so that one missing data set costs one column. lmms-eval's own adapters (--stock) hand over all answers at
+once: they get a process per task, and a kill costs them that task.
 Judged benchmarks need a key (OPENAI_API_KEY, see lmms-eval) and are left out without one.
 """
 
-_ROOM = 64 << 20  # bytes on the disk with which it is worth beginning
+_MIN_FREE = 64 << 20  # bytes on the disk, below which nothing is begun
 
-#: Forms of the written table, and the endings of their files.
+#: Formats of the written table, and the endings of their files.
 FORMS = {"md": "md", "csv": "csv", "latex": "tex"}
 
-#: Stock tasks whose score is a judge's; without a key they would print a wrong number, not none.
+#: Stock tasks that a judge scores; without a key they would print a wrong number, not none.
 JUDGED = ("mmvet", "llava_in_the_wild")
+_KEYS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_API_KEY")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model of lmms-eval's and what it has to do.
+    """One model of lmms-eval and its tasks.
 
     Attributes:
-        model: For ``--model``.
-        arguments: For ``--model_args``, "" for none.
-        tasks: For ``--tasks``.
+        model: Name for ``lmms_eval --model``.
+        arguments: Text for ``--model_args``, "" for none.
+        tasks: Names of tasks, for ``--tasks``.
         folder: Where its results and logs go.
         options: Further words for the command line.
     """
@@ -65,8 +70,13 @@ class Job:
     folder: Path
     options: tuple[str, ...] = ()
 
+    @property
+    def ours(self) -> bool:
+        """Return whether it is a model of this package, not a stock adapter."""
+        return self.model.startswith("flmm_")
+
     def pending(self) -> tuple[str, ...]:
-        """Its tasks without a result."""
+        """Return its tasks without a result."""
         done = finished_tasks(self.folder)
         return tuple(task for task in self.tasks if task not in done)
 
@@ -112,28 +122,26 @@ def run(args: argparse.Namespace) -> int:
     from flmm_plugin.reports.table_layouts import layouts_of
     from flmm_plugin.tasks.benchmarks import benchmarks
 
-    layouts = layouts_of([args.table])
-    label, out = label_of(args), out_of(args)
-    tasks = chosen_tasks(layouts, args.tasks)
+    layouts, out = layouts_of([args.table]), out_of(args)
     masks = frozenset(task for layout in layouts for task in layout.mask_tasks)
-    jobs = planned(args, tasks, masks, out)
+    jobs = planned(args, chosen_tasks(layouts, args.tasks), masks, out)
     if args.dry_run:
         for job in jobs:
             print(shlex.join(["lmms_eval", *command_of(job, job.tasks, args, out)]))
         return 0
-    check_places(jobs, args, out, label)
+    check_places(jobs, args, out)
     script()
     began = time.monotonic()
     lacking = []
     data = data_digests(data_root(args.data), benchmarks().values())
     for number, job in enumerate(jobs, start=1):
-        print(f"\n[{number}/{len(jobs)}] {job.model} {job.arguments}".rstrip(), file=sys.stderr)
+        note(f"\n[{number}/{len(jobs)}] {job.model} {job.arguments}".rstrip())
         set_aside(job.folder, {**made_of(job.model, job.arguments), **data})
         lacking += [f"{job.model}: {task}; its log is {job.folder / 'log.txt'}" for task in complete(job, args, out)]
-    write_all(jobs, args, out, label)
+    write_all(jobs, args, layouts, out)
     for one in lacking:
-        print(f"no result: {one}", file=sys.stderr)
-    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+        note(f"no result: {one}")
+    note(f"{time.monotonic() - began:.0f} s")
     return 1 if lacking else 0
 
 
@@ -142,19 +150,18 @@ def stopped(args: argparse.Namespace) -> str:
     return f"results and answers so far are kept in {out_of(args)}; the same line goes on with them"
 
 
-def label_of(args: argparse.Namespace) -> str:
-    """The table's name in names of files."""
+def out_of(args: argparse.Namespace) -> Path:
+    """Return the work folder."""
+    given: Path | None = args.out
+    return Path("reproduce") / f"table{_label(args)}" if given is None else given
+
+
+def _label(args: argparse.Namespace) -> str:
     return re.sub(r"^table", "", args.table.strip().lower())
 
 
-def out_of(args: argparse.Namespace) -> Path:
-    """The work folder."""
-    given: Path | None = args.out
-    return given if given is not None else Path("reproduce") / f"table{label_of(args)}"
-
-
-def check_places(jobs: Sequence[Job], args: argparse.Namespace, out: Path, label: str) -> None:
-    """See that there is data, and that everything can be written, before hours of work.
+def check_places(jobs: Sequence[Job], args: argparse.Namespace, out: Path) -> None:
+    """Check before hours of work that there is data, and that everything can be written.
 
     Raises:
         DataNotFound: There is no such data root.
@@ -164,35 +171,32 @@ def check_places(jobs: Sequence[Job], args: argparse.Namespace, out: Path, label
         raise DataNotFound(f"there is no folder {args.data}; give --data the root of the data (flmm data list)")
     for folder in (out / "cache", *(job.folder for job in jobs)):
         files.make_folder(folder)
-    for name in (*(f"table{label}.{ending}" for ending in FORMS.values()), "report.html"):
+    for name in (*(f"table{_label(args)}.{ending}" for ending in FORMS.values()), "report.html"):
         files.check_file_place(out / name)
-    if shutil.disk_usage(out).free < _ROOM:
+    if shutil.disk_usage(out).free < _MIN_FREE:
         raise OutputFailed(f"{out}: the disk is full, or almost; make room or name another place")
 
 
-def chosen_tasks(layouts: Sequence[Any], asked: str | None) -> tuple[str, ...]:
-    """The tasks of the layouts, or those of them that were asked for; judged ones only with a key.
+def chosen_tasks(layouts: Sequence[Layout], asked: str | None) -> tuple[str, ...]:
+    """Return the tasks of the layouts, or those of them that were asked for; judged ones only with a key.
 
     Raises:
         UnknownArgument: A task that is none of the table's.
     """
-    needed = tuple(dict.fromkeys(task for layout in layouts for task in layout.tasks))
-    if asked:
-        names = tuple(dict.fromkeys(name.strip() for name in asked.split(",")))
-        for name in names:
-            if name not in needed:
-                raise UnknownArgument(f"{name!r} fills no column of this table; its tasks: {', '.join(needed)}")
-        needed = names
-    if not any(os.environ.get(key) for key in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_API_KEY")):
-        left = [task for task in needed if task in JUDGED]
-        if left:
-            print(f"left out, for want of a judge (set OPENAI_API_KEY): {', '.join(left)}", file=sys.stderr)
-        needed = tuple(task for task in needed if task not in JUDGED)
-    return needed
+    known = [task for layout in layouts for task in layout.tasks]
+    names = [name.strip() for name in asked.split(",")] if asked else known
+    for name in names:
+        if name not in known:
+            fills = ", ".join(dict.fromkeys(known))
+            raise UnknownArgument(f"{name!r} fills no column of this table; its tasks: {fills}")
+    judged = [] if any(os.environ.get(key) for key in _KEYS) else [task for task in names if task in JUDGED]
+    if judged:
+        note(f"left out, for want of a judge (set OPENAI_API_KEY): {', '.join(dict.fromkeys(judged))}")
+    return tuple(dict.fromkeys(name for name in names if name not in judged))
 
 
 def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[str], out: Path) -> list[Job]:
-    """One job per backbone, and with ``--stock`` one more for its chat tasks.
+    """Return one job per backbone, and with ``--stock`` one more for its chat tasks.
 
     Raises:
         UnknownArgument: A model that is none of this plugin's.
@@ -207,7 +211,7 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
                 f"no model {model!r}{did_you_mean(model, MODELS)} (MODEL:pretrained=...,heads=...). Known: "
                 f"{', '.join(MODELS)}"
             )
-        # Numbers over a part never count as the whole: each limit has a folder of its own.
+        # Numbers over a part never count as those of the whole split: each limit has a folder of its own.
         part = f"-limit{args.limit}" if args.limit else ""
         jobs.append(Job(model, arguments, tasks, out / "runs" / (folder_name(spec) + part)))
         chat = tuple(task for task in tasks if task not in masks)
@@ -218,7 +222,7 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
 
 
 def stock_of(model: str, arguments: str) -> tuple[str, str] | None:
-    """Name and arguments of the stock adapter of a model; None, with a word, where lmms-eval has none that works.
+    """Return name and arguments of a model's stock adapter; None, with a note, where lmms-eval has none that works.
 
     Raises:
         UnknownArgument: It is not said which checkpoint the model is.
@@ -226,17 +230,15 @@ def stock_of(model: str, arguments: str) -> tuple[str, str] | None:
     from flmm_plugin.adapters.preservation.stock import PLAIN, adapter_for, stock_arguments
 
     given = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
-    told = stock_arguments(given, "flmm_tiny" if model == "flmm_tiny" else "")
-    name, why = adapter_for(told)
+    chosen = stock_arguments(given, "flmm_tiny" if model == "flmm_tiny" else "")
+    name, why = adapter_for(chosen)
     if name == PLAIN:
-        print(
-            f"no stock adapter for {model}: {why}; flmm preserve compares it with plain transformers", file=sys.stderr
-        )
+        note(f"no stock adapter for {model}: {why}; flmm preserve compares it with plain transformers")
         return None
     # lmms-eval's adapter needs a device map of its own, which transformers 5 refuses to be empty.
-    device = told.setdefault("device", "cuda" if _cuda() else "cpu")
-    told.setdefault("device_map", device)
-    return name, ",".join(f"{key}={value}" for key, value in told.items())
+    device = chosen.setdefault("device", "cuda" if _cuda() else "cpu")
+    chosen.setdefault("device_map", device)
+    return name, ",".join(f"{key}={value}" for key, value in chosen.items())
 
 
 def _cuda() -> bool:
@@ -246,31 +248,29 @@ def _cuda() -> bool:
 
 
 def complete(job: Job, args: argparse.Namespace, out: Path) -> tuple[str, ...]:
-    """Run a job's pending tasks together, then those still pending alone; returns those that have no result."""
+    """Run a job's pending tasks together, then those still pending alone; return those that have no result."""
     pending = job.pending()
     if not pending:
-        print("  all results are there", file=sys.stderr)
+        note("  all results are there")
         return ()
-    # lmms-eval keeps a stock adapter's answers when it has given all of a process.
-    together = job.model.startswith("flmm_")
-    status = 0
-    for tasks in [pending] if together else [(task,) for task in pending]:
-        status = evaluate(job, tasks, args, out) or status
+    # A stock adapter's answers are kept only at the end of its process.
+    batches = [pending] if job.ours else [(task,) for task in pending]
+    failed = [status for status in (evaluate(job, tasks, args, out) for tasks in batches) if status]
     left = job.pending()
-    if together and len(pending) > 1:
+    if job.ours and len(pending) > 1 and left:
         for task in left:
-            print(f"  {task} once more, alone", file=sys.stderr)
+            note(f"  {task} once more, alone")
             evaluate(job, (task,), args, out)
-        status = 0 if left else status
-    if status and not job.pending():
-        return (f"lmms_eval wrote results for {','.join(pending)} and ended with {status}",)
-    return job.pending()
+        return job.pending()
+    if failed and not left:
+        return (f"lmms_eval wrote results for {','.join(pending)} and ended with {failed[-1]}",)
+    return left
 
 
 def evaluate(job: Job, tasks: tuple[str, ...], args: argparse.Namespace, out: Path) -> int:
-    """One lmms_eval process; its progress goes to the terminal, its output to a log; returns its exit status."""
+    """Run one lmms_eval process: its progress is shown, its output goes to a log; return its exit status."""
     command = [script(), *command_of(job, tasks, args, out)]
-    print("  $ " + shlex.join(["lmms_eval", *command[1:]]), file=sys.stderr, flush=True)
+    note("  $ " + shlex.join(["lmms_eval", *command[1:]]))
     path = job.folder / "log.txt"
     with files.naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,25 +281,18 @@ def evaluate(job: Job, tasks: tuple[str, ...], args: argparse.Namespace, out: Pa
 
 
 def command_of(job: Job, tasks: Sequence[str], args: argparse.Namespace, out: Path) -> list[str]:
-    """The arguments of ``lmms_eval``."""
+    """Return the arguments of ``lmms_eval``."""
     words = ["--model", job.model, "--tasks", ",".join(tasks), "--batch_size", str(args.batch_size)]
     words += [*job.options, *(["--model_args", job.arguments] if job.arguments else [])]
     words += ["--limit", str(args.limit)] if args.limit else []
     words += ["--device", args.device] if args.device else []
-    words += ["--use_cache", str(cache_of(job, out).resolve())]
-    return [*words, "--log_samples", "--output_path", str(job.folder.resolve())]
-
-
-def cache_of(job: Job, out: Path) -> Path:
-    """Where a job's answers are kept.
-
-    Those of lmms-eval's own adapters have names made of arguments alone, so they lie with the results that they are of.
-    """
-    return out / "cache" / job.folder.name if job.model.startswith("flmm_") else job.folder / "cache"
+    # Stock adapters name their caches by their arguments alone: those lie with the results that they belong to.
+    cache = out / "cache" / job.folder.name if job.ours else job.folder / "cache"
+    return [*words, "--use_cache", str(cache.resolve()), "--log_samples", "--output_path", str(job.folder.resolve())]
 
 
 def finished_tasks(folder: Path) -> frozenset[str]:
-    """Tasks with numbers in a result file under a folder; one of which every document failed is not finished.
+    """Return tasks with numbers in a result file under a folder, except those of which every document failed.
 
     Raises:
         DataNotFound: A result file is damaged; the message names it.
@@ -319,12 +312,12 @@ def _all_failed(results: Path, task: str) -> bool:
 
 
 def environment(data: Path | None) -> Mapping[str, str]:
-    """The caller's environment with the data root."""
+    """Return the caller's environment with the data root."""
     return {**os.environ, **({"FLMM_DATA": str(data.resolve())} if data is not None else {})}
 
 
 def script() -> str:
-    """The ``lmms_eval`` of this environment.
+    """Return the path of the ``lmms_eval`` of this environment.
 
     Raises:
         DataNotFound: It is not installed.
@@ -336,7 +329,7 @@ def script() -> str:
 
 
 def folder_name(spec: str) -> str:
-    """A folder's name for a model and its arguments; different ones never share one.
+    """Return a folder's name for a model and its arguments; different ones have different names.
 
     >>> folder_name("flmm_llava:pretrained=a/b")
     'flmm_llava_pretrained-a_b-b8ca'
@@ -345,18 +338,17 @@ def folder_name(spec: str) -> str:
     return f"{readable}-{hashlib.sha256(spec.encode()).hexdigest()[:4]}" if ":" in spec else readable
 
 
-def write_all(jobs: Sequence[Job], args: argparse.Namespace, out: Path, label: str) -> None:
-    """The table in every format, and the page."""
+def write_all(jobs: Sequence[Job], args: argparse.Namespace, layouts: Sequence[Layout], out: Path) -> None:
+    """Write the table in every format, and the page."""
     from flmm_plugin.reports.comparison import compare
     from flmm_plugin.reports.explorer import write_explorer
     from flmm_plugin.reports.rendering import render
     from flmm_plugin.reports.result_files import read_results
     from flmm_plugin.reports.sample_files import read_samples
-    from flmm_plugin.reports.table_layouts import layouts_of
 
     runs = read_results([job.folder for job in jobs if finished_tasks(job.folder)])
-    tables = [compare(layout, runs) for layout in layouts_of([args.table])]
+    tables = [compare(layout, runs) for layout in layouts]
     for form, ending in FORMS.items():
-        print(f"wrote {files.write(out / f'table{label}.{ending}', render(tables, form))}", file=sys.stderr)
-    facts = write_explorer(out / "report.html", tables, read_samples(runs), title=f"Table {label}, reproduced")
-    print(f"wrote {facts.path}: {facts.samples} samples", file=sys.stderr)
+        write(out / f"table{_label(args)}.{ending}", render(tables, form))
+    facts = write_explorer(out / "report.html", tables, read_samples(runs), title=f"Table {_label(args)}, reproduced")
+    note(f"wrote {facts.path}: {facts.samples} samples")
