@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flmm_plugin.tasks.metrics.segmentation import IoUCounts, ciou, iou_counts, miou
 from flmm_plugin.tiny import heads_path, language, tiny_path
 from flmm_plugin.tiny.scenes import COLORS, SHAPES, BoolArray, Scene, render, sample_scene, visible_masks
 
@@ -45,31 +46,6 @@ CHANCE = {
 }
 
 
-@dataclass
-class Overlap:
-    """Intersections and unions summed over items: cIoU is sum over sum, mIoU the mean of ratios."""
-
-    intersection: int = 0
-    union: int = 0
-    ratios: list[float] = field(default_factory=list)
-
-    def add(self, predicted: BoolArray, target: BoolArray) -> None:
-        """Count one item, both ``bool [S, S]``."""
-        i, u = int((predicted & target).sum()), int((predicted | target).sum())
-        self.intersection, self.union = self.intersection + i, self.union + u
-        self.ratios.append(i / u if u else 0.0)
-
-    @property
-    def ciou(self) -> float:
-        """Sum of intersections over sum of unions."""
-        return self.intersection / max(self.union, 1)
-
-    @property
-    def miou(self) -> float:
-        """Mean ratio."""
-        return float(np.mean(self.ratios)) if self.ratios else 0.0
-
-
 @dataclass(frozen=True)
 class Asked:
     """One way of naming objects of a scene: a text, its phrases, and which object each names."""
@@ -87,7 +63,7 @@ class Asked:
 
 
 def held_out(seed: int, scenes: int) -> Iterator[tuple[Scene, np.random.Generator]]:
-    """Evaluation scenes of a seed, each with its own stream for what is asked about it."""
+    """Yield the evaluation scenes of a seed, each with its own generator for what is asked about it."""
     for number in range(scenes):
         rng = np.random.default_rng([seed, 30, number])
         yield sample_scene(rng), rng
@@ -101,11 +77,11 @@ def evaluate(
     lmm_path: Path | None = None,
     heads_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that the embedded model claims, on ``scenes`` fresh scenes.
+    """Measure everything that the embedded model claims, on fresh scenes.
 
     Args:
-        seed: Of the scenes.
-        scenes: How many.
+        seed: Decides the scenes; any seed gives scenes that training never saw.
+        scenes: Number of scenes to measure on.
         controls: Also the trained controls (same heads on a random-init LMM; refiner that sees the picture alone).
         lmm_path: Another checkpoint folder than the embedded one.
         heads_file: Other heads; their controls are looked for beside them.
@@ -150,7 +126,7 @@ def _progress(items: list[Any], text: str) -> Any:
 
 
 def asked_about(scene: Scene, rng: np.random.Generator) -> list[Asked]:
-    """All ways in which the objects of a scene are named: caption, list of expressions, questions."""
+    """Return all texts that name the objects of a scene: caption, list of expressions, questions."""
     turns = [language.question(scene, kind, rng) for kind in ("color", "size", "shape", "where")]
     return [
         Asked("caption", language.caption(scene)),
@@ -160,7 +136,7 @@ def asked_about(scene: Scene, rng: np.random.Generator) -> list[Asked]:
 
 
 def measure_chat(lmm: Any, world: World, *, batch: int = 16) -> dict[str, dict[str, float]]:
-    """Exact match of the plain ``generate()``, one question of each kind per scene."""
+    """Measure how often ``generate()`` answers exactly, with one question of each kind per scene."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for kind in _progress(list(language.QUESTION_KINDS), "chat"):
         todo = []
@@ -185,7 +161,7 @@ _NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
 
 
 def measure_captions(lmm: Any, world: World) -> tuple[dict[str, float], dict[str, float]]:
-    """Precision and recall of (colour, shape) in free captions, and of the keyword selector's words on them.
+    """Measure the (color, shape) pairs that free captions name, and the keyword selector on those captions.
 
     The selector is scored on phrases: of those it chose, how many hold a whole (colour, shape); of those said, how
     many it chose.
@@ -209,7 +185,7 @@ def measure_captions(lmm: Any, world: World) -> tuple[dict[str, float], dict[str
 
 
 def predict(lmm: Any, picture: Picture, asked: Asked) -> list[tuple[BoolArray, BoolArray]]:
-    """(mask decoder's mask, refined mask) of each phrase."""
+    """Return each phrase's mask by the mask decoder alone, and its refined one."""
     if asked.where == "refer":
         phrases = [asked.turn.answer[a:b] for a, b in asked.spans()]
         found = lmm.ground(picture, phrases)
@@ -220,28 +196,32 @@ def predict(lmm: Any, picture: Picture, asked: Asked) -> list[tuple[BoolArray, B
     return [(g.decoder_logits > 0, g.mask) for g in found]
 
 
+#: Counts of pixels per phrase, by where the phrase stands; ``all`` has those of every place.
+Counts = dict[str, list[IoUCounts]]
+
+
 @dataclass
 class Tally:
-    """One method's overlaps, in all and by where the phrase stands."""
+    """Counts of one method's masks, of the mask decoder alone and refined."""
 
-    decoder: dict[str, Overlap] = field(default_factory=lambda: defaultdict(Overlap))
-    refined: dict[str, Overlap] = field(default_factory=lambda: defaultdict(Overlap))
+    decoder: Counts = field(default_factory=lambda: defaultdict(list))
+    refined: Counts = field(default_factory=lambda: defaultdict(list))
 
     def add(self, where: str, coarse: BoolArray, fine: BoolArray, target: BoolArray) -> None:
         """Count one phrase's two masks."""
         for place in ("all", where):
-            self.decoder[place].add(coarse, target)
-            self.refined[place].add(fine, target)
+            self.decoder[place].append(iou_counts(coarse, target))
+            self.refined[place].append(iou_counts(fine, target))
 
 
 def measure_grounding(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
-    """A row: cIoU of decoder and refiner on every phrase, in all and by where the phrase stands."""
+    """Return the row of a method: cIoU of decoder and refiner, over all phrases and by where they stand."""
     right, _ = _tallies(method, lmm, world, asked)
     return row(method, right.decoder, right.refined)
 
 
 def measure_right_and_wrong(lmm: Any, world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
-    """The row of the LMM and, from the same masks, its control: a phrase's mask scored against the *next* object."""
+    """Return the row of the LMM and of its control: each phrase's mask scored against the *next* object."""
     method = MEASURED
     right, wrong = _tallies(method, lmm, world, asked)
     return [
@@ -262,27 +242,27 @@ def _tallies(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> t
     return right, wrong
 
 
-def row(method: str, decoder: dict[str, Overlap], refined: dict[str, Overlap]) -> dict[str, Any]:
-    """One line of the table; None where nothing was measured."""
+def row(method: str, decoder: Counts, refined: Counts) -> dict[str, Any]:
+    """Return one line of the table; None where nothing was measured."""
 
-    def number(overlaps: dict[str, Overlap], where: str) -> float | None:
-        return overlaps[where].ciou if where in overlaps else None
+    def number(counts: Counts, where: str) -> float | None:
+        return ciou(counts[where]) if where in counts else None
 
     content: dict[str, Any] = {
         "method": method,
         "decoder_ciou": number(decoder, "all"),
         "refined_ciou": number(refined, "all"),
+        "refined_miou": miou(refined["all"]) if "all" in refined else None,
     }
-    content["refined_miou"] = refined["all"].miou if "all" in refined else None
     for where in WHERE:
         content[f"{where}_decoder_ciou"] = number(decoder, where)
         content[f"{where}_refined_ciou"] = number(refined, where)
-    content["n"] = len((refined.get("all") or decoder["all"]).ratios)
+    content["n"] = len(refined.get("all") or decoder["all"])
     return content
 
 
 def untrained_rows(world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
-    """Controls that look at nothing: the whole picture, and a centred box of half the side."""
+    """Return the rows of two masks that look at nothing: the whole image, and a centered box of half its side."""
     quarter = SIZE // 4
     box = np.zeros((SIZE, SIZE), np.bool_)
     box[quarter:-quarter, quarter:-quarter] = True
@@ -296,15 +276,14 @@ def untrained_rows(world: World, asked: list[list[Asked]]) -> list[dict[str, Any
 def _fixed_row(
     method: str, world: World, asked: list[list[Asked]], mask_of: Callable[[Picture], BoolArray]
 ) -> dict[str, Any]:
-    """A row of a method that gives one mask per picture, whatever is asked."""
-    overlaps: dict[str, Overlap] = defaultdict(Overlap)
+    """Return the row of a method that gives one mask per picture, whatever is asked."""
+    tally = Tally()
     for (scene, _, picture), questions in zip(world, asked, strict=True):
         masks, mask = visible_masks(scene, SIZE), mask_of(picture)
         for item in questions:
             for index in item.targets():
-                overlaps["all"].add(mask, masks[index])
-                overlaps[item.where].add(mask, masks[index])
-    return row(method, {}, overlaps)
+                tally.add(item.where, mask, mask, masks[index])
+    return row(method, {}, tally.refined)
 
 
 def write_untrained(place: Path) -> Path:
@@ -357,7 +336,7 @@ def _image_only_row(lmm: Any, path: Path, world: World, asked: list[list[Asked]]
 
 
 def provenance(lmm: Any, heads: Path) -> dict[str, Any]:
-    """What produced these numbers."""
+    """Return the versions, the machine and the heads that gave these numbers."""
     import platform
 
     import torch
