@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,11 @@ def _train(args: argparse.Namespace) -> int:
 
     if not recipe.cache.enabled and (args.estimate or args.build_cache_only):
         raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
-    pages = Pages()
     trainer = Trainer(
         recipe,
         _folder(args),
         restart=args.restart,
-        on_validation=lambda report: pages.write(trainer.folder.page, report),
+        on_validation=lambda report: write_validation_page(trainer.folder.page, report),
         progress=not args.quiet,
     )
     with contextlib.closing(trainer):
@@ -113,9 +113,9 @@ def _stopped(args: argparse.Namespace) -> str:
 
 def _run(args: argparse.Namespace, trainer: Trainer) -> int:
     if trainer.recipe.cache.enabled:
-        told = trainer.estimate()
-        if told is not None and trainer.main:
-            print(told.as_text(), file=sys.stderr)
+        estimate = trainer.estimate()
+        if estimate is not None and trainer.main:
+            print(estimate.as_text(), file=sys.stderr)
         if args.estimate:
             return 0
         if args.build_cache_only:
@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace, trainer: Trainer) -> int:
 
 
 def recipe_of(args: argparse.Namespace) -> TrainRecipe:
-    """The recipe that a command line means."""
+    """Return the recipe that a command line means."""
     from flmm_plugin.training.recipe import read_recipe
 
     changes = list(args.changes)
@@ -149,14 +149,12 @@ def _build(trainer: Trainer) -> int:
 
 
 def as_json(run: TrainedRun) -> str:
-    """The result as one JSON object."""
-    from dataclasses import asdict
-
+    """Write the result as one JSON object."""
     return json.dumps({**asdict(run), "heads": str(run.heads), "last": str(run.last)})
 
 
 def as_text(run: TrainedRun) -> str:
-    """The result for a terminal."""
+    """Write the result for a terminal."""
     lines = [f"{run.heads}  (best of {run.steps} steps: step {run.best_step})"]
     if run.scores is not None:
         named = {
@@ -176,43 +174,31 @@ def as_text(run: TrainedRun) -> str:
     return "\n".join(lines)
 
 
-class Pages:
-    """The page of a run's validations: scores of all, masks of the latest."""
+def write_validation_page(path: Path, report: ValidationReport) -> None:
+    """Write the page of a run's validations: scores of all, from the log beside it, and masks of the latest."""
+    from flmm_plugin.reports.figures import overlay
+    from flmm_plugin.reports.gallery import Card, Cards, Table, write_page
 
-    def __init__(self) -> None:
-        self._rows: dict[int, list[Any]] = {}
-
-    def write(self, path: Path, report: ValidationReport) -> None:
-        """Write the page anew; validations of an earlier part of the run are kept from its log."""
-        from flmm_plugin.reports.figures import overlay
-        from flmm_plugin.reports.gallery import Card, Cards, Table, write_page
-
-        self._rows.update(_logged(path.with_name("log.jsonl")))
-        scores = report.scores
-        self._rows[report.step] = [
-            report.step, report.epoch, scores.ciou, scores.decoder_ciou, scores.miou, scores.recall, scores.keyword_f1,
-        ]  # fmt: skip
-        cards = []
-        for one in report.shown:
-            words = "; ".join(f"{mask.phrase} {100 * iou:.0f}" for mask, iou in zip(one.found, one.ious, strict=True))
-            cards.append(Card(overlay(one.picture, one.found), one.key, details=words))
-        columns = ("step", "epoch", "cIoU", "decoder cIoU", "mIoU", "recall at 0.5", "keyword F1")
-        write_page(
-            path,
-            "Validation",
-            [
-                Table("Scores", columns, [self._rows[step] for step in sorted(self._rows)]),
-                Cards(f"Masks after step {report.step}", cards, note="Behind each phrase: its IoU in per cent."),
-            ],
-            lead="Scores of teacher-forced text, 0 to 1: a measure of progress, not of a benchmark.",
-        )
-
-
-def _logged(log: Path) -> dict[int, list[Any]]:
-    """Validations in a run's log, by step."""
+    columns = {
+        "step": "step", "epoch": "epoch", "ciou": "cIoU", "decoder_ciou": "decoder cIoU", "miou": "mIoU",
+        "recall": "recall at 0.5", "keyword_f1": "keyword F1",
+    }  # fmt: skip
     rows: dict[int, list[Any]] = {}
-    for one in json_lines.read(log):
+    for one in json_lines.read(path.with_name("log.jsonl")):
         if isinstance(one, dict) and "recall" in one:
-            names = ("step", "epoch", "ciou", "decoder_ciou", "miou", "recall", "keyword_f1")
-            rows[int(one["step"])] = [one.get(name) for name in names]
-    return rows
+            rows[int(one["step"])] = [one.get(name) for name in columns]
+    latest = {**asdict(report.scores), "step": report.step, "epoch": report.epoch}
+    rows[report.step] = [latest[name] for name in columns]
+    cards = []
+    for one in report.shown:
+        words = "; ".join(f"{mask.phrase} {100 * iou:.0f}" for mask, iou in zip(one.found, one.ious, strict=True))
+        cards.append(Card(overlay(one.picture, one.found), one.key, details=words))
+    write_page(
+        path,
+        "Validation",
+        [
+            Table("Scores", tuple(columns.values()), [rows[step] for step in sorted(rows)]),
+            Cards(f"Masks after step {report.step}", cards, note="Behind each phrase: its IoU in per cent."),
+        ],
+        lead="Scores of teacher-forced text, 0 to 1: a measure of progress, not of a benchmark.",
+    )

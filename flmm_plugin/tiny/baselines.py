@@ -40,8 +40,8 @@ def measure_training_free(*, seed: int = 1, scenes: int = 100, chosen_from: int 
     """Every method on ``scenes`` fresh scenes.
 
     Args:
-        seed: Of the scenes.
-        scenes: How many.
+        seed: Draws the scenes; no training uses them.
+        scenes: Number of scenes, each asked about in all ways.
         chosen_from: Training pictures over which localisation heads are counted; their masks are not looked at.
 
     Returns:

@@ -23,6 +23,8 @@ from flmm_plugin.tiny.scenes import COLORS, SHAPES, BoolArray, Scene, render, sa
 
 Picture = npt.NDArray[np.uint8]
 SIZE = 224
+#: Decides the weights of the untrained LMM, a control.
+UNTRAINED_SEED = 12345
 #: The row that is no control.
 MEASURED = "frozen LMM + heads"
 #: Numbers of a row that tables show -> their headings.
@@ -297,10 +299,12 @@ def write_untrained(place: Path) -> Path:
     """
     from transformers import AutoProcessor
 
-    from flmm_plugin.tiny import train_heads
+    from flmm_plugin.tiny import lmm
 
     processor = AutoProcessor.from_pretrained(tiny_path())
-    train_heads.random_model(processor.tokenizer).save_pretrained(place)
+    tokenizer = processor.tokenizer
+    image_token = tokenizer.convert_tokens_to_ids(lmm.IMAGE_TOKEN)
+    lmm.build_model(len(tokenizer), image_token, seed=UNTRAINED_SEED).save_pretrained(place)
     processor.save_pretrained(place)
     return place
 
@@ -320,11 +324,13 @@ def _image_only_row(lmm: Any, path: Path, world: World, asked: list[list[Asked]]
     import torch
     from PIL import Image
 
+    from flmm_plugin.geometry import ImageGrid
     from flmm_plugin.heads import load_heads
-    from flmm_plugin.tiny.train_heads import square_grid
+    from flmm_plugin.tiny.lmm import IMAGE_SIZE, PATCH
 
     heads = load_heads(str(path), expect=lmm.backbone.facts)
-    facts, grid = lmm.backbone.facts, square_grid(SIZE)
+    facts = lmm.backbone.facts
+    grid = ImageGrid.from_pad_then_resize(SIZE, SIZE, IMAGE_SIZE, PATCH)
 
     @torch.no_grad()
     def mask_of(picture: Picture) -> BoolArray:

@@ -235,14 +235,14 @@ def run_study(
     """Train and measure every variant, one after the other.
 
     Args:
-        study: Variants to train.
-        config: Recipe that they change.
+        study: Its variants change the recipe ``config``.
+        config: Name of a recipe, or a YAML file.
         changes: Further changes of every variant, from the command line.
         out: Holds a folder per run, and the cache they share.
         seeds: Every variant is trained with each.
         backbone: A model that is loaded already; None: as the recipe says, once.
         say: Gets a line for each run that begins or is there already.
-        progress: Show bars.
+        progress: Show the bars of the runs on stderr.
 
     Yields:
         One result per variant and seed, variant after variant.
@@ -356,8 +356,8 @@ def select(
     """Apply the keyword selector of a finished run to its held-out texts; those it cannot use are left out.
 
     Args:
-        recipe: Recipe of the run.
-        folder: Folder of the run.
+        recipe: The one that the run was made with; names the held-out texts.
+        folder: The run's folder, with its heads.
         thresholds: Scores above which a token is taken.
         backbone: A model that is loaded already.
 

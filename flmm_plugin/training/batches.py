@@ -54,9 +54,9 @@ class Preparer:
     """Reads samples and keeps account of those that cannot be used.
 
     Args:
-        source: Reads the features.
-        tokenizer: The backbone's.
-        device: Where the heads learn.
+        source: A `FrozenReader`, or a cache in front of it.
+        tokenizer: The backbone's own; finds phrases without a token.
+        device: Device of the heads that learn, where prepared samples go.
         stop: Raise at the first problem instead of counting it.
         blank: Leave nothing of the LMM in the features (the control ``image_only``).
 
@@ -186,14 +186,14 @@ class Batches:
     """The batches of one process.
 
     Args:
-        samples: All samples of the training.
-        preparer: Reads them.
+        samples: All samples of the training, the same in every process.
+        preparer: Reads the samples of this process's share.
         processes: Says which share of a step is this process's.
-        recipe: Seed, batch size, epochs.
+        recipe: Its seed, batch size, epochs and steps decide everything.
 
     Attributes:
-        steps_per_epoch: Steps of an epoch; the last one may be smaller.
-        steps: Steps of the run.
+        steps_per_epoch: The last step of an epoch may be smaller.
+        steps: The whole run's, the last epoch's included.
     """
 
     def __init__(self, samples: TrainingSet, preparer: Preparer, processes: Processes, recipe: TrainRecipe) -> None:

@@ -60,8 +60,8 @@ class FeatureCache:
 
     Args:
         folder: Holds all caches; made if need be.
-        words_identity: As `FrozenReader.words_identity` returns it.
-        picture_identity: As `FrozenReader.picture_identity` returns it; None: heads without a refiner.
+        words_identity: Result of `FrozenReader.words_identity`; other models have other stores.
+        picture_identity: Result of `FrozenReader.picture_identity`; None: heads without a refiner.
         cap_bytes: Most that all files in the folder may take together; None: no limit.
         shard_bytes, shard_seconds: When a shard is written, see `ShardStore`.
     """
@@ -129,7 +129,7 @@ class FeatureCache:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more is kept: the cap is reached, or the disk is full."""
+        """True once nothing more is kept: the cap is reached, or the disk is full."""
         return self.cap.full
 
     def refresh(self) -> None:
@@ -178,8 +178,8 @@ class CachedReader:
     """Reads features from the cache, or with the frozen models where they are not in it (and keeps them).
 
     Args:
-        reader: Reads with the frozen models.
-        cache: Keeps the features.
+        reader: Reads with the frozen models what is not in the cache.
+        cache: Its identities must be those of the reader, see `FeatureCache.of_reader`.
     """
 
     def __init__(self, reader: FrozenReader, cache: FeatureCache) -> None:
@@ -429,7 +429,7 @@ def _spread(samples: Sequence[TrainingSample], count: int) -> Iterator[TrainingS
 
 @dataclass
 class BuildReport:
-    """What one process did to fill a cache."""
+    """Counts of one process that filled a cache."""
 
     samples: int = 0  # its share
     found: int = 0  # samples that were there already
@@ -451,10 +451,10 @@ def build(
     """Fill a cache with what is not in it yet; every process takes every n-th sample.
 
     Args:
-        reader: Reads and keeps.
+        reader: Reads with the frozen models, and keeps what it reads.
         samples: All samples, the same in every process.
-        rank: Index of this process.
-        processes: Number of processes.
+        rank: Index of this process, from 0 to below ``processes``.
+        processes: Number of processes that fill the cache together.
         on_problem: Called with a sample that cannot be used; None: the first one ends the build.
         progress: Show a bar (the first process does).
 

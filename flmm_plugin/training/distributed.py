@@ -45,19 +45,16 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 
 
 class Processes:
-    """All processes of a run, seen from one of them.
+    """All processes of a run, seen from one of them, which has the number ``index`` of ``count``.
 
     Args:
-        recipe: Says the precision.
-        trackers: Names for accelerate.
-        out: The run's folder.
+        recipe: Its ``precision`` is that of the heads' arithmetic.
+        trackers: Names as accelerate knows them, see `chosen_trackers`.
+        out: The run's folder; trackers write into ``trackers`` there.
 
     Attributes:
-        accelerator: The object of accelerate.
-        count: Number of processes.
-        index: Index of this process.
-        main: Whether this process writes.
-        device: Where the heads learn.
+        main: True in the one process that writes files.
+        device: Device of the heads that learn.
     """
 
     def __init__(self, recipe: TrainRecipe, trackers: Sequence[str], out: Path) -> None:
@@ -76,7 +73,7 @@ class Processes:
 
     @property
     def one_call_per_step(self) -> bool:
-        """Whether every backward pass makes a step (DeepSpeed's engine does)."""
+        """True if every backward pass makes a step (DeepSpeed's engine does)."""
         return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def reduced(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the heads need of the frozen models for one sample, read as the paper's method does, without its cost.
+"""Read what the heads need of the frozen models for one sample, as the paper's method does, without its cost.
 
 The LMM runs its stock forward pass once over picture and text; attention rows and hidden states of the phrases' tokens
 are taken beside it. The keyword selector is asked about texts that are tokenised as a whole, so where that gives other
@@ -68,7 +68,7 @@ class FrozenFeatures:
     selector_labels: Tensor | None = None
 
     def to(self, device: torch.device | str) -> FrozenFeatures:
-        """The same on another device."""
+        """Copy to a device."""
         embedding = self.embedding
         if embedding is not None:
             embedding = replace(embedding, features=embedding.features.to(device))
@@ -82,7 +82,7 @@ class FrozenFeatures:
         )
 
     def blanked(self) -> FrozenFeatures:
-        """Nothing of the LMM is left, the picture's embedding is: the control ``image_only``."""
+        """Replace everything of the LMM by zeros, but keep the image's embedding (the control ``image_only``)."""
         states = self.selector_hidden
         return replace(
             self,
@@ -92,7 +92,7 @@ class FrozenFeatures:
         )
 
     def rounded(self) -> FrozenFeatures:
-        """What comes back from a cache, whether or not it is kept: a run must not depend on what fitted under a cap."""
+        """Round to what a cache returns, also where nothing is kept: no run may depend on what fitted under a cap."""
         embedding = self.embedding
         if embedding is not None:
             embedding = rounded_embedding(embedding)
@@ -107,15 +107,15 @@ class FrozenFeatures:
 
 
 def rounded_embedding(embedding: ImageEmbedding) -> ImageEmbedding:
-    """An image embedding as it comes back from a cache."""
+    """Round an image embedding to what a cache returns."""
     return replace(embedding, features=_rounded(embedding.features, 2))
 
 
 class FeatureSource(Protocol):
-    """Where a trainer gets features: `FrozenReader`, or `flmm_plugin.training.cache.CachedReader` in front of it."""
+    """Source of features: `FrozenReader`, or `flmm_plugin.training.cache.CachedReader` in front of it."""
 
     def read(self, sample: TrainingSample) -> FrozenFeatures:
-        """Features of one sample; errors as `FrozenReader.read`."""
+        """Read the features of one sample. Raises as `FrozenReader.read`."""
 
 
 class FrozenReader:
@@ -135,7 +135,7 @@ class FrozenReader:
         lmm.backbone.model.eval()
 
     def read(self, sample: TrainingSample) -> FrozenFeatures:
-        """Everything of one sample, on the devices where the frozen models gave it.
+        """Read everything of one sample, on the devices of the frozen models.
 
         Raises:
             BadImage: The picture cannot be read.
@@ -147,7 +147,7 @@ class FrozenReader:
 
     @torch.no_grad()
     def words(self, sample: TrainingSample, picture: Image.Image | None = None) -> FrozenFeatures:
-        """What the LMM says: everything but the embedding. Errors as `read`."""
+        """Read attention and hidden states with the LMM: everything but the embedding. Raises as `read`."""
         picture = sample.image_loader() if picture is None else picture
         if sample.in_question:
             return self._question(sample, picture)
@@ -184,7 +184,7 @@ class FrozenReader:
         return features
 
     def _question(self, sample: TrainingSample, picture: Image.Image) -> FrozenFeatures:
-        """What the LMM says at phrases in the user's own words, as `GroundedLMM.ground_text` reads them."""
+        """Read phrases in the user's own words, as `GroundedLMM.ground_text` does."""
         backbone = self.lmm.backbone
         with torch.autocast(backbone.device.type, enabled=False):
             encoded = self.lmm.encode([sample.prompt], [picture])
@@ -196,7 +196,7 @@ class FrozenReader:
 
     @torch.no_grad()
     def picture(self, sample: TrainingSample, picture: Image.Image | None = None) -> ImageEmbedding | None:
-        """SAM's embedding of the sample's picture; None without a refiner. Errors as `read`."""
+        """Compute SAM's embedding of the sample's image; None without a refiner. Raises as `read`."""
         refiner = self.heads.mask_refiner
         if refiner is None:
             return None
@@ -207,7 +207,7 @@ class FrozenReader:
         return embedding
 
     def words_identity(self) -> dict[str, Any]:
-        """All that decides what the LMM says about a sample, as plain data."""
+        """Return all that decides what the LMM says about a sample, as plain data."""
         backbone, processor = self.lmm.backbone, self.lmm.backbone.processor
         return {
             "backbone": backbone.name.rstrip("/").rsplit("/", 1)[-1],  # wherever the weights lie
@@ -227,7 +227,7 @@ class FrozenReader:
         }
 
     def picture_identity(self) -> dict[str, Any] | None:
-        """All that decides SAM's embedding of a picture; None without a refiner. The same for every backbone."""
+        """Return all that decides SAM's embedding of an image; None without a refiner. The same for every backbone."""
         refiner, sam = self.heads.mask_refiner, self.heads.manifest.sam
         if refiner is None:
             return None
@@ -262,14 +262,14 @@ def _rounded(tensor: Tensor, trailing: int) -> Tensor:
 
 
 def _described(made: Any) -> Any:
-    """Settings of a processor or a model without what says where and with what they were made."""
+    """Return settings of a processor or a model, without where and with what they were made."""
     if not hasattr(made, "to_dict"):
         return type(made).__name__
     return [type(made).__name__, {key: value for key, value in made.to_dict().items() if key not in _ORIGIN}]
 
 
 def _tokenizer_content(tokenizer: Any) -> Any:
-    """Vocabulary, merges and rules, where the tokenizer says them."""
+    """Return vocabulary, merges and rules, where the tokenizer has them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {} if backend is None else json.loads(backend.to_str())
     for of_the_last_call in ("truncation", "padding"):
@@ -278,7 +278,7 @@ def _tokenizer_content(tokenizer: Any) -> Any:
 
 
 def _code() -> dict[str, str | int]:
-    """Versions of what turns pictures and texts into features."""
+    """Return the versions of all that turns images and texts into features."""
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
     return {**versions, "flmm_plugin": flmm_plugin.__version__, "capture": CAPTURE_VERSION}
 

@@ -87,7 +87,7 @@ def train(
         restart: Remove what an earlier run left in ``out``, its cache excepted.
         on_validation: Called on the main process after each validation.
         backbone: A model that is loaded already; None: as the recipe says.
-        progress: Show a bar.
+        progress: Show a bar on stderr, on the main process.
 
     Raises:
         TrainingStopped: Nothing to learn from, too much that cannot be used, a full disk, or another recipe's folder.
@@ -105,7 +105,6 @@ class Trainer:
 
     Attributes:
         lmm: The frozen model, with heads that are brought up to date for validating and saving.
-        samples: Samples to learn from.
     """
 
     def __init__(
@@ -421,7 +420,7 @@ class Trainer:
 
     @property
     def _early_stop(self) -> bool:
-        """Whether no validation was better for as long as the recipe has patience."""
+        """True if no validation was better for as long as the recipe has patience."""
         patience = self.recipe.validation.patience
         return patience is not None and self.state.stale >= patience
 

@@ -1,4 +1,4 @@
-"""The losses of the paper: BCE + DICE on the mask decoder's and on the refiner's masks, BCE on the keyword selector.
+"""Compute the paper's losses: BCE + DICE on masks of the decoder and of the refiner, BCE on the keyword selector.
 
 All weights are 1 (research configuration: every term is added as it is), DICE is the naive one with eps 1. A sample's
 loss is a mean over its phrases, a batch's a mean over its samples, so that a picture with many phrases counts no more
@@ -25,28 +25,21 @@ TERMS = ("decoder_bce", "decoder_dice", "refiner_bce", "refiner_dice", "selector
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A sample that is ready for a step.
-
-    Attributes:
-        key: Of the sample.
-        features: What the frozen models said about the phrases that are left.
-        masks: ``bool[n, H, W]``, their targets, none of them empty.
-        phrases: Their words.
-    """
+    """A sample that is ready for a step, without the phrases that cannot be used."""
 
     key: str
     features: FrozenFeatures
-    masks: Tensor
+    masks: Tensor  # targets, ``bool[n, H, W]``, none of them empty
     phrases: tuple[str, ...] = ()
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of logits against ``target`` (0..1) of the same shape: mean over all."""
+    """Compute the mean binary cross-entropy of logits against ``target`` (0..1) of the same shape."""
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 
 def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
-    """``1 - (2 |p t| + eps) / (|p| + |t| + eps)`` of each mask ``[n, ...]``: mean over masks.
+    """Compute ``1 - (2 |p t| + eps) / (|p| + |t| + eps)`` of each mask ``[n, ...]``: mean over masks.
 
     >>> float(dice_loss(torch.tensor([[20.0, -20.0]]), torch.tensor([[1.0, 0.0]])))
     0.0
@@ -57,7 +50,7 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
 
 
 def run_heads(heads: GroundingHeads, features: FrozenFeatures, refine: bool = True) -> HeadOutput:
-    """Masks of all phrases of a sample; ``refine=False``: those of the mask decoder alone."""
+    """Compute the masks of all phrases of a sample; ``refine=False``: those of the mask decoder alone."""
     embedding = features.embedding
     if embedding is None or heads.mask_refiner is None or not refine:
         coarse = heads.decode(features.attention, features.grid)
@@ -67,11 +60,7 @@ def run_heads(heads: GroundingHeads, features: FrozenFeatures, refine: bool = Tr
 
 
 class HeadsLoss(nn.Module):
-    """Heads with their losses, as one module: what accelerate wraps, since wrappers see calls of a whole module only.
-
-    Args:
-        heads: That learn.
-    """
+    """The heads that learn with their losses, as one module: wrappers such as DDP see calls of a whole module only."""
 
     def __init__(self, heads: GroundingHeads) -> None:
         super().__init__()
@@ -80,33 +69,30 @@ class HeadsLoss(nn.Module):
     def forward(
         self, batch: Sequence[Prepared], anchored: bool = True, decoder_alone: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Losses of some samples, maybe of none.
+        """Compute the losses of some samples, maybe of none.
 
         Args:
-            batch: The samples.
-            anchored: Give every parameter a part in the second result. Processes that wait for each other's gradients
-                need one of every parameter, even from a batch of nothing; and so that one process does what several
-                do, it has them too.
+            batch: Samples of this process; an empty batch has no loss, but still the anchor.
+            anchored: Give every parameter a part in the anchor. Processes that wait for each other's gradients need one
+                of every parameter, even from an empty batch; one process does the same as several.
             decoder_alone: The refiner's and the selector's terms are 0 and not computed.
 
         Returns:
-            ``[b, 5]``, columns as in `TERMS`, 0 where a sample or the heads have no such part; and a 0 to be added to
-            the loss.
+            ``[b, 5]``, columns as in `TERMS`, 0 where a sample or the heads have no such part; and the anchor, a 0 to
+            be added to the loss.
         """
-        learning = (
-            [one for one in self.parameters() if one.requires_grad]
-            if anchored
-            else [next(one for one in self.parameters() if one.requires_grad)]
-        )
+        learning = [one for one in self.parameters() if one.requires_grad]
+        if not anchored:
+            learning = learning[:1]
         anchor = sum((one.sum() * 0.0 for one in learning), start=torch.zeros((), device=self.heads.device))
         if not batch:
             return torch.zeros(0, len(TERMS), device=self.heads.device), anchor
         terms = [self.losses(one, decoder_alone) for one in batch]
-        # Cut off here: nothing times what is not finite is not nothing, and would spoil everybody's gradients.
+        # Detached, because 0 * inf is NaN and would poison all gradients.
         return torch.stack([one if bool(torch.isfinite(one).all()) else one.detach() for one in terms]), anchor
 
     def losses(self, sample: Prepared, decoder_alone: bool = False) -> Tensor:
-        """The terms of one sample, ``[5]``."""
+        """Compute the terms of one sample, ``[5]``."""
         features, target = sample.features, sample.masks
         out = run_heads(self.heads, features, refine=not decoder_alone)
         nothing = out.logits.new_zeros(())

@@ -100,8 +100,8 @@ def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> Grou
     """Build fresh heads; the seed decides their weights, SAM's come from its checkpoint.
 
     Args:
-        recipe: Describes the heads.
-        backbone: The frozen LMM.
+        recipe: Its section ``heads`` describes them, its seed decides their weights.
+        backbone: The frozen LMM; the heads get its numbers of layers, attention heads and maps.
         data: Names of the data sets, for the manifest.
 
     Raises:
@@ -147,7 +147,8 @@ def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
 
     Args:
         sam: ``vit_b``, ``vit_l`` or ``vit_h``; or the numbers of a small one.
-        checkpoint: As in `flmm_plugin.training.recipe.RefinerRecipe`.
+        checkpoint: Meta's ``.pth``, a ``.safetensors`` that holds a SAM, the name of a model that a package ships, or
+            None for initial weights.
 
     Raises:
         BadCheckpoint: No such file, or one of another size.

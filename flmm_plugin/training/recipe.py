@@ -101,6 +101,7 @@ class DataPart:
     prompt: str | None = None  # the user's words; None: the heads'
     sentences: str = "random"  # one of an object's sentences, drawn once by the seed as in the paper, or its ``first``
     keywords: bool | None = None  # the keyword selector learns from it; None: from narratives, not from expressions
+    singular: bool = False  # PNG: only phrases that name one thing: no stuff, nothing in the plural
     # For RefCOCO: templates such as ``What color is the {}?``. Each object becomes a sample of its own, whose phrase
     # stands in the user's question (in a template drawn by the seed), not in the answer.
     questions: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What the heads learn from: pictures with texts whose phrases have masks, in the official layouts of their data sets.
+"""Read samples to learn from: images with texts whose phrases have masks, in the official layouts of their data sets.
 
 A narrative of PNG is a sample as it is. The expressions of one picture of RefCOCO(+/g) are one sample too: a list, each
 expression closed by the recipe's separator (paper, section A1.3). Of an object's sentences one is drawn, once per run,
@@ -22,7 +22,7 @@ from PIL import Image
 from flmm_plugin import bundled
 from flmm_plugin.datasets import png, refer
 from flmm_plugin.datasets.png import Narrative, PngDataset
-from flmm_plugin.datasets.problems import Problem, counted
+from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
 from flmm_plugin.images import open_image
 from flmm_plugin.passages import Passage, piece_spans, plain_tokens
@@ -60,7 +60,7 @@ class TrainingSample:
     in_question: bool = False
 
     def masks(self) -> list[BoolMask]:
-        """The target of each phrase, ``bool[H, W]`` in the image frame.
+        """Load the target of each phrase, ``bool[H, W]`` in the image frame.
 
         Raises:
             BadAnnotation: The annotation is damaged.
@@ -69,7 +69,7 @@ class TrainingSample:
 
     @property
     def text(self) -> str:
-        """The pieces, joined as they are."""
+        """All pieces, joined."""
         return "".join(self.pieces)
 
     @property
@@ -105,7 +105,7 @@ class TrainingSample:
 
 
 def without_empty(sample: TrainingSample, tokenizer: Any) -> tuple[TrainingSample | None, tuple[str, ...]]:
-    """A sample without those of its phrases that have no words or no token, and what these were.
+    """Remove the phrases that have no words or no token from a sample; also return them.
 
     An empty expression goes from its list; in a narrative the text stays and the phrase is no longer asked for. None:
     nothing is left.
@@ -133,11 +133,11 @@ class TrainingSet(Sequence[TrainingSample]):
     """The samples of all parts of a recipe, part after part; the trainer shuffles.
 
     Args:
-        recipe: Says which parts.
+        recipe: Its section ``data`` names parts and root; ``heads`` says how text stands around phrases.
         parts: Others than the training's, e.g. ``recipe.validation.parts``.
 
     Attributes:
-        problems: What the readers left out or found odd.
+        problems: Annotations that the readers left out or found unusual.
         digests: Per part, a hash of its annotation files.
 
     Raises:
@@ -164,24 +164,24 @@ class TrainingSet(Sequence[TrainingSample]):
         return iter(self._samples)
 
     @property
-    def problem_counts(self) -> dict[str, int]:
-        """How many problems there are of each kind."""
-        return counted(self.problems)
-
-    @property
     def phrases(self) -> int:
-        """Phrases of all samples."""
+        """Number of phrases of all samples."""
         return sum(len(sample.grounded) for sample in self)
 
     def _read(self, part: DataPart) -> Iterator[TrainingSample]:
         root = data_root_of(self.recipe, part)
         if part.dataset == "png":
             narratives = PngDataset(root, part.split)
-            self._heard_of(part, narratives)
-            yield from (self._narrative(part, narratives, one) for one in narratives)
+            self._note(part, narratives)
+            for one in narratives:
+                if part.singular:
+                    single = tuple(phrase for phrase in one.phrases if all(phrase.things) and not phrase.plural)
+                    one = replace(one, phrases=single)
+                if one.phrases:
+                    yield self._narrative(part, narratives, one)
             return
         refs = ReferDataset(root, part.dataset, part.split, part.by)
-        self._heard_of(part, refs)
+        self._note(part, refs)
         by_picture: dict[int, list[ReferItem]] = {}
         for item in refs:
             by_picture.setdefault(item.image_id, []).append(item)
@@ -192,7 +192,7 @@ class TrainingSet(Sequence[TrainingSample]):
             elif sample is not None:
                 yield sample
 
-    def _heard_of(self, part: DataPart, data: PngDataset | ReferDataset) -> None:
+    def _note(self, part: DataPart, data: PngDataset | ReferDataset) -> None:
         self.problems += data.problems
         self.digests[f"{part.dataset}/{part.split}"] = data.digest
 
@@ -205,13 +205,13 @@ class TrainingSet(Sequence[TrainingSample]):
             pieces=one.utterances,
             grounded=tuple(phrase.piece for phrase in one.phrases),
             mask_loader=partial(data.masks, one),
-            keywords=part.keywords is not False,
+            keywords=part.keywords is not False and not part.singular,
         )
 
     def _expressions(
         self, part: DataPart, data: ReferDataset, image_id: int, items: Sequence[ReferItem]
     ) -> TrainingSample | None:
-        """One sentence of each object of a picture; None if nobody described any."""
+        """Draw one sentence of each object of an image; None if none is described."""
         separator = self.recipe.heads.separator
         pieces: list[str] = []
         chosen: dict[int, ReferItem] = {}  # by object: a second ref of the same one adds nothing
@@ -242,7 +242,7 @@ class TrainingSet(Sequence[TrainingSample]):
         )
 
     def _questions(self, part: DataPart, expressions: TrainingSample) -> Iterator[TrainingSample]:
-        """One sample per expression, written into a question that the seed draws."""
+        """Yield one sample per expression, written into a question that the seed draws."""
         for place, phrase in enumerate(expressions.phrases):
             image_id = int(expressions.key.rsplit("/", 1)[-1])
             drawn = np.random.default_rng([self.recipe.seed, image_id, place]).integers(len(part.questions))

@@ -393,7 +393,7 @@ def pack(tensors: Mapping[str, ScaledFloat16 | Tensor], facts: Mapping[str, Any]
 
     Args:
         tensors: By name; `ScaledFloat16`, or tensors of any type that numpy knows.
-        facts: Plain data for JSON.
+        facts: Plain data that JSON can hold, e.g. sizes.
     """
     arrays: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -98,7 +98,7 @@ def count(
     Args:
         heads: Measured in evaluation mode, and returned to the mode they were in.
         samples: Samples to measure on, e.g. wrapped in a progress bar.
-        preparer: Reads the samples.
+        preparer: Reads the samples, and counts those that cannot be used.
         pictures: Number of samples, the first ones, whose masks are kept.
 
     Returns:

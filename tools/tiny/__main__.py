@@ -11,10 +11,9 @@ from pathlib import Path
 from flmm_plugin import files, tiny
 from flmm_plugin.command_line import Parser
 from flmm_plugin.ending import status_of
-from flmm_plugin.tiny import train_heads
-from flmm_plugin.tiny.sam_file import make_sam
-from flmm_plugin.tiny.train_sam import SamConfig
-from tools.tiny import train_lmm
+from tools.tiny import train_heads, train_lmm
+from tools.tiny.sam_file import make_sam
+from tools.tiny.train_sam import SamConfig
 
 
 def build_parser() -> Parser:
@@ -52,16 +51,18 @@ def build_parser() -> Parser:
 
 def _train(args: argparse.Namespace) -> int:
     config = train_lmm.TrainConfig(seed=args.seed)
-    heads_config = train_heads.HeadsConfig(seed=args.seed, sam=SamConfig(seed=args.seed))
+    sam_config, changes = SamConfig(seed=args.seed), [f"seed={args.seed}"]
     if args.steps:
         config = replace(config, steps=args.steps)
     if args.quick:
         config = replace(config, tower_steps=3, tower_batch=8, steps=4, batch=2)
-        heads_config = replace(heads_config, sam=SamConfig(steps=3), scenes=6, decoder_steps=3, joint_steps=2)
+        sam_config = replace(sam_config, steps=3)
+        changes += ["data.scenes=6", "steps=3"]
     device = _device(args.device)
     with files.held(args.out):
         folder = train_lmm.train(args.out, config, device)
-        train_heads.train_from(args.out, heads_config, folder, device)
+        make_sam(args.out, sam_config, device)
+        train_heads.train_heads(args.out, folder, changes)
     if args.install:
         install(args.out)
     print(args.out)
@@ -89,8 +90,8 @@ def install(out: Path) -> Path:
     with files.naming(target):
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(out / "lmm", target / "lmm")
-        for file in sorted(out.glob("*.safetensors")):  # heads and the heads of both controls
-            shutil.copy(file, target / file.name)
+        for name in train_heads.CONTROLS:
+            shutil.copy(out / f"{name}.safetensors", target / f"{name}.safetensors")
     return target
 
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from flmm_plugin import files
 from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
-from flmm_plugin.tiny.optim import optimizers, schedule
-from flmm_plugin.tiny.packing import KINDS, Packed, Packer, picture
 from flmm_plugin.tiny.scenes import sample_scene
+from tools.tiny.optim import optimizers, schedule
+from tools.tiny.packing import KINDS, Packed, Packer, picture
 from tools.tiny.runs import atomic_save, load_state
 from tools.tiny.train_tower import TokenProbe, scene_facts, train_tower
 from tools.tiny.turns import choice, drill_turns, sample_turns

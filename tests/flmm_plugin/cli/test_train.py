@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from flmm_plugin.cli import build_parser, main
-from flmm_plugin.cli.train import Pages
+from flmm_plugin.cli.train import write_validation_page
 from flmm_plugin.training.validation import Scores, ValidationReport
 
 SAM = {
@@ -70,7 +70,7 @@ def test_a_torn_log_costs_its_half_line_alone(tmp_path: Path) -> None:
     report = ValidationReport(8, 2.0, Scores(0.5, 0.4, 0.4, 0.6, None, 10, 0), (), True)
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'{"step": 4, "epoch": 1.0, "recall": 0.25, "ciou": 0.125}\n\xff\n[1]\n{"step": 5, "recall": 0.')
-    Pages().write(tmp_path / "validation.html", report)
+    write_validation_page(tmp_path / "validation.html", report)
     page = (tmp_path / "validation.html").read_text()
     assert "0.125" in page
     assert "0.5" in page

@@ -311,6 +311,18 @@ def test_questions_hold_one_expression_each(recipe: TrainRecipe) -> None:
     assert len({one.content for one in asked}) == len(asked)
 
 
+def test_singular_phrases_name_one_thing(recipe: TrainRecipe) -> None:
+    everything = TrainingSet(recipe, [DataPart("png", "val")])
+    single = TrainingSet(recipe, [DataPart("png", "val", singular=True)])
+    assert [one.phrases for one in everything] == [("a brown cat", "another", "two cats", "grass"), ("Green grass",)]
+    assert [one.phrases for one in single] == [("a brown cat", "another")]
+    assert single[0].text == everything[0].text
+    assert len(single[0].masks()) == 2
+    assert np.array_equal(single[0].masks()[1], everything[0].masks()[1])
+    assert everything[0].keywords
+    assert not single[0].keywords, "the selector would learn that grass is no word to choose"
+
+
 def test_the_random_control_reads_other_weights(
     recipe: TrainRecipe, load_llava: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.tiny import evaluate, language, train_heads
-from flmm_plugin.tiny.train_sam import SamConfig
-from tools.tiny import train_lmm
+from flmm_plugin.tiny import evaluate, language
+from tools.tiny import train_heads, train_lmm
 from tools.tiny.__main__ import build_parser
+from tools.tiny.sam_file import make_sam
+from tools.tiny.train_sam import SamConfig
 
 FAST = train_lmm.TrainConfig(tower_steps=2, tower_batch=4, steps=4, batch=2, turns_per_scene=2)
-FAST_HEADS = train_heads.HeadsConfig(
-    sam=SamConfig(steps=2, batch=2), scenes=3, decoder_steps=2, joint_steps=2, joint_batch=2
-)
+FAST_HEADS = ["data.scenes=3", "steps=2", "batch_size=2", "validation.parts=[]", "trackers=[]"]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +40,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
 
 def test_the_whole_recipe_runs_from_nothing(tmp_path: Path) -> None:
     folder = train_lmm.train(tmp_path, replace(FAST, steps=1))
-    heads = train_heads.train_from(tmp_path, FAST_HEADS, folder)
+    make_sam(tmp_path, SamConfig(steps=2, batch=2))
+    heads = train_heads.train_heads(tmp_path, folder, FAST_HEADS)
     result = evaluate.evaluate(seed=1, scenes=2, lmm_path=folder, heads_file=heads)
     json.dumps(result)
     assert set(result["chat"]) <= set(language.QUESTION_KINDS)

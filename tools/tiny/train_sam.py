@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from flmm_plugin.heads import MaskRefiner, build_sam
 from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import lmm
-from flmm_plugin.tiny.optim import schedule
-from flmm_plugin.tiny.runs import atomic_save, load_state
 from flmm_plugin.tiny.scenes import render, sample_scene, visible_masks
+from tools.tiny.optim import schedule
+from tools.tiny.runs import atomic_save, load_state
 
 SAM_NUMBERS: dict[str, Any] = {
     "image_size": 128,

@@ -1,6 +1,6 @@
 """The embedded world's SAM as it is before any heads are trained: what Meta's files are for the official sizes.
 
-It was trained by `flmm_plugin.tiny.train_sam` on scenes alone and never met an LMM. Heads are trained from it; the
+It was trained by `tools.tiny.train_sam` on scenes alone and never met an LMM. Heads are trained from it; the
 heads file holds it too, but with a mask decoder that has learnt from the LMM since.
 """
 
@@ -17,7 +17,7 @@ from flmm_plugin import files
 from flmm_plugin.heads.weights import tensors_sha256
 from flmm_plugin.json_lines import Log
 from flmm_plugin.tiny import sam_path
-from flmm_plugin.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
+from tools.tiny.train_sam import SAM_NUMBERS, SamConfig, train_sam
 
 
 def write_sam(state: dict[str, Tensor], path: Path, config: SamConfig) -> Path:
