@@ -6,12 +6,12 @@ import argparse
 import csv
 import io
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
+from flmm_plugin.cli import output
 from flmm_plugin.errors import DataNotFound, ToolNotFound
 from flmm_plugin.public import public
 
@@ -82,23 +82,24 @@ def _ablate(args: argparse.Namespace) -> int:
         print("\n".join(f"{part.key:<10} {', '.join(one.name for one in part.variants)}" for part in study.parts))
         return 0
     for line in left_out:
-        _say(line)
+        output.note(line)
     files.make_folder(args.out)
     found: list[Measured] = []
     rows: list[dict[str, str]] = []
     for one in run_study(
-        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), say=_say,
+        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), say=output.note,
         progress=not args.quiet,
     ):  # fmt: skip
         found.append(one)
-        _say(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
+        output.note(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
         if study.key != "selector":
             rows = _write(args, variant_rows(study, found), variant_figure(study, found), found)
     if study.key == "selector":
         words = selector_rows(args, found)
         rows = _write(args, words, selector_figure(words), found)
-    print(as_markdown(rows))
-    _say(f"wrote {args.out / study.key}.csv and .png")
+    headings = list(rows[0])
+    print(output.markdown_table(headings, [[row.get(name, "") for name in headings] for row in rows]))
+    output.note(f"wrote {args.out / study.key}.csv and .png")
     return 0
 
 
@@ -184,7 +185,7 @@ def selector_rows(args: argparse.Namespace, found: Sequence[Measured]) -> list[d
             word_counts(one.text, chunks.spans(one.text), one.wanted) for one in texts
         )))  # fmt: skip
     except ToolNotFound as exc:
-        _say(f"left out: {exc}")
+        output.note(f"left out: {exc}")
     return [*rows, *_published_selectors()]
 
 
@@ -233,15 +234,6 @@ def as_csv(rows: Sequence[Mapping[str, str]], facts: Mapping[str, str]) -> str:
     return out.getvalue()
 
 
-def as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Write rows as a Markdown table."""
-    import pandas as pd
-
-    from flmm_plugin.reports.tables import markdown
-
-    return markdown(pd.DataFrame(list(rows)))
-
-
 def _published(table: str, variant: str) -> float | None:
     from flmm_plugin.reports.paper_numbers import numbers_of
 
@@ -270,7 +262,3 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import json_lines
+from flmm_plugin.cli import output
 from flmm_plugin.errors import UnknownArgument
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace, trainer: Trainer) -> int:
     if trainer.recipe.cache.enabled:
         estimate = trainer.estimate()
         if estimate is not None and trainer.main:
-            print(estimate.as_text(), file=sys.stderr)
+            output.note(estimate.as_text())
         if args.estimate:
             return 0
         if args.build_cache_only:

@@ -149,16 +149,20 @@ class FrozenReader:
     def words(self, sample: TrainingSample, picture: Image.Image | None = None) -> FrozenFeatures:
         """Read attention and hidden states with the LMM: everything but the embedding. Raises as `read`."""
         picture = sample.image_loader() if picture is None else picture
-        if sample.in_question:
-            return self._question(sample, picture)
         backbone = self.lmm.backbone
-        passage = sample.passage(backbone.tokenizer)
-        if not passage.groups:
-            raise EmptyPhrase(f"{sample.key} has no phrase to ground; leave it out")
         labels = selector = None
         with torch.autocast(backbone.device.type, enabled=False):
-            chat = self.lmm.encode([sample.prompt], [picture], self.heads.manifest.template)
-            encoded = chat.extended([passage.ids], backbone.pad_id)
+            # Questions are read as `ground_text` reads them, in the model's own template.
+            chat = self.lmm.encode(
+                [sample.prompt], [picture], "" if sample.in_question else self.heads.manifest.template
+            )
+            if sample.in_question:
+                passage, encoded = question_passage(backbone.tokenizer, chat, sample.text, sample.spans), chat
+            else:
+                passage = sample.passage(backbone.tokenizer)
+                encoded = chat.extended([passage.ids], backbone.pad_id)
+            if not passage.groups:
+                raise EmptyPhrase(f"{sample.key} has no phrase to ground; leave it out")
             if not sample.keywords:
                 (captured,) = capture_passages(backbone, encoded, [passage])
             else:
@@ -182,17 +186,6 @@ class FrozenReader:
         )
         self._check_finite(sample, backbone.name, backbone.dtype, (maps, captured.hidden, selector))
         return features
-
-    def _question(self, sample: TrainingSample, picture: Image.Image) -> FrozenFeatures:
-        """Read phrases in the user's own words, as `GroundedLMM.ground_text` does."""
-        backbone = self.lmm.backbone
-        with torch.autocast(backbone.device.type, enabled=False):
-            encoded = self.lmm.encode([sample.prompt], [picture])
-            passage = question_passage(backbone.tokenizer, encoded, sample.text, sample.spans)
-            (captured,) = capture_passages(backbone, encoded, [passage])
-            maps = captured.maps(backbone, self.lmm.merge)
-        self._check_finite(sample, backbone.name, backbone.dtype, (maps, captured.hidden))
-        return FrozenFeatures(maps.float(), tuple(one.float() for one in captured.states()), captured.image.grid)
 
     @torch.no_grad()
     def picture(self, sample: TrainingSample, picture: Image.Image | None = None) -> ImageEmbedding | None:
