@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
-from flmm_plugin.cli import output
+from flmm_plugin.cli.output import markdown_table, note
 from flmm_plugin.errors import DataNotFound, ToolNotFound
 from flmm_plugin.public import public
 
@@ -82,24 +82,24 @@ def _ablate(args: argparse.Namespace) -> int:
         print("\n".join(f"{part.key:<10} {', '.join(one.name for one in part.variants)}" for part in study.parts))
         return 0
     for line in left_out:
-        output.note(line)
+        note(line)
     files.make_folder(args.out)
     found: list[Measured] = []
     rows: list[dict[str, str]] = []
     for one in run_study(
-        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), say=output.note,
+        study, args.config, args.changes, args.out, seeds=range(max(1, args.seeds)), say=note,
         progress=not args.quiet,
     ):  # fmt: skip
         found.append(one)
-        output.note(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
+        note(f"  {', '.join(f'{name} {_percent(one.scores.get(key))}' for name, key in _SCORES.items())}")
         if study.key != "selector":
             rows = _write(args, variant_rows(study, found), variant_figure(study, found), found)
     if study.key == "selector":
         words = selector_rows(args, found)
         rows = _write(args, words, selector_figure(words), found)
     headings = list(rows[0])
-    print(output.markdown_table(headings, [[row.get(name, "") for name in headings] for row in rows]))
-    output.note(f"wrote {args.out / study.key}.csv and .png")
+    print(markdown_table(headings, [[row.get(name, "") for name in headings] for row in rows]))
+    note(f"wrote {args.out / study.key}.csv and .png")
     return 0
 
 
@@ -185,7 +185,7 @@ def selector_rows(args: argparse.Namespace, found: Sequence[Measured]) -> list[d
             word_counts(one.text, chunks.spans(one.text), one.wanted) for one in texts
         )))  # fmt: skip
     except ToolNotFound as exc:
-        output.note(f"left out: {exc}")
+        note(f"left out: {exc}")
     return [*rows, *_published_selectors()]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import json_lines
-from flmm_plugin.cli import output
+from flmm_plugin.cli.output import note
 from flmm_plugin.errors import UnknownArgument
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace, trainer: Trainer) -> int:
     if trainer.recipe.cache.enabled:
         estimate = trainer.estimate()
         if estimate is not None and trainer.main:
-            output.note(estimate.as_text())
+            note(estimate.as_text())
         if args.estimate:
             return 0
         if args.build_cache_only:

@@ -33,31 +33,18 @@ from flmm_plugin.words import Span, has_words
 
 @dataclass(frozen=True, eq=False)
 class TrainingSample:
-    """One picture, what stands as the answer about it, and masks of some of its pieces.
+    """One image, a text about it, and masks of some pieces of the text."""
 
-    Attributes:
-        key: Names it within its data, the same in every run: ``refcoco/train/581857``.
-        image_path: The picture's file, for messages.
-        image_loader: Gives the picture; raises `BadImage`.
-        prompt: The user's words before the text.
-        pieces: The text, cut where its phrases begin and end. Of a list of expressions: those and separators in turn.
-        grounded: Indices of the pieces that have a mask.
-        mask_loader: Gives the masks, one per entry of ``grounded``.
-        keywords: Whether the keyword selector learns from it (from the text tokenised as a whole, see `spans`).
-        separator: Of a list of expressions; None for a text that is fed as it is.
-        in_question: The text is the prompt: the phrases stand in the user's question.
-    """
-
-    key: str
+    key: str  # names it within its data, the same in every run: ``refcoco/train/581857``
     image_path: Path
-    image_loader: Callable[[], Image.Image]
-    prompt: str
-    pieces: tuple[str, ...]
-    grounded: tuple[int, ...]
-    mask_loader: Callable[[], list[BoolMask]]
-    keywords: bool
-    separator: str | None = None
-    in_question: bool = False
+    image_loader: Callable[[], Image.Image]  # raises `BadImage`
+    prompt: str  # the user's words
+    pieces: tuple[str, ...]  # the text, cut where its phrases begin and end; expressions and separators in turn
+    grounded: tuple[int, ...]  # indices of the pieces that have a mask
+    mask_loader: Callable[[], list[BoolMask]]  # one mask per entry of ``grounded``
+    keywords: bool  # the keyword selector learns from it (from the text tokenised as a whole, see `spans`)
+    separator: str | None = None  # of a list of expressions; None for a text that is fed as it is
+    in_question: bool = False  # the text is the prompt: the phrases stand in the user's question
 
     def masks(self) -> list[BoolMask]:
         """Load the target of each phrase, ``bool[H, W]`` in the image frame.
