@@ -138,8 +138,8 @@ def variant_figure(study: Study, found: Sequence[Measured]) -> bytes:
     panels = []
     for part in study.parts:
         if part.key in bars:
-            note = part.said if all(bar.paper is None for bar in bars[part.key]) else ""
-            panels.append(Panel(part.title, "average recall (mean IoU), %", tuple(bars[part.key]), note))
+            remark = part.said if all(bar.paper is None for bar in bars[part.key]) else ""
+            panels.append(Panel(part.title, "average recall (mean IoU), %", tuple(bars[part.key]), remark))
     return ablation_bars(panels)
 
 
