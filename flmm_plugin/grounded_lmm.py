@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from flmm_plugin.backbones import ARGUMENTS, load_backbone, refuse_unknown
+from flmm_plugin.backbones import load_backbone
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.capture import capture_answers
@@ -23,6 +23,7 @@ from flmm_plugin.grounding import PhraseGrounder, chosen_phrases
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.heads_choice import check_heads, choose_heads
 from flmm_plugin.images import ImageSource, chat_image, open_image
+from flmm_plugin.options import LoadOptions
 from flmm_plugin.passages import Passage, decoded_offsets
 from flmm_plugin.records import GroundedAnswer
 from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions, answer_with_cot
@@ -50,62 +51,36 @@ class GroundedLMM(PhraseGrounder):
         backbone: str | PathLike[str] = EMBEDDED,
         heads: str | PathLike[str] | GroundingHeads | None = "auto",
         *,
-        revision: str | None = None,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | dict[str, Any] | None = None,
-        attn_implementation: str | None = None,
-        system_prompt: str | None = None,
-        preprocessing: str | None = None,
-        load_in_4bit: bool = False,
-        load_in_8bit: bool = False,
-        trust_remote_code: bool = False,
         sam: str | None = None,
         sam_checkpoint: str | PathLike[str] | None = None,
         merge: str | None = None,
-        **unknown: Any,
+        options: LoadOptions | None = None,
+        **given: Any,
     ) -> GroundedLMM:
         """Load a model and heads for it.
 
         Args:
-            backbone: As in `flmm_plugin.backbones.load_backbone`, and so are the arguments up to
-                ``trust_remote_code``.
+            backbone: A hub name, a folder, or ``flmm_tiny`` for the model that the package carries.
             heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, a method
                 that needs no training (``attention-argmax``, ``attend-and-segment``, ``localization-heads``), or None
                 to chat only.
-            revision: Branch, tag or commit of the backbone on the hub.
-            dtype: Precision of the backbone. Heads compute in float32.
-            device: The device of backbone and heads, as torch names it.
-            device_map: Splits the backbone; the heads go where its last layer is.
-            attn_implementation: The backbone's attention kernel, as transformers names it.
-            system_prompt: A system turn for every chat.
-            preprocessing: What pictures go through before grounding, ``stock`` or ``paper``; default: as the heads
-                were trained.
-            load_in_4bit: Quantise the backbone's weights to 4 bits (bitsandbytes).
-            load_in_8bit: Quantise them to 8 bits.
-            trust_remote_code: Run code from the model's repository, for families that cannot do without.
             sam: ``none``: masks of the mask decoder alone, SAM is not loaded. Any other name must be that of the SAM
                 that the heads were trained with.
             sam_checkpoint: Meta's SAM file, for heads of an official SAM size and for methods without training.
             merge: ``mean`` or ``max``, instead of what the heads were trained with.
-            **unknown: Refused, with the nearest known argument.
+            options: Options of loading the backbone, instead of the next.
+            **given: Fields of `flmm_plugin.options.LoadOptions` by name: ``dtype``, ``device``, ``preprocessing``, ...
+
+        Raises:
+            UnknownArgument: An argument that does not exist; offers the nearest.
         """
-        refuse_unknown("GroundedLMM.from_pretrained", unknown, (*ARGUMENTS, "heads", "sam", "sam_checkpoint", "merge"))
+        if options is None:
+            others = ("heads", "sam", "sam_checkpoint", "merge")
+            options = LoadOptions.of("GroundedLMM.from_pretrained", given, others)
         check_heads(fspath(backbone), heads, sam=sam, sam_checkpoint=sam_checkpoint)  # what is wrong costs no loading
-        model = load_backbone(
-            backbone,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            system_prompt=system_prompt,
-            load_in_4bit=load_in_4bit,
-            load_in_8bit=load_in_8bit,
-            trust_remote_code=trust_remote_code,
-        )
+        model = load_backbone(backbone, options)
         chosen = choose_heads(model, heads, sam=sam, sam_checkpoint=sam_checkpoint)
-        return cls(model, chosen, merge=merge, preprocessing=preprocessing)
+        return cls(model, chosen, merge=merge, preprocessing=options.preprocessing)
 
     def grounded_chat(
         self,

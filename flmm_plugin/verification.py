@@ -29,7 +29,7 @@ from torch import Tensor
 from flmm_plugin import bundled, files
 from flmm_plugin.attention import AttentionCapture, attention_name
 from flmm_plugin.backbones.base import Backbone, EncodedChat
-from flmm_plugin.backbones.chat_text import one_turn
+from flmm_plugin.backbones.inputs import one_turn
 from flmm_plugin.capture import capture_passages
 from flmm_plugin.errors import BadCheckpoint, CaptureError, DataNotFound, OutputFailed
 from flmm_plugin.heads.manifest import PROMPT

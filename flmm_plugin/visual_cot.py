@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin.backbones.base import Messages
-from flmm_plugin.backbones.chat_text import one_turn
+from flmm_plugin.backbones.inputs import one_turn
 from flmm_plugin.context import check_characters
 from flmm_plugin.errors import EmptyPhrase, UnknownArgument
 from flmm_plugin.grounding import PhraseGrounder

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_plugin.backbones.one_view import OneViewBackbone
 from flmm_plugin.backbones.preprocessing import Paper
+from flmm_plugin.backbones.views import OneViewBackbone
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
 

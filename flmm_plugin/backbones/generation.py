@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flmm_plugin.backbones import refuse_unknown
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.options import refuse_unknown
 
 #: New tokens of an answer where nobody says how many.
 NEW_TOKENS = 64

@@ -1,9 +1,11 @@
-"""Model and processor of a checkpoint, by transformers' auto classes, with errors that name the fix."""
+"""Load a checkpoint's weights, with errors that name the fix."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,22 @@ from flmm_plugin.backbones.processor_check import complete_processor
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, UnknownArgument
 from flmm_plugin.file_kinds import strangers
 from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.options import LoadOptions
+
+# Tables that older versions of transformers stored and that every version computes by itself.
+_COMPUTED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+
+#: What transformers raises for files that it cannot read.
+_UNREADABLE = (OSError, ValueError, ImportError)
 
 
-def load_pretrained(
-    folder: str,
-    *,
-    name: str,
-    revision: str | None = None,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
-    device_map: str | Mapping[str, Any] | None = None,
-    attn_implementation: str | None = None,
-    load_in_4bit: bool = False,
-    load_in_8bit: bool = False,
-) -> tuple[Any, Any]:
-    """Load model and processor; arguments as in `flmm_plugin.backbones.load_backbone`.
+def load_pretrained(folder: str, *, name: str, options: LoadOptions) -> tuple[Any, Any]:
+    """Load model and processor of a checkpoint by transformers' auto classes.
+
+    Args:
+        folder: Folder or hub id.
+        name: The model as the user called it, for messages.
+        options: Of loading.
 
     Returns:
         Model and processor.
@@ -35,93 +38,143 @@ def load_pretrained(
     Raises:
         BackboneUnsupported: transformers cannot load it.
         BadCheckpoint: Its weights are damaged or incomplete.
-        UnknownArgument: Arguments that exclude each other.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    if device is not None and device_map is not None:
-        raise UnknownArgument("give either device or device_map, not both")
-    options: dict[str, Any] = {"revision": revision, "dtype": checked_dtype(dtype)}
-    quantized = quantization(load_in_4bit, load_in_8bit)
-    if quantized is not None:
-        options["quantization_config"] = quantized
-        # Quantised weights are placed while they are loaded and cannot be moved afterwards.
-        device_map = device_map if device_map is not None else {"": str(device or default_device())}
-    if device_map is not None:
-        options["device_map"] = device_map
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+    weights = weight_arguments(options)
+    with named_failures(f"the processor of {name}", folder, (*_UNREADABLE, AttributeError, LookupError, TypeError)):
+        processor = AutoProcessor.from_pretrained(folder, revision=options.revision)
+    loader: Any = AutoModelForImageTextToText
+    with named_failures(name, folder):
+        model, info = loader.from_pretrained(folder, output_loading_info=True, **weights)
+    refuse_incomplete(name, info["missing_keys"])
+    complete_processor(processor, model.config)
+    return placed(model, options), processor
+
+
+def load_strictly(model_class: Any, folder: str, *, name: str, **arguments: Any) -> Any:
+    """Load a model of which every stored tensor is used and every parameter is stored.
+
+    Args:
+        model_class: A class of transformers.
+        folder: Folder or hub id.
+        name: The model, for messages.
+        **arguments: Of ``from_pretrained``.
+
+    Raises:
+        BackboneUnsupported: Files that cannot be read.
+        BadCheckpoint: As `refuse_incomplete`, or damaged weights.
+    """
+    with named_failures(name, folder):
+        model, info = model_class.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **arguments)
+    refuse_incomplete(name, info["missing_keys"], info["unexpected_keys"], info.get("mismatched_keys", ()))
+    return model
+
+
+@contextmanager
+def named_failures(name: str, folder: str, unreadable: tuple[type[Exception], ...] = _UNREADABLE) -> Iterator[None]:
+    """Turn what transformers and safetensors raise while a model is read into this package's errors.
+
+    Args:
+        name: What is read, for messages.
+        folder: Its folder, where files of another kind (Git LFS pointers, web pages) are looked for.
+        unreadable: Errors that mean that it cannot be read.
+
+    Raises:
+        BadCheckpoint: Weights are damaged, or of another shape than the configuration says.
+        BackboneUnsupported: A file is missing, or transformers cannot read what it says.
+    """
+    from safetensors import SafetensorError
+
     try:
-        processor = AutoProcessor.from_pretrained(folder, revision=revision)
-    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
-        raise BackboneUnsupported(
-            f"transformers cannot load the processor of {name}: {exc}{strangers(Path(folder))}"
-        ) from exc
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+        yield
     except SafetensorError as exc:
         raise BadCheckpoint(
             f"the weights of {name} are damaged ({exc}){strangers(Path(folder))}; fetch them again"
         ) from exc
-    except (OSError, ValueError, ImportError) as exc:
-        raise BackboneUnsupported(f"transformers cannot load {name}: {exc}{strangers(Path(folder))}") from exc
     except RuntimeError as exc:
         if "mismatch" not in str(exc):
             raise
         raise BadCheckpoint(
             f"the weights of {name} are of another shape than its config.json says ({exc}); fetch both at one revision"
         ) from exc
-    model, info = loaded
-    if info["missing_keys"]:
-        first = ", ".join(sorted(info["missing_keys"])[:3])
-        raise BadCheckpoint(
-            f"the weights of {name} lack {len(info['missing_keys'])} tensors ({first}...), which would be random; "
-            "fetch the checkpoint again"
-        )
-    complete_processor(processor, model.config)
-    if device_map is None:
-        model = model.to(device if device is not None else default_device())
-    return model, processor
+    except unreadable as exc:
+        raise BackboneUnsupported(f"transformers cannot load {name}: {exc}{strangers(Path(folder))}") from exc
 
 
-def quantization(load_in_4bit: bool, load_in_8bit: bool) -> Any | None:
-    """transformers' configuration for weights of 4 or 8 bits, None for neither.
+def refuse_incomplete(name: str, missing: Any, unexpected: Any = (), mismatched: Any = ()) -> None:
+    """Refuse weights that do not fit a model.
 
-    What is computed stays in 16 or 32 bits; the captured rows are those of the quantised model.
+    Args:
+        name: The model, for messages.
+        missing: Tensors that the model has and the file lacks.
+        unexpected: Tensors that only the file has.
+        mismatched: Tensors of another shape: names, or tuples that begin with one.
 
     Raises:
-        BackboneUnsupported: bitsandbytes is not installed.
-        UnknownArgument: Both were asked for.
+        BadCheckpoint: There are some; names the first three.
     """
-    if not (load_in_4bit or load_in_8bit):
-        return None
-    if load_in_4bit and load_in_8bit:
-        raise UnknownArgument("give either load_in_4bit or load_in_8bit, not both")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise BackboneUnsupported(
-            "weights of 4 or 8 bits need bitsandbytes, which is not installed: pip install 'flmm-plugin[quantized]'"
-        )
-    from transformers import BitsAndBytesConfig
+    strange = [key for key in unexpected if not _COMPUTED.search(key)]
+    shapes = [key if isinstance(key, str) else key[0] for key in mismatched]
+    for keys, problem, fix in (
+        (missing, "lack", "which would be random; fetch the checkpoint again"),
+        (strange, "hold", "which belong to no part of this model; is it another model's checkpoint?"),
+        (shapes, "hold", "of another shape than config.json says; fetch both from one revision"),
+    ):
+        if keys:
+            first = ", ".join(sorted(keys)[:3]) + ("..." if len(keys) > 3 else "")
+            raise BadCheckpoint(f"the weights of {name} {problem} {len(keys)} tensors ({first}), {fix}")
 
-    return BitsAndBytesConfig(load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit)
+
+def weight_arguments(options: LoadOptions) -> dict[str, Any]:
+    """Return arguments of transformers' ``from_pretrained``.
+
+    Raises:
+        BackboneUnsupported: Quantised weights without bitsandbytes.
+        UnknownArgument: An unknown dtype.
+    """
+    arguments: dict[str, Any] = {"revision": options.revision, "dtype": torch_dtype(options.dtype)}
+    device_map: str | Mapping[str, Any] | None = options.device_map
+    if options.bits is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise BackboneUnsupported(
+                "weights of 4 or 8 bits need bitsandbytes, which is not installed: pip install 'flmm-plugin[quantized]'"
+            )
+        from transformers import BitsAndBytesConfig
+
+        make: Any = BitsAndBytesConfig
+        arguments["quantization_config"] = make(**{f"load_in_{options.bits}bit": True})
+        # Quantised weights are placed while they are loaded and cannot be moved afterwards.
+        device_map = device_map or {"": options.device or default_device()}
+    if device_map is not None:
+        arguments["device_map"] = device_map
+    if options.attn_implementation is not None:
+        arguments["attn_implementation"] = options.attn_implementation
+    return arguments
+
+
+def placed(model: Any, options: LoadOptions) -> Any:
+    """Move a model to its device, unless `weight_arguments` had it placed while it was loaded."""
+    if options.device_map is not None or options.bits is not None:
+        return model
+    return model.to(options.device or default_device())
 
 
 def default_device() -> str:
-    """Where a model goes if nobody says."""
+    """Return the first GPU, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """``auto``, or the dtype of that name.
+def torch_dtype(name: str) -> str | torch.dtype:
+    """Return the dtype of a name; ``auto`` as it is.
 
     Raises:
         UnknownArgument: There is no such dtype; offers the nearest.
     """
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    found = getattr(torch, dtype, None)
+    if name == "auto":
+        return name
+    found = getattr(torch, name, None)
     if isinstance(found, torch.dtype):
         return found
-    hint = did_you_mean(dtype, ("auto", "float32", "float16", "bfloat16")) or "; use 'bfloat16'"
-    raise UnknownArgument(f"there is no dtype {dtype!r}{hint}")
+    hint = did_you_mean(name, ("auto", "float32", "float16", "bfloat16")) or "; use 'bfloat16'"
+    raise UnknownArgument(f"there is no dtype {name!r}{hint}")

@@ -167,7 +167,7 @@ def backbone_numbers(name: str) -> ReleasedLMM | BackboneFacts:
         return released
     if not Path(name).is_dir() and "/" not in name:
         return need_released(name)
-    from flmm_plugin.backbones.facts import facts_of
+    from flmm_plugin.backbones.registry import facts_of
 
     return facts_of(name)
 

@@ -24,6 +24,7 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, build_sam
 from flmm_plugin.heads.sam import sam_of_file
+from flmm_plugin.options import LoadOptions
 from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.recipe import Layers, TrainRecipe
 
@@ -39,17 +40,8 @@ def load_lmm(recipe: TrainRecipe, device: str, backbone: Backbone | None = None,
     """
     asked = recipe.backbone
     if backbone is None:
-        backbone = load_backbone(
-            asked.pretrained,
-            revision=asked.revision,
-            dtype=asked.dtype,
-            device=None if asked.device_map else device,
-            device_map=asked.device_map,
-            attn_implementation=asked.attn_implementation,
-            load_in_4bit=asked.load_in_4bit,
-            load_in_8bit=asked.load_in_8bit,
-            trust_remote_code=asked.trust_remote_code,
-        )
+        options = LoadOptions.of_weights(asked, device=None if asked.device_map else device)
+        backbone = load_backbone(asked.pretrained, options)
     if recipe.control == "random":
         draw_weights(backbone)
     return GroundedLMM(backbone, build_heads(recipe, backbone, data).to(device).eval())

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
 from flmm_plugin.heads.manifest import MERGES
+from flmm_plugin.options import WeightOptions
 from flmm_plugin.strict import built, change, choice, nearest, plain
 from flmm_plugin.yaml_text import read_yaml
 
@@ -27,17 +28,10 @@ Layers = Literal["all", "early", "mid", "late"] | tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class BackboneRecipe:
-    """The frozen LMM: arguments of `flmm_plugin.backbones.load_backbone`."""
+class BackboneRecipe(WeightOptions):
+    """The frozen LMM, and how it is loaded."""
 
     pretrained: str = "flmm_tiny"  # hub name, folder, or a model that a package ships
-    revision: str | None = None  # commit on the hub; part of the cache's address
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    device_map: str | None = None  # ``auto`` splits a model that fits no single device; for one process only
-    load_in_4bit: bool = False  # quantise the frozen weights (bitsandbytes)
-    load_in_8bit: bool = False
-    trust_remote_code: bool = False  # run code of the model's repository
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flmm_plugin.backbones.base import written_around
+from flmm_plugin.backbones.inputs import written_around
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest

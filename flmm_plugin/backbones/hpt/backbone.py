@@ -17,12 +17,13 @@ from torch import Tensor
 
 from flmm_plugin.backbones.hpt.model import WORKING_SIZES, HPTForConditionalGeneration, resize_tower
 from flmm_plugin.backbones.hpt.projector import check_projector, load_projector
-from flmm_plugin.backbones.one_view import OneViewBackbone
+from flmm_plugin.backbones.loading import load_strictly, named_failures, placed, weight_arguments
 from flmm_plugin.backbones.preprocessing import Paper
-from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
 from flmm_plugin.backbones.text_pieces import WORDS, TextPiecesProcessor
+from flmm_plugin.backbones.views import OneViewBackbone
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
+from flmm_plugin.options import LoadOptions
 
 LANGUAGE, VISION = "llm", "visual_encoder"
 
@@ -43,24 +44,11 @@ class HPTBackbone(OneViewBackbone):
 
     family: ClassVar[str] = "hpt"
     paper: ClassVar[Paper] = "padded"
+    refused_options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def load(
-        cls,
-        folder: str,
-        *,
-        name: str,
-        revision: str | None = None,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | Mapping[str, Any] | None = None,
-        attn_implementation: str | None = None,
-        system_prompt: str | None = None,
-        load_in_4bit: bool = False,
-        load_in_8bit: bool = False,
-        trust_remote_code: bool = False,
-    ) -> Self:
-        """Load a published repository; arguments as in `flmm_plugin.backbones.load_backbone`.
+    def load(cls, folder: str, *, name: str, options: LoadOptions) -> Self:
+        """Load a published repository.
 
         A device map and quantisation are the language model's; tower and projector go where it begins, unquantised.
 
@@ -70,28 +58,24 @@ class HPTBackbone(OneViewBackbone):
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        options = weight_options(
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            load_in_4bit=load_in_4bit,
-            load_in_8bit=load_in_8bit,
-        )
+        weights = weight_arguments(options)
         # First what costs nothing and needs the user's word.
-        precision = options["dtype"] if isinstance(options["dtype"], torch.dtype) else _stored_dtype(folder, revision)
+        dtype = weights["dtype"] if options.dtype != "auto" else _stored_dtype(folder, options.revision)
         projector = load_projector(
-            folder, name=name, revision=revision, trust_remote_code=trust_remote_code, dtype=precision
+            folder,
+            name=name,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            dtype=dtype,
         )
-        with named_failures(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=LANGUAGE, revision=revision)
-        part = {**options, "dtype": precision, "subfolder": LANGUAGE}
-        llm = load_strictly(AutoModelForCausalLM, folder, name=f"{name}/{LANGUAGE}", options=part)
+        with named_failures(name, folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder=LANGUAGE, revision=options.revision)
+        weights["dtype"] = dtype
+        llm = load_strictly(AutoModelForCausalLM, folder, name=f"{name}/{LANGUAGE}", **weights, subfolder=LANGUAGE)
         if not hasattr(getattr(llm, "model", None), "layers"):
             raise BackboneUnsupported(f"{name}/{LANGUAGE} is a {llm.config.model_type!r} model; HPT's are Llama's kind")
-        kernel = {"attn_implementation": attn_implementation} if attn_implementation is not None else {}
-        tower, pictures = _load_tower(folder, name, {"revision": revision, "dtype": precision, **kernel})
+        of_tower = {key: value for key, value in weights.items() if key not in ("device_map", "quantization_config")}
+        tower, pictures = _load_tower(folder, name, of_tower)
         check_projector(
             projector,
             patches=(tower.config.image_size // tower.config.patch_size) ** 2,
@@ -99,11 +83,10 @@ class HPTBackbone(OneViewBackbone):
             hidden_size=llm.config.hidden_size,
             name=name,
         )
-        start = llm.get_input_embeddings().weight.device if "device_map" in options else torch.device("cpu")
+        start = llm.get_input_embeddings().weight.device if "device_map" in weights else torch.device("cpu")
         model = HPTForConditionalGeneration(llm, tower.to(start), projector.to(start))
         processor = _processor(tokenizer, pictures, model, name)
-        model = placed(model, device, options)
-        return cls(model, processor, name=name, revision=revision, system_prompt=system_prompt)
+        return cls(placed(model, options), processor, name=name, options=options)
 
     def grid(self, image_height: int, image_width: int) -> ImageGrid:
         """The grid on a picture that is squashed to the working size."""
@@ -117,7 +100,7 @@ class HPTBackbone(OneViewBackbone):
         return side, side
 
 
-def _load_tower(folder: str, name: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def _load_tower(folder: str, name: str, weights: Mapping[str, Any]) -> tuple[Any, Any]:
     """Vision tower at its working size, and the image processor that squashes to it, as the vendor's tools set it."""
     from transformers import (
         CLIPImageProcessor,
@@ -127,8 +110,8 @@ def _load_tower(folder: str, name: str, options: Mapping[str, Any]) -> tuple[Any
         SiglipVisionModel,
     )
 
-    where = {"subfolder": VISION, "revision": options["revision"]}
-    with named_failures(name):
+    where = {"subfolder": VISION, "revision": weights["revision"]}
+    with named_failures(name, folder):
         config, _ = PreTrainedConfig.get_config_dict(folder, **where)
     kind = str(config.get("model_type"))
     if not kind.startswith(("clip", "siglip")):
@@ -138,14 +121,14 @@ def _load_tower(folder: str, name: str, options: Mapping[str, Any]) -> tuple[Any
         CLIPVisionModel if clip else SiglipVisionModel,
         folder,
         name=f"{name}/{VISION}",
-        options={**options, **where},
+        **{**weights, **where},
     )
     stored = (int(tower.config.image_size), int(tower.config.patch_size))
     side = WORKING_SIZES.get(stored, stored[0])
     if side != stored[0]:
         resize_tower(tower, side)
     size = {"height": side, "width": side}
-    with named_failures(name):
+    with named_failures(name, folder):
         if clip:
             return tower, CLIPImageProcessor.from_pretrained(folder, **where, size=size, do_center_crop=False)
         return tower, SiglipImageProcessor.from_pretrained(folder, **where, size=size)
@@ -172,7 +155,7 @@ def _stored_dtype(folder: str, revision: str | None) -> torch.dtype:
     """What the language model's configuration says of its weights; its parts are published in one precision."""
     from transformers import AutoConfig
 
-    with named_failures(folder):
+    with named_failures(folder, folder):
         config = AutoConfig.from_pretrained(folder, subfolder=LANGUAGE, revision=revision)
     stored = getattr(config, "dtype", None)
     return stored if isinstance(stored, torch.dtype) else torch.float32

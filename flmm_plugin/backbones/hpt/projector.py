@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from flmm_plugin.backbones.published import named_failures, refuse_incomplete
+from flmm_plugin.backbones.loading import named_failures, refuse_incomplete
 from flmm_plugin.errors import BackboneUnsupported
 
 #: Folder of the projector in the repository.
@@ -46,7 +46,7 @@ def load_projector(
     if not trust_remote_code or not (local or _COMMIT.fullmatch(revision or "")):
         raise BackboneUnsupported(_how_to_opt_in(folder, name, revision, local))
     place = Path(folder) / FOLDER if local else _fetched(folder, name, revision)
-    with lent_names(), named_failures(f"{name}/{FOLDER}"):
+    with lent_names(), named_failures(f"{name}/{FOLDER}", str(place)):
         from transformers import AutoConfig
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -128,7 +128,7 @@ def _load_weights(projector: nn.Module, place: Path, name: str) -> None:
     files = sorted(place.glob("*.safetensors"))
     if not files:
         raise BackboneUnsupported(f"there are no safetensors in {FOLDER}/ of {name}; fetch the repository again")
-    with named_failures(name):
+    with named_failures(name, str(place)):
         stored = {key: value for file in files for key, value in load_file(file).items()}
         own = projector.state_dict()
         shapes = [key for key, value in stored.items() if key in own and own[key].shape != value.shape]
@@ -139,7 +139,7 @@ def _load_weights(projector: nn.Module, place: Path, name: str) -> None:
 def _fetched(folder: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    with named_failures(name):
+    with named_failures(name, folder):
         return Path(snapshot_download(folder, revision=revision, allow_patterns=[f"{FOLDER}/*"])) / FOLDER
 
 

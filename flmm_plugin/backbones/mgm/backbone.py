@@ -13,7 +13,7 @@ LLaVA-NeXT's, which come view by view.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,13 +23,14 @@ from torch.nn import functional as F
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
 from flmm_plugin.backbones.llava_like import as_tiles
+from flmm_plugin.backbones.loading import load_strictly, named_failures, placed, weight_arguments
 from flmm_plugin.backbones.mgm.config import mgm_config
 from flmm_plugin.backbones.mgm.model import MGMForConditionalGeneration, key_mapping
 from flmm_plugin.backbones.preprocessing import Paper
-from flmm_plugin.backbones.published import load_strictly, named_failures, placed, weight_options
 from flmm_plugin.backbones.text_pieces import WORDS, TextPiecesProcessor
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.geometry import ImageGrid, InputFrame
+from flmm_plugin.options import LoadOptions
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -61,21 +62,8 @@ class MGMBackbone(Backbone):
     several_images: ClassVar[bool] = True
 
     @classmethod
-    def load(
-        cls,
-        folder: str,
-        *,
-        name: str,
-        revision: str | None = None,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        device_map: str | Mapping[str, Any] | None = None,
-        attn_implementation: str | None = None,
-        system_prompt: str | None = None,
-        load_in_4bit: bool = False,
-        load_in_8bit: bool = False,
-    ) -> MGMBackbone:
-        """Load a published repository; arguments as in `flmm_plugin.backbones.load_backbone`.
+    def load(cls, folder: str, *, name: str, options: LoadOptions) -> MGMBackbone:
+        """Load a published repository.
 
         Raises:
             BackboneUnsupported: Its configuration says something that is not built here, or it cannot be read.
@@ -83,22 +71,15 @@ class MGMBackbone(Backbone):
         """
         from transformers import AutoTokenizer, PreTrainedConfig
 
-        options = weight_options(
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            load_in_4bit=load_in_4bit,
-            load_in_8bit=load_in_8bit,
-        )
-        with named_failures(name):
-            published, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+        weights = weight_arguments(options)
+        with named_failures(name, folder):
+            published, _ = PreTrainedConfig.get_config_dict(folder, revision=options.revision)
         config = mgm_config(published, name)
-        with named_failures(name):
-            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, config=config.text_config)
-        own = {"config": config, "key_mapping": key_mapping()}
-        model = load_strictly(MGMForConditionalGeneration, folder, name=name, options={**options, **own})
+        with named_failures(name, folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=options.revision, config=config.text_config)
+        model = load_strictly(
+            MGMForConditionalGeneration, folder, name=name, config=config, key_mapping=key_mapping(), **weights
+        )
         look = SquareLook(
             config.vision_config.image_size, config.image_size_aux, config.image_grid, config.image_global
         )
@@ -111,8 +92,7 @@ class MGMBackbone(Backbone):
             TEMPLATES[config.text_config.model_type],
         )
         kind = MGMHDBackbone if config.image_global else MGMBackbone
-        model = placed(model, device, options)
-        return kind(model, processor, name=name, revision=revision, system_prompt=system_prompt)
+        return kind(placed(model, options), processor, name=name, options=options)
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """Where the views of each picture are; HD: the whole picture first, then its tiles one after another."""
