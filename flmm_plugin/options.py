@@ -141,6 +141,11 @@ def as_switch(name: str, value: Any) -> bool:
     raise UnknownArgument(f"{name} is {value!r}; give true or false")
 
 
+def none_if_said(value: Any) -> Any:
+    """Return None for the words ``none`` and ``null``, which is how a command line says it; others as they are."""
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "") else value
+
+
 def arguments_of(text: str) -> dict[str, Any]:
     """Read ``name=value,...`` as lmms-eval does: true, false and numbers are those, everything else is text.
 

@@ -1,31 +1,29 @@
-"""What ``--model_args`` may hold, and an answer to what it may not."""
+"""Arguments of a model, as a command line gives them: which there are, what they mean, and the LMM that they load."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from flmm_plugin.adapters.answering.defaults import Defaults, model_for
+from flmm_plugin.adapters.answering.visual_cot import VisualCotMode
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.options import LoadOptions, none_if_said, refuse_unknown
 
-#: Where a harness without arguments for models takes them from: ``name=value,name=value``.
+if TYPE_CHECKING:
+    from flmm_plugin.grounded_lmm import GroundedLMM
+
+#: Where an evaluation tool without arguments for models takes them from: ``name=value,name=value``.
 ARGUMENTS_VARIABLE = "FLMM_MODEL_ARGS"
 
-#: Name -> what it means, as shown for an unknown one.
+#: Name -> meaning, as shown for an unknown one.
 MODEL_ARGUMENTS = {
     "pretrained": "folder or hub id of the LMM",
-    "revision": "version of it on the hub",
-    "dtype": "float32, bfloat16, float16 or auto",
-    "device": "cpu, cuda, cuda:1",
-    "device_map": "how to split the LMM over devices, e.g. auto",
-    "attn_implementation": "sdpa, eager, flash_attention_2",
+    **LoadOptions.help_texts(),
     "batch_size": "requests per forward pass",
     "max_batch_size": "accepted because lmms-eval passes it on; not used",
-    "system_prompt": "a system turn before every chat",
-    "preprocessing": "what pictures go through before grounding: stock (as in chat) or paper; default: the heads' own",
-    "load_in_4bit": "true: quantise the LMM's weights to 4 bits (bitsandbytes)",
-    "load_in_8bit": "true: quantise them to 8 bits",
-    "trust_remote_code": "true: run code from the LMM's repository, for families that cannot do without",
     "heads": "the grounding heads' file, `auto`, `none`, or without training: attention-argmax, attend-and-segment, "
     "localization-heads",
     "sam": "`none`: masks of the mask decoder alone; else the name of the SAM that the heads were trained with",
@@ -37,18 +35,89 @@ MODEL_ARGUMENTS = {
     "merge": "how the attention of a phrase's tokens is merged: mean or max",
 }
 
+_OF_GROUNDING = ("sam", "sam_checkpoint", "merge")
 
-def refuse_unknown(names: Iterable[str], model: str) -> None:
-    """Raise `UnknownArgument` for the first name that is no model argument, with the nearest one that is."""
-    for name in names:
-        if name not in MODEL_ARGUMENTS:
-            hint = did_you_mean(name, MODEL_ARGUMENTS) or "."
-            listed = ", ".join(f"{known} ({meaning})" for known, meaning in MODEL_ARGUMENTS.items())
-            raise UnknownArgument(f"{model} has no model argument {name!r}{hint} It takes: {listed}")
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Arguments of a model, read and checked.
+
+    Attributes:
+        model: The name that was asked for.
+        pretrained: Folder or hub id of the LMM.
+        heads: What to ground with, None for chat alone.
+        device: Where to run, None where nobody said.
+        options: Options of loading the LMM, without a device.
+        grounding: Further arguments of `GroundedLMM.from_pretrained`.
+        visual_cot: Which questions get a second look.
+    """
+
+    model: Defaults
+    pretrained: str
+    heads: str | None
+    device: str | None
+    options: LoadOptions
+    grounding: Mapping[str, Any]
+    visual_cot: VisualCotMode
+
+    @classmethod
+    def read(cls, model: Defaults, given: Mapping[str, Any]) -> ModelArguments:
+        """Read arguments of a model.
+
+        Args:
+            model: The name that they are for.
+            given: Values by name; ``none`` and ``null`` mean None.
+
+        Raises:
+            UnknownArgument: A name or a value that does not exist, or no checkpoint.
+        """
+        refuse_unknown(model.name, given, MODEL_ARGUMENTS)
+        said = {name: none_if_said(value) for name, value in given.items()}
+        said = {name: value for name, value in said.items() if value is not None}
+        pretrained = str(said.get("pretrained", model.pretrained))
+        if not pretrained:
+            raise UnknownArgument(f"{model.name} has no model of its own: give pretrained=<folder or hub id>")
+        heads = model.heads if given.get("heads", "") == "" else said.get("heads")
+        visual_cot = VisualCotMode.taken_from(said)
+        if visual_cot.always and heads is None:
+            raise UnknownArgument("visual_cot needs heads to find what to look at; give --model_args heads=<file>")
+        if "sam" in given:
+            said["sam"] = str(given["sam"])  # where `none` is a choice, not an absence
+        options = {name: said[name] for name in LoadOptions.help_texts() if name in said and name != "device"}
+        grounding = {name: said[name] for name in _OF_GROUNDING if name in said}
+        return cls(model, pretrained, heads, said.get("device"), LoadOptions(**options), grounding, visual_cot)
+
+    def load(self, device: str) -> GroundedLMM:
+        """Load the LMM that answers. Models are imported here: naming one must not cost torch.
+
+        Args:
+            device: Where to, unless a device map splits the LMM.
+
+        Raises:
+            UnknownArgument: The checkpoint is of another family than the name is for.
+        """
+        from flmm_plugin.backbones import family_of
+        from flmm_plugin.grounded_lmm import GroundedLMM
+
+        if self.model.families:
+            family = family_of(self.pretrained, revision=self.options.revision)
+            if family not in self.model.families:
+                raise UnknownArgument(
+                    f"{self.model.name} is for {' and '.join(self.model.families)} models, {self.pretrained} is a "
+                    f"{family!r} model: use --model {model_for(family)}"
+                )
+        options = self.options
+        if not options.device_map:
+            options = dataclasses.replace(options, device=device)
+        return GroundedLMM.from_pretrained(self.pretrained, self.heads, options=options, **self.grounding)
 
 
 def checked_batch_size(value: Any) -> int:
-    """A positive whole number; lmms-eval also hands over text."""
+    """Read a positive whole number, also from text.
+
+    Raises:
+        UnknownArgument: It is none.
+    """
     try:
         size = int(value)
     except (TypeError, ValueError):
@@ -58,47 +127,3 @@ def checked_batch_size(value: Any) -> int:
             f"batch_size {value!r} is no positive whole number; this model does not search for one, give it"
         )
     return size
-
-
-def none_if_said(value: Any) -> Any:
-    """None for the words ``none`` and ``null``: a command line cannot say None otherwise."""
-    return None if isinstance(value, str) and value.strip().lower() in ("none", "null", "") else value
-
-
-def as_switch(name: str, value: Any) -> bool:
-    """True or false, also as a command line says it."""
-    said = str(value).strip().lower()
-    if said in ("true", "1", "yes"):
-        return True
-    if said in ("false", "0", "no", "none", ""):
-        return False
-    raise UnknownArgument(f"{name} is {value!r}; give true or false")
-
-
-def arguments_of(text: str) -> dict[str, Any]:
-    """``name=value,...`` as lmms-eval reads it: true, false and numbers are those, everything else is text.
-
-    >>> arguments_of("pretrained=a/b,limit=3,fast=True")
-    {'pretrained': 'a/b', 'limit': 3, 'fast': True}
-
-    Raises:
-        UnknownArgument: A part without ``=``.
-    """
-    parsed: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UnknownArgument(f"{part!r} is no argument: write name=value,name=value")
-        parsed[name.strip()] = _value(value.strip())
-    return parsed
-
-
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

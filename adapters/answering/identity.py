@@ -97,7 +97,7 @@ def answer_facts(model: Any) -> dict[str, Any]:
         "weights": getattr(getattr(lmm, "seal", None), "digest", None),
         "configuration": digest_of(_content(getattr(network, "config", None))),
         "generation": digest_of(_content(getattr(network, "generation_config", None))),
-        "kernel": _text(getattr(getattr(network, "config", None), "_attn_implementation", None)),
+        "kernel": _text(getattr(backbone, "kernel", None)),
         "dtype": _text(getattr(backbone, "dtype", None)),
         "device": device_name(getattr(backbone, "device", None)),
         "pictures": digest_of([type(processor).__qualname__, _content(processor), _pictures(processor)]),

@@ -25,7 +25,6 @@ def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, backbone, weights, kernel, dtype, device, batch size, heads and options; null for what is lacking."""
     lmm = model.lmm
     backbone, heads = getattr(lmm, "backbone", None), getattr(lmm, "heads", None)
-    config = getattr(getattr(backbone, "model", None), "config", None)
     return {
         "versions": {"flmm_plugin": flmm_plugin.__version__, "python": platform.python_version(), **_versions()},
         "commit": commit(),
@@ -35,7 +34,7 @@ def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "weights_sha256": _said(getattr(lmm, "seal", None), "digest"),
         "preprocessing": _said(backbone, "preprocessing"),
         "grounding_pixels": _said(backbone, "grounding_pixels"),
-        "kernel": _said(config, "_attn_implementation"),
+        "kernel": _said(backbone, "kernel"),
         "dtype": (_said(backbone, "dtype") or "").removeprefix("torch.") or None,
         "device": device_name(getattr(backbone, "device", None)),
         "batch_size": model.batch_size,

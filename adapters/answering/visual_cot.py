@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from PIL import Image
 
-from flmm_plugin.adapters.answering.arguments import as_switch
 from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.errors import BadAnnotation, UnknownArgument
 from flmm_plugin.images import open_image, stock_image
+from flmm_plugin.options import as_switch
 from flmm_plugin.visual_cot import CotQuestion, Variant, VisualCotOptions
 
 #: Generation argument that asks for a second look: a variant (the reply is masks JSON), ``text`` (also ``text v1``,

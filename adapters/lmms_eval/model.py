@@ -20,85 +20,61 @@ from tqdm import tqdm
 
 from flmm_plugin.adapters.answering import chat
 from flmm_plugin.adapters.answering.answerer import Answerer, TextReply
-from flmm_plugin.adapters.answering.arguments import checked_batch_size, none_if_said
-from flmm_plugin.adapters.answering.defaults import Defaults
+from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_batch_size
+from flmm_plugin.adapters.answering.defaults import AUTO, Defaults
 from flmm_plugin.adapters.answering.failures import UNANSWERED, FailureLog
-from flmm_plugin.adapters.answering.loading import Settings, load_lmm
 from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.adapters.lmms_eval import exit_status, provenance
 from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
 from flmm_plugin.adapters.lmms_eval.unanswered import NoAnswer, earn_nothing
-from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
+from flmm_plugin.errors import FrozenWeightsChanged
 
 Reply: TypeAlias = "str | GenerationResult"
 
 
 class FlmmModel(lmms):
-    """A grounded LMM as an lmms-eval model, in chat form.
-
-    Subclasses name their default checkpoint; `simple_form` makes the class for ``--force_simple``.
+    """A grounded LMM as an lmms-eval model, in chat form; `classes` makes one class per name.
 
     Args:
-        pretrained: Folder or hub id of the LMM.
-        heads: Grounding heads: a file, ``auto`` (those that belong to the LMM), ``none`` for chat alone.
-        batch_size: Requests per forward pass.
-        device: Where to run; the default is a GPU per process if there is one.
-        **options: `flmm_plugin.adapters.answering.arguments` lists them all; an unknown one is refused.
+        **given: Model arguments by name (`flmm_plugin.adapters.answering.arguments.MODEL_ARGUMENTS`): ``pretrained``,
+            ``heads``, ``batch_size``, ``device``, ...; an unknown one is refused.
     """
 
     is_simple = False
     #: Tells `flmm_plugin.adapters.lmms_eval.task_folder` what this is when a model object is evaluated, not a name.
     answers_with_masks: ClassVar[bool] = True
-    default_pretrained: ClassVar[str] = ""
-    default_heads: ClassVar[str | None] = "auto"
-    #: Model types (config.json) that it is for; empty: any.
-    families: ClassVar[tuple[str, ...]] = ()
+    #: The name for ``--model``, and what it stands for.
+    defaults: ClassVar[Defaults] = AUTO
     #: Whether a weight was found changed at the end of a run; its answers are not kept then.
     seal_broken = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own: Defaults | None = cls.__dict__.get("defaults")
-        if own is not None:
-            cls.default_pretrained, cls.default_heads, cls.families = own
-
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        heads: str | None = "",
-        batch_size: int | str = 1,
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, **given: Any) -> None:
         super().__init__()
-        read = Settings.read(options, heads=heads, default_heads=self.default_heads, model=type(self).__name__)
-        self._batch_size = checked_batch_size(batch_size)
+        arguments = ModelArguments.read(self.defaults, given)
+        self._batch_size = checked_batch_size(given.get("batch_size", 1))
         fill_as_answers_come()
         earn_nothing()
         UNANSWERED.clear()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        settings = dict(read.rest)
-        if not settings.get("device_map"):
-            settings["device"] = self._place(none_if_said(device))
-        self.visual_cot = read.visual_cot
-        if not (pretrained or self.default_pretrained):
-            raise UnknownArgument(
-                f"{type(self).__name__} has no model of its own: --model_args pretrained=<folder or hub id>"
-            )
-        self.lmm = self.load(pretrained or self.default_pretrained, heads=read.heads, **settings)
+        self.visual_cot = arguments.visual_cot
+        self.lmm = self.load(arguments, self._place(arguments.device))
         self._answerer: Any = Answerer(
-            self.lmm, visual_cot=read.visual_cot, grounds=read.heads is not None, doc_of=self._doc, chat_of=chat_of
+            self.lmm,
+            visual_cot=self.visual_cot,
+            grounds=arguments.heads is not None,
+            doc_of=self._doc,
+            chat_of=chat_of,
         )
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
         self._seal = self.lmm.seal
-        asked = {**options, "pretrained": pretrained, "heads": heads or None, "device": device}
-        self.provenance = provenance.remember(self, asked)
+        said = {name: value for name, value in given.items() if name != "batch_size" and value != ""}
+        self.provenance = provenance.remember(self, said)
 
-    def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> Any:
-        """The `GroundedLMM` that answers."""
-        return load_lmm(pretrained, heads=heads, families=self.families, model=type(self).__name__, **settings)
+    def load(self, arguments: ModelArguments, device: str) -> Any:
+        """Load the `GroundedLMM` that answers."""
+        return arguments.load(device)
 
     @property
     def batch_size(self) -> int:
@@ -232,16 +208,6 @@ class FlmmModel(lmms):
         if device in (None, "cuda") and self.accelerator.device.type == "cuda":
             return f"cuda:{self.accelerator.local_process_index}"
         return device or "cpu"
-
-
-def simple_form(chat_class: type[FlmmModel]) -> type[FlmmModel]:
-    """The class for ``--force_simple``: the same model, asked with lmms-eval's plain prompts."""
-    namespace = {
-        "is_simple": True,
-        "__module__": chat_class.__module__,
-        "__doc__": f"`{chat_class.__name__}`, simple form.",
-    }
-    return type(f"{chat_class.__name__}Simple", (chat_class,), namespace)
 
 
 def _as_lmms_eval_has_it(reply: str | TextReply) -> Reply:

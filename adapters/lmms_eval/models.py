@@ -1,35 +1,31 @@
 """The models that lmms-eval learns about: names and class paths, as strings until one is asked for.
 
 lmms-eval loads this at every start, for every user: it imports no torch, and it never raises, because lmms-eval gives
-up on all later entry points at the first that does. A new family is one line in `MODELS`
-and one in `flmm_plugin.adapters.answering.defaults`.
+up on all later entry points at the first that does.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_HOME = "flmm_plugin.adapters.lmms_eval"
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
 
-#: Name for ``--model`` -> class of its chat form; the simple form (``--force_simple``) is the class of the same name
-#: + "Simple".
-MODELS = {
-    "flmm_tiny": f"{_HOME}.tiny.FlmmTiny",
-    "flmm_llava": f"{_HOME}.llava.FlmmLlava",
-    "flmm_llava_next": f"{_HOME}.llava_next.FlmmLlavaNext",
-    "flmm_llava_onevision": f"{_HOME}.llava_onevision.FlmmLlavaOnevision",
-    "flmm_qwen2_5_vl": f"{_HOME}.qwen_vl.FlmmQwen25VL",
-    "flmm_qwen3_vl": f"{_HOME}.qwen_vl.FlmmQwen3VL",
-    "flmm_internvl": f"{_HOME}.internvl.FlmmInternVL",
-    "flmm_auto": f"{_HOME}.auto.FlmmAuto",
-    "flmm_deepseekvl": f"{_HOME}.deepseek_vl.FlmmDeepseekVL",
-    "flmm_mgm": f"{_HOME}.mgm.FlmmMGM",
-    "flmm_hpt": f"{_HOME}.hpt.FlmmHPT",
-}
+
+def class_name(model: str) -> str:
+    """Return the name of a model's class.
+
+    >>> class_name("flmm_llava_next")
+    'FlmmLlavaNext'
+    """
+    return "".join(word.capitalize() for word in model.split("_"))
+
+
+#: Name for ``--model`` -> class of its chat form, in `flmm_plugin.adapters.lmms_eval.classes`.
+MODELS = {name: f"flmm_plugin.adapters.lmms_eval.classes.{class_name(name)}" for name in DEFAULTS}
 
 
 def manifests() -> list[Any]:
-    """One `ModelManifest` per model, none where lmms-eval has no manifests; also makes the plugin's tasks known."""
+    """Return one `ModelManifest` per model, none where lmms-eval has no manifests; also make the tasks known."""
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flmm_plugin.adapters.answering.arguments import checked_batch_size, none_if_said
+from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_batch_size
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.answering.loading import Settings
 from flmm_plugin.bundled import SCENES_ROOT
 from flmm_plugin.data.registry import Part
 from flmm_plugin.data.root import DATA_ROOT_VARIABLE, data_root
@@ -29,6 +28,7 @@ from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
 from flmm_plugin.files import check_file_place, make_folder
 from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.options import none_if_said
 from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
@@ -150,25 +150,18 @@ def check_model(asked: Asked) -> None:
             f"there is no model {asked.model!r}{did_you_mean(asked.model, DEFAULTS) or '.'} "
             f"There are: {', '.join(DEFAULTS)} (flmm list)"
         )
-    default = DEFAULTS[asked.model]
-    own = ("pretrained", "heads", "batch_size", "device")
-    given = asked.model_args
-    options = {name: value for name, value in given.items() if name not in own}
-    heads = given.get("heads", "")
-    settings = Settings.read(options, heads=heads, default_heads=default.heads, model=asked.model)
-    if not asked.pretrained:
-        raise UnknownArgument(f"{asked.model} has no model of its own: --model_args pretrained=<folder or hub id>")
-    checked_batch_size(given.get("batch_size", asked.batch_size or 1))
-    checked_device(none_if_said(given.get("device")), "--model_args device=")
+    arguments = ModelArguments.read(DEFAULTS[asked.model], asked.model_args)
+    checked_batch_size(asked.model_args.get("batch_size", asked.batch_size or 1))
+    checked_device(arguments.device, "--model_args device=")
     checked_device(none_if_said(asked.device), "--device")
-    if "dtype" in settings.rest:
-        from flmm_plugin.backbones.loading import checked_dtype
+    if arguments.options.dtype != "auto":
+        from flmm_plugin.backbones.loading import torch_dtype
 
-        checked_dtype(settings.rest["dtype"])
-    if settings.heads is not None:
+        torch_dtype(arguments.options.dtype)
+    if arguments.heads is not None:
         from flmm_plugin.heads.training_free import method_of
 
-        method_of(str(settings.heads))
+        method_of(str(arguments.heads))
 
 
 def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str | None, dict[str, Any]]]]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, refuse_unknown
+from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, MODEL_ARGUMENTS
 from flmm_plugin.adapters.vlmevalkit import outcomes
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, SYNTHETIC
 from flmm_plugin.adapters.vlmevalkit.command_line import checked, judge_default
 from flmm_plugin.adapters.vlmevalkit.register import refuse_unknown_names, register_when_imported
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
+from flmm_plugin.options import arguments_of, refuse_unknown
 
 RUN_VARIABLE = "VLMEVALKIT_RUN"
 #: A folder for ``PYTHONPATH``, with which any program of the kit has this package's models and data sets.
@@ -215,7 +216,7 @@ def _take_model_arguments(words: list[str]) -> list[str]:
         given = value if equals else next(waiting, "")
         if not given or given.startswith("--"):
             raise UnknownArgument("--model-args needs arguments: name=value,name=value")
-        refuse_unknown(arguments_of(given), "--model-args")
+        refuse_unknown("--model-args", arguments_of(given), MODEL_ARGUMENTS)
         os.environ[ARGUMENTS_VARIABLE] = given
     return rest
 

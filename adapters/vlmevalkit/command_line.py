@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flmm_plugin import files
-from flmm_plugin.adapters.answering.arguments import refuse_unknown
+from flmm_plugin.adapters.answering.arguments import MODEL_ARGUMENTS
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.options import refuse_unknown
 
 FORMATS = ("tsv", "xlsx", "json")
 #: Classes of a ``--config`` file that are this package's.
@@ -133,7 +134,7 @@ def _configuration(path: Path) -> Mapping[str, Mapping[str, Any]]:
             model = str(entry.get("name", "flmm_auto"))
             if model not in DEFAULTS:
                 raise UnknownArgument(unknown("model", model, DEFAULTS))
-            refuse_unknown(set(entry) - {"class", "name"}, f"{path}: {name}")
+            refuse_unknown(f"{path}: {name}", set(entry) - {"class", "name"}, MODEL_ARGUMENTS)
     for name, entry in parts["data"].items():
         if entry.get("class") == _BENCHMARK:
             data = str(entry.get("dataset", ""))

@@ -14,14 +14,14 @@ from loguru import logger
 from vlmeval.vlm.base import BaseModel
 
 from flmm_plugin.adapters.answering.answerer import Answerer, TextReply
-from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, arguments_of, as_switch, none_if_said
+from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, ModelArguments
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.failures import FailureLog
-from flmm_plugin.adapters.answering.loading import Settings, load_lmm
 from flmm_plugin.adapters.answering.provenance import record_of
 from flmm_plugin.adapters.vlmevalkit import messages
 from flmm_plugin.adapters.vlmevalkit.run_files import Journal
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.options import arguments_of, as_switch
 
 
 class FLMM(BaseModel):
@@ -54,19 +54,11 @@ class FLMM(BaseModel):
             raise UnknownArgument("vLLM gives no attention to read masks from; leave --use-vllm out")
         given = {**arguments_of(os.environ.get(ARGUMENTS_VARIABLE, "")), **options}
         self.arguments: Mapping[str, Any] = {"name": name, **given}
-        defaults = DEFAULTS[name]
-        pretrained = given.pop("pretrained", None) or defaults.pretrained
-        if not pretrained:
-            raise UnknownArgument(f"{name} has no model of its own: give pretrained=<folder or hub id>")
-        heads, device = given.pop("heads", ""), none_if_said(given.pop("device", None))
         if int(given.pop("batch_size", 1)) != 1:
             raise UnknownArgument("VLMEvalKit asks one sample at a time; leave batch_size out")
-        read = Settings.read(given, heads=heads, default_heads=defaults.heads, model=name)
+        read = ModelArguments.read(DEFAULTS[name], given)
         self.visual_cot = read.visual_cot
-        settings = dict(read.rest)
-        if not settings.get("device_map"):
-            settings["device"] = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        self.lmm: Any = load_lmm(pretrained, heads=read.heads, families=defaults.families, model=name, **settings)
+        self.lmm: Any = read.load(read.device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
         self.seal = self.lmm.seal
         self._answerer = Answerer(
@@ -81,7 +73,7 @@ class FLMM(BaseModel):
         self._asked = 0
         # The kit hides the number of processes while a model is made.
         self.world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self.provenance = record_of(self, {**self.arguments, "pretrained": pretrained})
+        self.provenance = record_of(self, {**self.arguments, "pretrained": read.pretrained})
 
     def generate(self, message: Any, dataset: str | None = None) -> str:
         """Answer a message: text, masks JSON where the data set asked for masks, or a mark of failure.

@@ -17,6 +17,7 @@ from flmm_plugin.cli.model_options import checked_model, refuse_idle
 from flmm_plugin.contents import file_digest
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.options import LoadOptions
 
 # The versions that the tests run with; a test holds this to constraints.txt, which an installation does not have.
 TESTED = {
@@ -67,9 +68,10 @@ def add_subcommand(commands: Any) -> None:
         help="flmm_tiny, a folder or a hub name: was it verified with this transformers, torch and kernel? Where its "
         "weights are on this machine (nothing is downloaded), its attention is checked too",
     )
-    model.add_argument("--attn-implementation", metavar="KERNEL", help="sdpa, eager, flash_attention_2, ...")
-    model.add_argument("--dtype", help="float32, bfloat16, ... (default: as stored)")
-    model.add_argument("--device", help="cpu, cuda, ... (default: the first GPU, else the CPU)")
+    texts = LoadOptions.help_texts()
+    model.add_argument("--attn-implementation", metavar="KERNEL", help=texts["attn_implementation"])
+    model.add_argument("--dtype", help=texts["dtype"])
+    model.add_argument("--device", help=texts["device"])
     model.add_argument(
         "--record", action="store_true", help="keep the fingerprint of its attention, if all checks pass, for others"
     )

@@ -11,14 +11,15 @@ from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.options import LoadOptions
 
 
 def add_model_options(parser: Any) -> None:
     """Add ``--model``, ``--revision``, ``--device`` and ``--dtype``."""
     parser.add_argument("--model", help=f"{EMBEDDED}, a folder or a hub name (default: {EMBEDDED})")
-    parser.add_argument("--revision", help="of the model on the hub")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as stored)")
+    texts = LoadOptions.help_texts()
+    for name, default in (("revision", None), ("device", None), ("dtype", "auto")):
+        parser.add_argument(f"--{name}", default=default, help=texts[name])
 
 
 def check_model_options(args: argparse.Namespace) -> None:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.adapters.answering.arguments import arguments_of
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError
+from flmm_plugin.options import arguments_of
 
 _EPILOG = """\
 examples:

@@ -359,6 +359,6 @@ def provenance(lmm: Any, heads: Path) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": str(lmm.backbone.device),
         "dtype": str(lmm.backbone.dtype),
-        "attention": lmm.backbone.model.config._attn_implementation,
+        "attention": lmm.backbone.kernel,
         "heads_sha256": read_manifest(str(heads)).sha256,  # of the tensors, as everywhere
     }

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.answering.arguments import as_switch
+from flmm_plugin.adapters.answering.arguments import ModelArguments
 from flmm_plugin.adapters.answering.defaults import DEFAULTS, model_for
 from flmm_plugin.adapters.lmms_eval import models
-from flmm_plugin.adapters.lmms_eval.auto import FlmmAuto
-from flmm_plugin.adapters.lmms_eval.llava import FlmmLlava
-from flmm_plugin.adapters.lmms_eval.qwen_vl import FlmmQwen25VL
+from flmm_plugin.adapters.lmms_eval.classes import FlmmAuto, FlmmLlava, FlmmQwen25Vl
+from flmm_plugin.adapters.lmms_eval.model import FlmmModel
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.options import LoadOptions, as_switch
 
 
 def checkpoint(folder: Path, family: str) -> Path:
@@ -23,9 +23,9 @@ def checkpoint(folder: Path, family: str) -> Path:
     return folder
 
 
-class Remembering(FlmmAuto):
-    def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> Any:
-        self.asked = {"pretrained": pretrained, "heads": heads, **settings}
+class Remembering(FlmmModel):
+    def load(self, arguments: ModelArguments, device: str) -> Any:
+        self.asked = arguments
         return SimpleNamespace(
             seal=None, heads=None, backbone=SimpleNamespace(device="cpu", tokenizer=None, name="it"), merge="mean"
         )
@@ -35,7 +35,7 @@ def test_a_checkpoint_of_another_family_names_its_model(tmp_path: Path) -> None:
     with pytest.raises(UnknownArgument, match=r"is a 'qwen3_vl' model: use --model flmm_qwen3_vl"):
         FlmmLlava(pretrained=str(checkpoint(tmp_path, "qwen3_vl")), device="cpu")
     with pytest.raises(UnknownArgument, match=r"qwen2_5_vl and qwen2_vl models.*use --model flmm_auto"):
-        FlmmQwen25VL(pretrained=str(checkpoint(tmp_path, "paligemma")), device="cpu")
+        FlmmQwen25Vl(pretrained=str(checkpoint(tmp_path, "paligemma")), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_arguments_of_loading_arrive_as_what_they_mean() -> None:
     model = Remembering(
         pretrained="x", device="cpu", load_in_4bit="True", load_in_8bit="false", preprocessing="paper", sam="none"
     )
-    assert model.asked == {
-        "pretrained": "x", "heads": None, "device": "cpu", "load_in_4bit": True, "load_in_8bit": False,
-        "preprocessing": "paper", "sam": "none",
-    }  # fmt: skip
+    asked = model.asked
+    assert (asked.pretrained, asked.heads, asked.device) == ("x", None, "cpu")
+    assert asked.options == LoadOptions(load_in_4bit=True, preprocessing="paper")
+    assert asked.grounding == {"sam": "none"}
     with pytest.raises(UnknownArgument, match="did you mean 'preprocessing'"):
         Remembering(pretrained="x", device="cpu", preprocesing="paper")
     with pytest.raises(UnknownArgument, match="load_in_4bit is 'four'"):

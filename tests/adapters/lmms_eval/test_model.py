@@ -13,8 +13,12 @@ import pytest
 from loguru import logger
 from PIL import Image
 
-from flmm_plugin.adapters.lmms_eval.model import FlmmModel, simple_form
+from flmm_plugin.adapters.answering.arguments import ModelArguments
+from flmm_plugin.adapters.answering.defaults import Defaults
+from flmm_plugin.adapters.lmms_eval import classes
+from flmm_plugin.adapters.lmms_eval.model import FlmmModel
 from flmm_plugin.errors import FrozenWeightsChanged, UnknownArgument
+from flmm_plugin.options import LoadOptions
 from flmm_plugin.records import ChatAnswer, Grounding, parse_masks_json
 
 
@@ -49,10 +53,10 @@ class FakeLMM:
 
 
 class FakeModel(FlmmModel):
-    default_pretrained = "fake"
+    defaults = Defaults("flmm_fake", "fake", "auto")
 
-    def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> FakeLMM:
-        self.asked = {"pretrained": pretrained, "heads": heads, **settings}
+    def load(self, arguments: ModelArguments, device: str) -> FakeLMM:
+        self.asked = (arguments, device)
         return FakeLMM()
 
 
@@ -207,7 +211,7 @@ def test_padding_requests_cost_nothing(pictures: list[Any]) -> None:
 def test_masks_without_heads_are_refused_before_anything_runs(pictures: list[Any]) -> None:
     for none in ("none", None, "None"):
         one = model(heads=none)
-        assert one.asked["heads"] is None
+        assert one.asked[0].heads is None
         with pytest.raises(UnknownArgument, match="heads=<file>"):
             ask(one, pictures, GROUND)
         assert one.lmm.calls == []
@@ -217,17 +221,20 @@ def test_arguments_reach_the_lmm() -> None:
     one = model(
         pretrained="x", heads="h.safetensors", dtype="float32", merge="max", system_prompt="none", batch_size="4"
     )
-    assert one.asked == {
-        "pretrained": "x", "heads": "h.safetensors", "dtype": "float32", "merge": "max", "device": "cpu",
-    }  # fmt: skip
+    asked, device = one.asked
+    assert (asked.pretrained, asked.heads, asked.options, device) == (
+        "x", "h.safetensors", LoadOptions(dtype="float32"), "cpu",
+    )  # fmt: skip
+    assert asked.grounding == {"merge": "max"}
     assert one.batch_size == 4
-    assert model(device_map="auto", max_batch_size=9).asked == {
-        "pretrained": "fake", "heads": "auto", "device_map": "auto",
-    }  # fmt: skip
+    asked, _ = model(device_map="auto", max_batch_size=9).asked
+    assert (asked.pretrained, asked.heads, asked.options, asked.grounding) == (
+        "fake", "auto", LoadOptions(device_map="auto"), {},
+    )  # fmt: skip
 
 
 def test_unknown_arguments_are_answered_with_the_nearest() -> None:
-    with pytest.raises(UnknownArgument, match=r"FakeModel has no model argument 'head'; did you mean 'heads'"):
+    with pytest.raises(UnknownArgument, match="did you mean 'heads'"):
         model(head="x")
     with pytest.raises(UnknownArgument, match="batch_size 'auto'"):
         model(batch_size="auto")
@@ -253,8 +260,11 @@ def test_the_seal_is_checked_once_at_the_end(said: list[str]) -> None:
 
 
 def test_the_simple_form_is_the_same_model() -> None:
-    simple = simple_form(FakeModel)
-    assert (simple.is_simple, simple.__name__, issubclass(simple, FakeModel)) == (True, "FakeModelSimple", True)
+    simple = classes.FlmmTinySimple
+    assert (simple.is_simple, simple.__name__) == (True, "FlmmTinySimple")
+    assert issubclass(simple, classes.FlmmTiny)
+    with pytest.raises(AttributeError, match="FlmmTiniest"):
+        _ = classes.FlmmTiniest
 
 
 def test_multi_round_tasks_are_not_offered() -> None:

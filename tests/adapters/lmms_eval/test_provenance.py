@@ -23,14 +23,13 @@ class Loaded:
     world_size = 2
 
     def __init__(self) -> None:
-        config = SimpleNamespace(_attn_implementation="sdpa")
         manifest = SimpleNamespace(
             sha256="feed" * 16, backbone="b", data="d", created_by="c", sam="vit_l",
             sam_prompts={"box": True, "mask": True, "text": False},
         )  # fmt: skip
         backbone = SimpleNamespace(
             name="org/lmm", family="llava", revision=None, dtype="torch.bfloat16", device="cpu",
-            model=SimpleNamespace(config=config),
+            kernel="sdpa",
         )  # fmt: skip
         heads = SimpleNamespace(manifest=manifest, mask_refiner=object())
         self.lmm = SimpleNamespace(backbone=backbone, heads=heads, merge="mean")

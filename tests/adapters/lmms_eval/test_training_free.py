@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval.tiny import FlmmTiny
+from flmm_plugin.adapters.lmms_eval.classes import FlmmTiny
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads.training_free import TrainingFreeHeads
 

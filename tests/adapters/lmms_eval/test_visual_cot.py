@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from flmm_plugin.adapters.answering.arguments import ModelArguments
+from flmm_plugin.adapters.answering.defaults import Defaults
 from flmm_plugin.adapters.answering.visual_cot import VisualCotMode, question_of_chat
 from flmm_plugin.adapters.lmms_eval.model import FlmmModel
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.options import LoadOptions
 from flmm_plugin.records import ChatAnswer, parse_masks_json
 from flmm_plugin.visual_cot import VisualCotAnswer
 
@@ -43,10 +46,10 @@ class FakeLMM:
 
 
 class FakeModel(FlmmModel):
-    default_pretrained = "fake"
+    defaults = Defaults("flmm_fake", "fake", "auto")
 
-    def load(self, pretrained: str, *, heads: str | None, **settings: Any) -> FakeLMM:
-        self.asked = settings
+    def load(self, arguments: ModelArguments, device: str) -> FakeLMM:
+        self.asked = arguments
         return FakeLMM()
 
 
@@ -77,7 +80,7 @@ def own(tmp_path: Path) -> list[dict[str, Any]]:
 
 def test_the_model_argument_turns_every_stock_question() -> None:
     one = FakeModel(device="cpu", visual_cot="v2", visual_cot_scale="1.5", visual_cot_refine="true", batch_size=2)
-    assert one.asked == {"device": "cpu"}
+    assert (one.asked.device, one.asked.options, one.asked.grounding) == ("cpu", LoadOptions(), {})
     replies = ask(one, stock("a", "b", "c"), {"max_new_tokens": 7})
     assert replies == ["v2 question a|", "v2 question b|", "v2 question c|"]
     assert [size for size, _, _ in one.lmm.looks] == [2, 1]

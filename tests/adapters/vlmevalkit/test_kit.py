@@ -47,7 +47,7 @@ def test_registries_have_everything_once(flmm: Any) -> None:
 def test_the_same_prompt_has_the_same_answer_in_both_harnesses(flmm: Any) -> None:
     from vlmeval.dataset import build_dataset
 
-    from flmm_plugin.adapters.lmms_eval.tiny import FlmmTiny
+    from flmm_plugin.adapters.lmms_eval.classes import FlmmTiny
 
     theirs = FlmmTiny(device="cpu")
     for name, count in {"MME_TINY": 2, "MMBench_TINY": 1, "RefCOCO_SEG_TINY": 2, "PNG_TINY": 1, "ReasonSeg_TINY": 1,
