@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flmm_plugin.backbones.registry import EMBEDDED, FAMILIES
 
@@ -34,6 +34,13 @@ _MODELS = (
 )
 
 DEFAULTS: Mapping[str, Defaults] = {model.name: model for model in _MODELS}
+
+
+def answers_with_masks(model: Any) -> bool:
+    """Return whether a name for ``--model``, or a model object, is one of this plugin's."""
+    if isinstance(model, str):
+        return model.startswith("flmm_")
+    return bool(getattr(model, "answers_with_masks", False))
 
 
 def model_for(family: str) -> str:

@@ -15,7 +15,6 @@ added to what it does with their requests:
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -34,9 +33,9 @@ from flmm_plugin.adapters.answering.identity import answer_identity, asked_diges
 from flmm_plugin.adapters.answering.requests import SHOWN
 from flmm_plugin.adapters.answering.visual_cot import answers_json
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
+from flmm_plugin.adapters.patching import wrap_once
 from flmm_plugin.errors import OutputFailed
 
-_MARK = "_flmm_answer_cache"
 _MERGED = ".merged"  # lmms-eval's mark of a run whose answers are in the cache's main file
 
 # Kind of request -> method that hands over its answers one by one.
@@ -82,45 +81,38 @@ class _Asking:
                 yield None
 
 
-def fill_as_answers_come() -> None:
+def keep_answers_one_by_one() -> None:
     """Wrap `ResponseCache`, once in a process; with an lmms-eval that has none, say so and change nothing."""
     try:
         from lmms_eval.caching.response_cache import ResponseCache
 
-        cache: Any = ResponseCache
-        execute, finalize = cache.execute, cache.finalize
+        wrap_once(ResponseCache, "execute", _execute)
+        wrap_once(ResponseCache, "finalize", _finalize)
     except (ImportError, AttributeError) as exc:
         logger.warning(f"flmm: this lmms-eval keeps answers at the end of a run only ({type(exc).__name__}: {exc})")
+
+
+def _execute(original: Callable[..., list[Any]], self: Any, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
+    if reqtype not in _STREAMS or not getattr(lm, "answers_with_masks", False):
+        return original(self, lm, reqtype, requests)
+    with _naming(self):
+        if not hasattr(self, "_flmm_model"):
+            self._flmm_model = lm
+            self._flmm_taken = _take_over(self)
+        named = [_Named(one, name) for one, name in zip(requests, _names(lm, reqtype, requests), strict=True)]
+        found = original(self, _Asking(lm), reqtype, named)
+    return [_as_given(one, answer) for one, answer in zip(named, found, strict=True)]
+
+
+def _finalize(original: Callable[..., None], self: Any, *, success: bool, **options: Any) -> None:
+    original(self, success=success, **options)
+    model = getattr(self, "_flmm_model", None)
+    if model is None:
         return
-    if getattr(execute, _MARK, False):
-        return
-
-    @functools.wraps(execute)
-    def execute_named(self: Any, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
-        if reqtype not in _STREAMS or not getattr(lm, "answers_with_masks", False):
-            answers: list[Any] = execute(self, lm, reqtype, requests)
-            return answers
-        with _naming(self):
-            if not hasattr(self, "_flmm_model"):
-                self._flmm_model = lm
-                self._flmm_taken = _take_over(self)
-            named = [_Named(one, name) for one, name in zip(requests, _names(lm, reqtype, requests), strict=True)]
-            found = execute(self, _Asking(lm), reqtype, named)
-        return [_as_given(one, answer) for one, answer in zip(named, found, strict=True)]
-
-    @functools.wraps(finalize)
-    def finalize_sealed(self: Any, *, success: bool, **options: Any) -> None:
-        finalize(self, success=success, **options)
-        model = getattr(self, "_flmm_model", None)
-        if model is None:
-            return
-        if getattr(model, "seal_broken", False):
-            _forget(self)
-        elif success and self._global_rank == 0:
-            _mark_merged(self._flmm_taken)
-
-    setattr(execute_named, _MARK, True)
-    cache.execute, cache.finalize = execute_named, finalize_sealed
+    if getattr(model, "seal_broken", False):
+        _forget(self)
+    elif success and self._global_rank == 0:
+        _mark_merged(self._flmm_taken)
 
 
 def _as_given(one: _Named, answer: Any) -> Any:

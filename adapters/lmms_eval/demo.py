@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin import files, tiny
-from flmm_plugin.adapters.lmms_eval.run_files import Agreement, Run, compare_answers, read_run
+from flmm_plugin.adapters.lmms_eval.agreement import Agreement, compare_answers, newest_run
 from flmm_plugin.command_line import Parser
 from flmm_plugin.errors import FlmmError
+from flmm_plugin.reports.runs import Run
 
 SEED = 90_000
 OURS = "flmm_tiny"
@@ -110,7 +111,7 @@ def evaluate(out: Path, name: str, arguments: Sequence[str]) -> Run:
     results = out / "results" / name
     command = [script("lmms_eval"), *arguments, "--log_samples", "--output_path", str(results)]
     run(command, out, environment(out), out / "logs" / f"{name}.txt")
-    return read_run(results)
+    return newest_run(results)
 
 
 def run(command: Sequence[str], folder: Path, env: Mapping[str, str], log: Path) -> str:
@@ -138,7 +139,7 @@ def environment(out: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(out / "cache"),
         "TOKENIZERS_PARALLELISM": "false",
-        # Bit-identical answers are promised on one device; the stock arm is told to use the CPU.
+        # Bit-identical answers are promised on one device; the stock run uses the CPU.
         "CUDA_VISIBLE_DEVICES": "",
     }
 
@@ -157,22 +158,25 @@ def script(name: str) -> str:
 
 
 def comparison(ours: Run, stock: Run, agreement: Agreement) -> list[list[str]]:
-    """The table of both arms: a header, then one row per metric of the tasks that both did."""
+    """Return a table of both runs: a header, then one row per metric of the tasks that both did."""
     rows = [["task", "metric", f"{OURS} (with the plugin)", f"{STOCK} (lmms-eval's own)"]]
-    for task, metrics in ours.scores.items():
-        others = stock.scores.get(task, {})
-        rows += [[task, name, f"{metrics[name]:.4g}", f"{others[name]:.4g}"] for name in metrics if name in others]
+    for task, found in ours.tasks.items():
+        others = stock.tasks[task].metrics if task in stock.tasks else {}
+        for name, value in found.metrics.items():
+            if name in others:
+                rows.append([task, name, f"{value:.4g}", f"{others[name]:.4g}"])
     rows.append([CHAT_TASK, "answers that are the same string", f"{agreement.equal} of {agreement.total}", ""])
     return rows
 
 
 def mask_table(ours: Run) -> list[list[str]]:
-    """The table of masks: a header, then one row per split, a metric in each column; empty where a split lacks it."""
-    splits = {task: metrics for task, metrics in ours.scores.items() if "cIoU" in metrics}
+    """Return a header, then one row per split of masks, a metric in each column; empty where a split lacks it."""
+    splits = {task: found.metrics for task, found in ours.tasks.items() if "cIoU" in found.metrics}
     names = list(dict.fromkeys(name for metrics in splits.values() for name in metrics))
-    cells = [[task, *(f"{metrics[name]:.4g}" if name in metrics else "" for name in names)]
-             for task, metrics in splits.items()]  # fmt: skip
-    return [["split", *names], *cells]
+    rows = [["split", *names]]
+    for task, metrics in splits.items():
+        rows.append([task, *(f"{metrics[name]:.4g}" if name in metrics else "" for name in names)])
+    return rows
 
 
 def as_text(table: list[list[str]]) -> str:

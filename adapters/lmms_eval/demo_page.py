@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.adapters.lmms_eval.run_files import Agreement
+from flmm_plugin.adapters.lmms_eval.agreement import Agreement
 from flmm_plugin.datasets.refer import ORIENTATION, ReferDataset, ReferItem
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.images import open_image

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import inspect
 import json
 import os
@@ -21,37 +20,38 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.adapters.lmms_eval.task_folder import speaks_masks
+from flmm_plugin.adapters.answering.defaults import answers_with_masks
+from flmm_plugin.adapters.patching import wrap_once
 from flmm_plugin.ending import FAILED, INTERRUPTED, TERMINATED, Terminated, named, say, terminable
 from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed, UnknownArgument
 from flmm_plugin.nearest import did_you_mean
 
 NAME = "lmms_eval"
-_MARK = "_flmm_ends"
 #: Words for ``--tasks`` that ask for a list, not for a run.
 LISTS = ("list", "list_groups", "list_tags", "list_subtasks")
 
 
+@dataclass
 class Run:
-    """Keep what this process was asked for and has delivered.
+    """What this process was asked for and has delivered.
 
     Attributes:
         every_model: Whether other models' failures count too: in the ``lmms_eval`` command.
         open: Whether an evaluation was begun and has not ended well.
-        lines: What to say at the end.
         failed: Whether something that was asked for is not there.
+        lines: What to say at the end.
         unanswered: How many documents of each task have no answer, over all ranks.
     """
 
-    def __init__(self) -> None:
-        self.every_model = False
-        self.open = False
-        self.failed = False
-        self.lines: list[str] = []
-        self.unanswered: dict[str, int] = {}
+    every_model: bool = False
+    open: bool = False
+    failed: bool = False
+    lines: list[str] = field(default_factory=list)
+    unanswered: dict[str, int] = field(default_factory=dict)
 
     def fail(self, line: str) -> None:
         """Note something that was asked for and is not there."""
@@ -79,7 +79,7 @@ def begin(model: Any) -> None:
     """
     _wrap()
     lists = any(word.rpartition("=")[2] in LISTS for word in sys.argv)
-    if lists or not (_is_command() and (run.every_model or speaks_masks(model))):
+    if lists or not (_is_command() and (run.every_model or answers_with_masks(model))):
         return
     if not run.every_model and not run.open:
         atexit.register(_at_exit)
@@ -127,48 +127,42 @@ def stopped(use_cache: str | None) -> str:
 
 def _wrap() -> None:
     """Wrap what has to be wrapped, once; where lmms-eval has it no longer, its own way of ending stays."""
-    evaluator = sys.modules.get("lmms_eval.evaluator")
-    original: Any = getattr(evaluator, "simple_evaluate", None)
-    if evaluator is None or original is None or hasattr(original, _MARK):
+    evaluator: Any = sys.modules.get("lmms_eval.evaluator")
+    if not hasattr(evaluator, "simple_evaluate"):
         return
-    evaluating: Any = _evaluating(original)
-    setattr(evaluating, _MARK, True)
-    evaluator.simple_evaluate = evaluating  # type: ignore[attr-defined]
-    tracker: Any = getattr(evaluator, "EvaluationTracker", None)
-    for name, there in (("save_results_aggregated", _results_are_there), ("save_results_samples", _samples_are_there)):
+    wrap_once(evaluator, "simple_evaluate", _simple_evaluate)
+    tracker = getattr(evaluator, "EvaluationTracker", None)
+    for name, around in (
+        ("save_results_aggregated", _save_results_aggregated),
+        ("save_results_samples", _save_results_samples),
+    ):
         if hasattr(tracker, name):
-            setattr(tracker, name, _looked_at(getattr(tracker, name), there))
+            wrap_once(tracker, name, around)
 
 
-def _evaluating(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(inspect.unwrap(original))
-
-    @functools.wraps(original)
-    def simple_evaluate(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        model: Any = given.get("model")
-        cli: Any = given.get("cli_args")
-        owed = run.open and cli is not None
-        if not owed and not _is_our_name(model):
-            return original(*args, **kwargs)
-        try:
-            with terminable() if owed else contextlib.nullcontext():
-                if isinstance(model, str):
-                    _prepare(given)
-                result = original(**given)
-        except BaseException as exc:
-            if not owed or isinstance(exc, SystemExit | GeneratorExit):
-                raise
-            if run.every_model and cli.config and isinstance(exc, Exception) and "RANK" not in os.environ:
-                run.fail(f"one of the evaluations of {cli.config} failed: {named(exc)}")
-                raise  # lmms-eval prints it and goes on with the next
-            _end(exc, given.get("use_cache"))
-        if owed:
-            run.open = False
-            _count_failures(result)
-        return result
-
-    return simple_evaluate
+def _simple_evaluate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    given = inspect.signature(inspect.unwrap(original)).bind_partial(*args, **kwargs).arguments
+    model: Any = given.get("model")
+    cli: Any = given.get("cli_args")
+    owed = run.open and cli is not None
+    if not owed and not (isinstance(model, str) and answers_with_masks(model)):
+        return original(*args, **kwargs)
+    try:
+        with terminable() if owed else contextlib.nullcontext():
+            if isinstance(model, str):
+                _prepare(given)
+            result = original(**given)
+    except BaseException as exc:
+        if not owed or isinstance(exc, SystemExit | GeneratorExit):
+            raise
+        if run.every_model and cli.config and isinstance(exc, Exception) and "RANK" not in os.environ:
+            run.fail(f"one of the evaluations of {cli.config} failed: {named(exc)}")
+            raise  # lmms-eval prints it and goes on with the next
+        _end(exc, given.get("use_cache"))
+    if owed:
+        run.open = False
+        _count_failures(result)
+    return result
 
 
 def _prepare(given: dict[str, Any]) -> None:
@@ -254,27 +248,38 @@ def _count_failures(result: Mapping[str, Any] | None) -> None:
             run.lines.append(f"{task}: {count} of {total} samples have no answer and earn nothing; the log says why")
 
 
-def _looked_at(original: Callable[..., Any], there: Callable[..., str]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def save(self: Any, *args: Any, **kwargs: Any) -> Any:
-        done = original(self, *args, **kwargs)
-        if self.output_path:
-            given = inspect.signature(inspect.unwrap(original)).bind(self, *args, **kwargs).arguments
-            folder = Path(self.output_path) / self.general_config_tracker.model_name_sanitized
-            problem = there(folder, getattr(self, "date_id", ""), given)
-            if problem:
-                line = f"{problem}: the disk may be full or the folder gone"
-                if not _is_command():
-                    raise OutputFailed(line)
-                run.fail(f"{OutputFailed.__name__}: {line}")
-        return done
-
-    return save
+def _save_results_aggregated(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    done = original(self, *args, **kwargs)
+    if self.output_path:
+        _report(_problem_of_results(_written_to(self, "results.json")))
+    return done
 
 
-def _results_are_there(folder: Path, stem: str, _given: Mapping[str, Any]) -> str:
-    """Say what is wrong with the results file; "" if nothing is."""
-    path = folder / f"{stem}_results.json"
+def _save_results_samples(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    done = original(self, *args, **kwargs)
+    if self.output_path:
+        given = inspect.signature(inspect.unwrap(original)).bind(self, *args, **kwargs).arguments
+        path = _written_to(self, f"samples_{given['task_name']}.jsonl")
+        _report(_problem_of_samples(path, len(given["samples"])))
+    return done
+
+
+def _written_to(tracker: Any, name: str) -> Path:
+    folder = Path(tracker.output_path) / tracker.general_config_tracker.model_name_sanitized
+    return folder / f"{getattr(tracker, 'date_id', '')}_{name}"
+
+
+def _report(problem: str) -> None:
+    """Note a problem with a written file; in somebody's own Python, raise it."""
+    if problem:
+        line = f"{problem}: the disk may be full or the folder gone"
+        if not _is_command():
+            raise OutputFailed(line)
+        run.fail(f"{OutputFailed.__name__}: {line}")
+
+
+def _problem_of_results(path: Path) -> str:
+    """Say what is wrong with a results file; "" if nothing is."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
@@ -282,22 +287,17 @@ def _results_are_there(folder: Path, stem: str, _given: Mapping[str, Any]) -> st
     return ""
 
 
-def _samples_are_there(folder: Path, stem: str, given: Mapping[str, Any]) -> str:
+def _problem_of_samples(path: Path, count: int) -> str:
     """Say what is wrong with the log of a task's samples; "" if nothing is."""
-    path = folder / f"{stem}_samples_{given['task_name']}.jsonl"
-    if not given["samples"]:  # lmms-eval writes no file for a split with nothing in it
+    if not count:  # lmms-eval writes no file for a split with nothing in it
         return ""
     try:
         content = path.read_bytes()
     except OSError as exc:
         return f"the samples were not written to {path} ({type(exc).__name__})"
-    if content.count(b"\n") < len(given["samples"]) or not content.endswith(b"\n"):
-        return f"the samples in {path} are not whole"
+    if content.count(b"\n") < count or not content.endswith(b"\n"):
+        return f"the samples in {path} are incomplete"
     return ""
-
-
-def _is_our_name(model: Any) -> bool:
-    return isinstance(model, str) and speaks_masks(model)
 
 
 def _is_first() -> bool:

@@ -25,7 +25,7 @@ from flmm_plugin.adapters.answering.defaults import AUTO, Defaults
 from flmm_plugin.adapters.answering.failures import UNANSWERED, FailureLog
 from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.adapters.lmms_eval import exit_status, provenance
-from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come
+from flmm_plugin.adapters.lmms_eval.answer_cache import keep_answers_one_by_one
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
 from flmm_plugin.adapters.lmms_eval.unanswered import NoAnswer, earn_nothing
 from flmm_plugin.errors import FrozenWeightsChanged
@@ -53,7 +53,7 @@ class FlmmModel(lmms):
         super().__init__()
         arguments = ModelArguments.read(self.defaults, given)
         self._batch_size = checked_batch_size(given.get("batch_size", 1))
-        fill_as_answers_come()
+        keep_answers_one_by_one()
         earn_nothing()
         UNANSWERED.clear()
         self.accelerator = Accelerator()

@@ -1,4 +1,4 @@
-"""What a result file says about how its numbers were made: the record ``flmm`` in ``*_results.json``.
+"""Write how numbers were made into lmms-eval's result file: the record ``flmm`` in ``*_results.json``.
 
 lmms-eval offers models no place for such a record, and keeps no versions of torch or transformers, no kernel and no
 dtype itself. So the method that writes the file is wrapped once (`EvaluationTracker.save_results_aggregated`): the
@@ -9,27 +9,27 @@ is left out; the run itself goes on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from loguru import logger
 
 from flmm_plugin.adapters.answering.provenance import record_of
+from flmm_plugin.adapters.patching import wrap_once
 
 #: Key of the record in ``*_results.json``.
 KEY = "flmm"
-_MARK = "_flmm_provenance"
 
 #: The record of the model that was made last, with the module and class that lmms-eval names in the same file.
 _latest: tuple[str, dict[str, Any]] | None = None
 
 
 def remember(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Take down how `model`, a `FlmmModel`, was loaded, and have the next result file of its class carry it.
+    """Note how a model was loaded, and have the next result file of its class carry the record.
 
     Args:
-        model: Loaded.
-        arguments: What it was asked for (``--model_args``), by name.
+        model: A loaded `FlmmModel`.
+        arguments: Values of ``--model_args`` by name.
 
     Returns:
         The record; JSON-able.
@@ -42,27 +42,21 @@ def remember(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wrap_tracker() -> None:
-    """Let `EvaluationTracker.save_results_aggregated` write the record; once per process."""
+    """Have `EvaluationTracker.save_results_aggregated` write the record."""
     try:
         from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
 
-        original = EvaluationTracker.save_results_aggregated
+        wrap_once(EvaluationTracker, "save_results_aggregated", _save)
     except (ImportError, AttributeError) as exc:
         _warn_once(f"{type(exc).__name__}: {exc}")
-        return
-    if getattr(original, _MARK, False):
-        return
 
-    @functools.wraps(original)
-    def save(self: Any, results: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return original(self, with_record(results), *args, **kwargs)
 
-    setattr(save, _MARK, True)
-    EvaluationTracker.save_results_aggregated = save
+def _save(original: Callable[..., Any], self: Any, results: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    return original(self, with_record(results), *args, **kwargs)
 
 
 def with_record(results: dict[str, Any]) -> dict[str, Any]:
-    """`results` with the record of the latest model, if it is the model that they are of; changed in place."""
+    """Add the record of the latest model to results, in place, if they are of that model."""
     backend = str(results.get("config", {}).get("model_backend", ""))
     if _latest is not None and backend.split(" ")[0] == _latest[0]:
         results[KEY] = _latest[1]

@@ -1,4 +1,4 @@
-"""How the plugin's tasks become visible to lmms-eval without a flag.
+"""Make the plugin's tasks visible to lmms-eval without a flag.
 
 lmms-eval finds models by entry point and tasks by folder. It has no entry point for folders, so the models' entry
 point, which is loaded before ``lmms_eval.tasks``, arranges that `TaskManager` indexes one folder more. This holds on
@@ -23,10 +23,10 @@ from typing import Any
 
 from loguru import logger
 
-from flmm_plugin.adapters.after_import import AfterImport
+from flmm_plugin.adapters.answering.defaults import answers_with_masks
+from flmm_plugin.adapters.lmms_eval import exit_status
+from flmm_plugin.adapters.patching import AfterImport, is_wrapped, wrap_once
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
-
-MODEL_PREFIX = "flmm_"
 
 #: Built-in names that mean mask tasks for this plugin's models.
 OVERRIDDEN_NAMES = ("refcoco_seg", "refcoco+_seg", "refcocog_seg")
@@ -34,7 +34,6 @@ OVERRIDDEN_NAMES = ("refcoco_seg", "refcoco+_seg", "refcocog_seg")
 _NAME = re.compile(r"""^(?:task|group|tag):[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
 
 _HARNESS_TASKS = "lmms_eval.tasks"
-_MARK = "_flmm_tasks_folder"
 
 
 def install() -> None:
@@ -42,7 +41,7 @@ def install() -> None:
     try:
         module = sys.modules.get(_HARNESS_TASKS)
         if module is None:
-            AfterImport.place(_HARNESS_TASKS, _wrap_or_warn, _warn)
+            AfterImport.place(_HARNESS_TASKS, wrap, _warn)
         elif getattr(module.__spec__, "_initializing", False):
             _warn(f"{_HARNESS_TASKS} was half imported when the plugin was loaded")
         else:
@@ -52,20 +51,23 @@ def install() -> None:
 
 
 def wrap(module: ModuleType) -> None:
-    """Wrap `TaskManager.initialize_tasks` of the executed module ``lmms_eval.tasks``, once."""
-    manager = getattr(module, "TaskManager", None)
-    original = getattr(manager, "initialize_tasks", None)
-    if manager is None or not callable(original) or not callable(getattr(manager, "_get_task_and_group", None)):
-        _warn(f"{_HARNESS_TASKS}.TaskManager has no initialize_tasks to extend")
-        return
-    if getattr(original, _MARK, False):
-        return
-    wrapped = _with_our_folder(original)
-    setattr(wrapped, _MARK, True)
-    manager.initialize_tasks = wrapped
-    if hasattr(manager, "match_tasks") and hasattr(manager, "_get_config"):
-        manager.match_tasks = _or_the_nearest(manager.match_tasks)
-        manager._get_config = _with_changes(manager._get_config)
+    """Wrap methods of `TaskManager` in the executed module ``lmms_eval.tasks``, once; never raises."""
+    try:
+        manager: Any = getattr(module, "TaskManager", None)
+        if not all(callable(getattr(manager, name, None)) for name in ("initialize_tasks", "_get_task_and_group")):
+            _warn(f"{_HARNESS_TASKS}.TaskManager has no initialize_tasks to extend")
+            return
+        wrap_once(manager, "initialize_tasks", _initialize_tasks)
+        if hasattr(manager, "match_tasks") and hasattr(manager, "_get_config"):
+            wrap_once(manager, "match_tasks", _match_tasks)
+            wrap_once(manager, "_get_config", _get_config)
+    except Exception as exc:  # lmms-eval itself must go on working
+        _warn(f"{type(exc).__name__}: {exc}")
+
+
+def extends(manager: Any) -> bool:
+    """Return whether a `TaskManager` class knows the plugin's tasks."""
+    return is_wrapped(manager, "initialize_tasks", _initialize_tasks)
 
 
 @functools.cache
@@ -83,65 +85,42 @@ def named_tasks(include_path: str | None = None) -> frozenset[str]:
     return frozenset(name for text in texts for name in _NAME.findall(text))
 
 
-def speaks_masks(model: Any) -> bool:
-    """Whether `model`, a name or an lmms-eval model object, is one of this plugin's."""
-    if isinstance(model, str):
-        return model.startswith(MODEL_PREFIX)
-    return bool(getattr(model, "answers_with_masks", False))
-
-
-def _with_our_folder(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    @functools.wraps(original)
-    def initialize_tasks(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if getattr(self, "model_name", None) is not None:  # else a listing, which need not wait for torch
-            _begin(self.model_name)
-        index = original(self, *args, **kwargs)
-        try:
-            ours = self._get_task_and_group(str(TASKS_FOLDER))
-        except Exception as exc:
-            _warn(f"its tasks could not be indexed ({type(exc).__name__}: {exc})")
-            return index
-        merged = {**ours, **index}
-        if speaks_masks(getattr(self, "model_name", None)):
-            taken = [name for name in OVERRIDDEN_NAMES if name in index and name in ours]
-            merged.update({name: ours[name] for name in taken})
-            if taken:
-                _announce_once(", ".join(taken))
-        return merged
-
-    return initialize_tasks
+def _initialize_tasks(original: Callable[..., dict[str, Any]], self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    model = getattr(self, "model_name", None)
+    if model is not None:  # else a listing, which need not wait for torch
+        _begin(model)
+    index = original(self, *args, **kwargs)
+    try:
+        ours = self._get_task_and_group(str(TASKS_FOLDER))
+    except Exception as exc:
+        _warn(f"its tasks could not be indexed ({type(exc).__name__}: {exc})")
+        return index
+    merged = {**ours, **index}
+    if answers_with_masks(model):
+        taken = [name for name in OVERRIDDEN_NAMES if name in index and name in ours]
+        merged.update({name: ours[name] for name in taken})
+        if taken:
+            _announce_once(", ".join(taken))
+    return merged
 
 
 def _begin(model: Any) -> None:
-    """From here on an evaluation is owed; where this cannot be kept up, lmms-eval ends as it does."""
-    from flmm_plugin.adapters.lmms_eval import exit_status
-
+    """Begin an evaluation that owes a result; where this cannot be kept up, lmms-eval ends as it does."""
     try:
         exit_status.begin(model)
     except Exception as exc:
         logger.warning(f"flmm: this lmms-eval's exit status may be 0 after a failure ({type(exc).__name__}: {exc})")
 
 
-def _or_the_nearest(original: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    @functools.wraps(original)
-    def match_tasks(self: Any, task_list: list[str]) -> list[str]:
-        from flmm_plugin.adapters.lmms_eval import exit_status
-
-        found = original(self, task_list)
-        exit_status.match_or_end(self, task_list, found)
-        return found
-
-    return match_tasks
+def _match_tasks(original: Callable[..., list[str]], self: Any, task_list: list[str]) -> list[str]:
+    found = original(self, task_list)
+    exit_status.match_or_end(self, task_list, found)
+    return found
 
 
-def _with_changes(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Configurations with what `preflight.check` found to change: where the data of a task is read from."""
-
-    @functools.wraps(original)
-    def get_config(self: Any, name: str) -> dict[str, Any]:
-        return {**original(self, name), **getattr(self, "flmm_changes", {}).get(name, {})}
-
-    return get_config
+def _get_config(original: Callable[..., dict[str, Any]], self: Any, name: str) -> dict[str, Any]:
+    """Return a configuration with what `preflight.check` found to change: where the data of a task is read from."""
+    return {**original(self, name), **getattr(self, "flmm_changes", {}).get(name, {})}
 
 
 @functools.cache
@@ -157,10 +136,3 @@ def _warn(reason: str) -> None:
     logger.warning(
         f"flmm: this lmms-eval does not take the plugin's tasks by itself ({reason}); add --include_path {TASKS_FOLDER}"
     )
-
-
-def _wrap_or_warn(module: ModuleType) -> None:
-    try:
-        wrap(module)
-    except Exception as exc:  # lmms-eval itself must go on working
-        _warn(f"{type(exc).__name__}: {exc}")

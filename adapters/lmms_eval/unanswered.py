@@ -8,19 +8,19 @@ themselves.
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_MARK = "_flmm_no_answer"
+from flmm_plugin.adapters.patching import wrap_once
+
 _here = threading.local()
 
 
 class NoAnswer(str):
-    """The text of a request that failed: empty, and still known by it after a harness has tidied it up."""
+    """The empty text of a failed request, which stays of this class when lmms-eval strips it."""
 
     __slots__ = ()
 
@@ -34,32 +34,32 @@ def earn_nothing() -> None:
     """Wrap `ConfigurableTask.process_results` and `random.choice`, once in a process."""
     from lmms_eval.api.task import ConfigurableTask
 
-    task: Any = ConfigurableTask
-    original: Any = task.process_results
-    if hasattr(original, _MARK):
-        return
+    wrap_once(ConfigurableTask, "process_results", _process_results)
+    wrap_once(random, "choice", _choice)
 
-    @functools.wraps(original)
-    def process_results(self: Any, doc: Any, results: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.OUTPUT_TYPE == "multiple_choice" and not callable(self.config.process_results):
-            pairs = [as_pair(one) for one in results]
-            failed = not all(math.isfinite(loss) for loss, _ in pairs)
-            given: Any = [(0.0, False)] * len(pairs) if failed else pairs
-        else:
-            failed, given = any(isinstance(one, NoAnswer) for one in _flat(results)), results
-        if not failed:
-            return original(self, doc, given, *args, **kwargs)
-        _here.unlucky = True
-        try:
-            scores = original(self, doc, given, *args, **kwargs)
-        finally:
-            _here.unlucky = False
-        return worst(scores, self.higher_is_better()) if isinstance(scores, dict) else scores
 
-    setattr(process_results, _MARK, True)
-    task.process_results = process_results
-    luck: Any = random
-    luck.choice = _unless_unlucky(random.choice)
+def _process_results(original: Callable[..., Any], self: Any, doc: Any, results: Any, *args: Any, **kwargs: Any) -> Any:
+    given = results
+    if self.OUTPUT_TYPE == "multiple_choice" and not callable(self.config.process_results):
+        given = [as_pair(one) for one in results]
+        failed = not all(math.isfinite(loss) for loss, _ in given)
+        if failed:
+            given = [(0.0, False)] * len(given)
+    else:
+        failed = any(isinstance(one, NoAnswer) for one in _flat(results))
+    if not failed:
+        return original(self, doc, given, *args, **kwargs)
+    _here.unlucky = True
+    try:
+        scores = original(self, doc, given, *args, **kwargs)
+    finally:
+        _here.unlucky = False
+    return worst(scores, self.higher_is_better()) if isinstance(scores, dict) else scores
+
+
+def _choice(original: Callable[[Sequence[Any]], Any], seq: Sequence[Any]) -> Any:
+    """Draw nothing while a document without an answer is scored in the same thread."""
+    return NoAnswer() if getattr(_here, "unlucky", False) else original(seq)
 
 
 def worst(scores: dict[str, Any], higher_is_better: dict[str, bool]) -> dict[str, Any]:
@@ -101,15 +101,5 @@ def _worst(value: Any) -> Any:
 
 
 def _flat(results: Any) -> Sequence[Any]:
-    """The replies to one document; with repeats they are nested once more."""
+    """Return the replies to one document; with repeats they are nested once more."""
     return results[0] if results and isinstance(results[0], list) else results
-
-
-def _unless_unlucky(choice: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
-    """`random.choice`, which draws nothing while a document without an answer is scored in the same thread."""
-
-    @functools.wraps(choice)
-    def choose(seq: Sequence[Any]) -> Any:
-        return NoAnswer() if getattr(_here, "unlucky", False) else choice(seq)
-
-    return choose

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flmm_plugin.adapters.after_import import AfterImport
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.patching import AfterImport
 from flmm_plugin.adapters.vlmevalkit.command_line import Requested, unknown
 from flmm_plugin.adapters.vlmevalkit.messages import FAILED, is_failure
 from flmm_plugin.errors import UnknownArgument

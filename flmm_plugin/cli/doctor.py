@@ -176,7 +176,7 @@ def _seam() -> Iterator[Finding]:
         else "entry point missing: install the package (pip install .), do not only copy it",
     )
     task_folder.install()
-    extended = hasattr(getattr(TaskManager, "initialize_tasks", None), task_folder._MARK)
+    extended = task_folder.extends(TaskManager)
     yield Finding(
         "lmms-eval",
         "tasks",

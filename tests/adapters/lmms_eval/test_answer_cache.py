@@ -14,7 +14,7 @@ from lmms_eval.caching.response_cache import ResponseCache
 from PIL import Image
 
 from flmm_plugin.adapters.lmms_eval import answer_cache
-from flmm_plugin.adapters.lmms_eval.answer_cache import fill_as_answers_come, is_answer
+from flmm_plugin.adapters.lmms_eval.answer_cache import is_answer, keep_answers_one_by_one
 from flmm_plugin.errors import OutputFailed
 from flmm_plugin.records import error_json
 
@@ -93,7 +93,7 @@ def wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ResponseCache, name, getattr(ResponseCache, name))  # as it was, whoever wrapped it
     for name in ("LMMS_CACHE_RUN_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-    fill_as_answers_come()
+    keep_answers_one_by_one()
 
 
 @pytest.mark.parametrize("kind", ["generate_until", "loglikelihood"])
@@ -260,7 +260,7 @@ def test_other_models_are_left_to_lmms_eval(tmp_path: Path) -> None:
 
 def test_it_is_wrapped_once() -> None:
     before = ResponseCache.execute, ResponseCache.finalize
-    fill_as_answers_come()
+    keep_answers_one_by_one()
     assert before == (ResponseCache.execute, ResponseCache.finalize)
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from flmm_plugin import tiny
 from flmm_plugin.adapters.lmms_eval import demo
-from flmm_plugin.adapters.lmms_eval.run_files import Agreement, Run, Sample
+from flmm_plugin.adapters.lmms_eval.agreement import Agreement, Sample
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.reports.runs import Provenance, Run, TaskResult
 
 # Stands in for the `lmms_eval` command: notes how it was called and writes a run as lmms-eval does.
 HARNESS = """
@@ -146,14 +147,20 @@ def test_missing_weights_end_it_before_anything_is_written(
     assert not (tmp_path / "demo").exists()
 
 
-def test_one_table_of_both_arms_and_one_of_splits() -> None:
-    sample = Sample(0, "q", "Yes", "Yes")
+def run_of(model: str, scores: dict[str, dict[str, float]]) -> Run:
+    unknown = Provenance(harness="", file="")
+    tasks = {task: TaskResult(task, found, None, None, None, {}, unknown) for task, found in scores.items()}
+    return Run(Path(), "lmms-eval", model, "", True, {}, tasks)
+
+
+def test_one_table_of_both_runs_and_one_of_splits() -> None:
+    sample = Sample("q", "Yes")
     scores = {
         "mme": {"p": 1234.56}, "refcoco_seg": {},
         "flmm_refcoco_val": {"cIoU": 60.0, "P@0.5": 70.0}, "flmm_refcoco_testA": {"cIoU": 61.25, "items": 4.0},
     }  # fmt: skip
-    ours = Run("flmm_tiny", "", scores, {}, 1.0)
-    stock = Run("llava_hf", "", {"mme": {"p": 1234.56}}, {}, 1.0)
+    ours = run_of("flmm_tiny", scores)
+    stock = run_of("llava_hf", {"mme": {"p": 1234.56}})
     table = demo.comparison(ours, stock, Agreement(1, 2, ((sample, sample),)))
     assert table[1:] == [["mme", "p", "1235", "1235"], ["mme", "answers that are the same string", "1 of 2", ""]]
     assert demo.mask_table(ours) == [

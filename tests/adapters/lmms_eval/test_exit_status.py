@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ def evaluate(outcome: Any, **given: Any) -> Any:
         return outcome
 
     given = {"model": object(), "cli_args": SimpleNamespace(config=""), **given}
-    return exit_status._evaluating(simple_evaluate)(**given)
+    return exit_status._simple_evaluate(simple_evaluate, **given)
 
 
 @pytest.mark.parametrize(
@@ -133,17 +134,14 @@ def test_files_that_are_not_there_or_not_whole_are_a_failure(
     owed: exit_status.Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for method, there, given, status in (
-        (Tracker.save_results_aggregated, exit_status._results_are_there, {"results": {}}, results),
-        (
-            Tracker.save_results_samples,
-            exit_status._samples_are_there,
-            {"task_name": "mme", "samples": [1, 2]},
-            samples,
-        ),
-    ):
+    of_results = partial(exit_status._save_results_aggregated, Tracker.save_results_aggregated)
+    of_samples = partial(exit_status._save_results_samples, Tracker.save_results_samples)
+    cases: list[tuple[Callable[..., Any], dict[str, Any], int]] = [
+        (of_results, {"results": {}}, results),
+        (of_samples, {"task_name": "mme", "samples": [1, 2]}, samples),
+    ]
+    for save, given, status in cases:
         owed.open = owed.failed = False
-        save: Callable[..., Any] = exit_status._looked_at(method, there)
         save(Tracker(tmp_path, content), **given)
         assert owed.close() == status
         if status:
@@ -154,8 +152,8 @@ def test_files_that_are_not_there_or_not_whole_are_a_failure(
 
 
 def test_a_task_without_samples_owes_no_file_of_samples(tmp_path: Path) -> None:
-    assert exit_status._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": []}) == ""
-    assert "not written" in exit_status._samples_are_there(tmp_path, "now", {"task_name": "mme", "samples": [1]})
+    assert exit_status._problem_of_samples(tmp_path / "now_samples_mme.jsonl", 0) == ""
+    assert "not written" in exit_status._problem_of_samples(tmp_path / "now_samples_mme.jsonl", 1)
 
 
 def test_the_command_passes_on_what_lmms_eval_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +185,7 @@ def test_no_tasks_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 BREAKS_RANK_1 = """
 import os
 if os.environ.get("RANK") == "1":
-    from flmm_plugin.adapters.after_import import AfterImport
+    from flmm_plugin.adapters.patching import AfterImport
 
     def lose(module):
         def chat_batch(self, *args, **kwargs):

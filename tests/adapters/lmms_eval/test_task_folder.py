@@ -1,4 +1,4 @@
-"""The seam on `TaskManager`: what it adds, what it overrides and for whom, and how it gives up."""
+"""The wrapped `TaskManager`: what it adds, what it overrides and for whom, and how it gives up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from flmm_plugin.adapters import after_import
+from flmm_plugin.adapters import patching
 from flmm_plugin.adapters.lmms_eval import task_folder
 
 OURS = {"refcoco_seg": {"ours": True}, "flmm_refcoco_val": {"ours": True}, "mme": {"ours": True}}
@@ -87,7 +87,7 @@ def test_wrapping_twice_is_wrapping_once() -> None:
 
 
 @pytest.mark.parametrize("gone", ["initialize_tasks", "_get_task_and_group"])
-def test_a_missing_seam_names_the_public_way(lines: list[str], gone: str) -> None:
+def test_a_missing_method_names_the_public_way(lines: list[str], gone: str) -> None:
     module = harness()
     delattr(module.TaskManager, gone)
     task_folder.wrap(module)
@@ -122,16 +122,16 @@ def test_a_module_that_is_imported_later_is_wrapped_once_it_ran(
     )
     for name in [name for name in sys.modules if name.split(".")[0] == "lmms_eval"]:
         monkeypatch.delitem(sys.modules, name)
-    others = [one for one in sys.meta_path if type(one).__module__ != after_import.__name__]
+    others = [one for one in sys.meta_path if type(one).__module__ != patching.__name__]
     monkeypatch.setattr(sys, "meta_path", others)
     monkeypatch.syspath_prepend(str(tmp_path))
     task_folder.install()
     task_folder.install()
-    assert [type(one).__module__ for one in sys.meta_path].count(after_import.__name__) == 1
+    assert [type(one).__module__ for one in sys.meta_path].count(patching.__name__) == 1
     try:
         module = importlib.import_module("lmms_eval.tasks")
         assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(task_folder.TASKS_FOLDER)}
-        assert [type(one).__module__ for one in sys.meta_path].count(after_import.__name__) == 0
+        assert [type(one).__module__ for one in sys.meta_path].count(patching.__name__) == 0
         assert type(module.__spec__.loader).__name__ == "SourceFileLoader"
         task_folder.install()  # imported by now: wraps directly, which changes nothing
         assert module.TaskManager().initialize_tasks() == {"flmm_refcoco_val": str(task_folder.TASKS_FOLDER)}

@@ -1,7 +1,8 @@
-"""Do something right after a module was imported, without importing it."""
+"""Change functions of another package: once in a process, and right after its module was imported."""
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.util
 import sys
@@ -11,11 +12,44 @@ from types import ModuleType
 from typing import Any
 
 
-class AfterImport(importlib.abc.MetaPathFinder):
-    """Waits on the import path for one module, finds it as usual, and calls back once it is executed. Then it is gone.
+def wrap_once(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Have calls of another package's function go through one of ours; a second time changes nothing.
 
     Args:
-        name: Of the module.
+        owner: Class or module that has the function.
+        name: Name of the function.
+        around: Called with the original function, then with the arguments of the call.
+
+    Raises:
+        AttributeError: There is no such function.
+    """
+    original = getattr(owner, name)
+    if is_wrapped(owner, name, around):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(wrapped, _mark(around), True)
+    setattr(owner, name, wrapped)
+
+
+def is_wrapped(owner: Any, name: str, around: Callable[..., Any]) -> bool:
+    """Return whether `wrap_once` was called with the same arguments before."""
+    return hasattr(getattr(owner, name, None), _mark(around))
+
+
+def _mark(around: Callable[..., Any]) -> str:
+    # Wrappers copy what they wrap, marks included: each of ours needs a mark of its own.
+    return f"_{around.__module__}.{around.__qualname__}"
+
+
+class AfterImport(importlib.abc.MetaPathFinder):
+    """Finder that waits for one module, finds it as usual, calls back once it is executed, and then is gone.
+
+    Args:
+        name: Module to wait for, dotted.
         then: Called with the executed module; it must not raise.
         otherwise: Called with a reason where the module has no loader to wait for.
     """
@@ -34,7 +68,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module's own spec, with a loader that calls back."""
+        """Return the module's own spec, with a loader that calls back."""
         if fullname != self.name:
             return None
         sys.meta_path.remove(self)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flmm_plugin.adapters.lmms_eval.run_files import compare_answers, read_run
+from flmm_plugin.adapters.lmms_eval.agreement import answers, compare_answers, newest_run
 from flmm_plugin.errors import DataNotFound
 
 
@@ -44,24 +44,24 @@ def write_run(folder: Path, answers: list[str], *, date: str = "20260101_000000"
 
 def test_scores_and_samples_come_back(tmp_path: Path) -> None:
     write_run(tmp_path, ["Yes", " no"])
-    run = read_run(tmp_path)
-    assert run.scores == {"mme": {"mme_perception_score": 1.5}}
-    assert [s.doc_id for s in run.samples["mme"]] == [0, 1]
-    assert run.answers("mme")[1].answer == " no", "raw answers, not stripped ones"
-    assert (run.model, run.model_args, run.seconds) == ("llava_hf", "pretrained=x", 9.01)
+    run = newest_run(tmp_path)
+    assert {task: found.metrics for task, found in run.tasks.items()} == {"mme": {"mme_perception_score": 1.5}}
+    assert sorted(answers(run, "mme")) == [0, 1]
+    assert answers(run, "mme")[1].answer == " no", "raw answers, not stripped ones"
+    assert (run.model, run.options) == ("llava_hf", {"pretrained": "x"})
 
 
 def test_the_newest_run_is_read(tmp_path: Path) -> None:
     old = write_run(tmp_path, ["Yes"], score=1.0)
     write_run(tmp_path, ["Yes"], date="20250101_000000", score=2.0)
     os.utime(old, (1, 1))
-    assert read_run(tmp_path).scores["mme"]["mme_perception_score"] == 2.0
+    assert newest_run(tmp_path).tasks["mme"].metrics["mme_perception_score"] == 2.0
 
 
 def test_answers_are_compared_exactly(tmp_path: Path) -> None:
     write_run(tmp_path / "a", ["Yes", "no", "yes "])
     write_run(tmp_path / "b", ["Yes", "no", "yes"])
-    agreement = compare_answers(read_run(tmp_path / "a"), read_run(tmp_path / "b"), "mme")
+    agreement = compare_answers(newest_run(tmp_path / "a"), newest_run(tmp_path / "b"), "mme")
     assert (agreement.equal, agreement.total) == (2, 3)
     assert [(ours.answer, theirs.answer) for ours, theirs in agreement.differing] == [("yes ", "yes")]
 
@@ -70,12 +70,12 @@ def test_runs_on_different_documents_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "a", ["Yes", "no"])
     write_run(tmp_path / "b", ["Yes"])
     with pytest.raises(DataNotFound, match="same --limit"):
-        compare_answers(read_run(tmp_path / "a"), read_run(tmp_path / "b"), "mme")
+        compare_answers(newest_run(tmp_path / "a"), newest_run(tmp_path / "b"), "mme")
 
 
 def test_missing_runs_and_samples_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataNotFound, match="--output_path"):
-        read_run(tmp_path)
+        newest_run(tmp_path)
     write_run(tmp_path, ["Yes"])
     with pytest.raises(DataNotFound, match="--log_samples"):
-        read_run(tmp_path).answers("pope")
+        answers(newest_run(tmp_path), "pope")
