@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ def path_digest(path: Path) -> str:
         content = f"{file.stat().st_size} bytes" if picture else file_digest(file)
         whole.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode())
     return whole.hexdigest()
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed, by name as on PyPI."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def argument_digests(arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from flmm_plugin.backbones.registry import EMBEDDED, FAMILIES
+from flmm_plugin.backbones.registry import FAMILIES
+from flmm_plugin.bundled import EMBEDDED
 
 
 class Defaults(NamedTuple):

@@ -14,50 +14,27 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import flmm_plugin
 from flmm_plugin.adapters.answering.provenance import device_name
-from flmm_plugin.contents import file_digest
+from flmm_plugin.contents import file_digest, versions
 
 # Libraries that decide pixels, tokens or sums.
 _LIBRARIES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "pillow",
-    "opencv-python-headless",
-    "segment-anything",
-    "bitsandbytes",
-    "flash-attn",
-    "kernels",
-)
+    "torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "opencv-python-headless",
+    "segment-anything", "bitsandbytes", "flash-attn", "kernels",
+)  # fmt: skip
 
 # Folders of this package whose code answers nothing; what the tasks ask is part of what was asked.
 _SILENT = ("cli", "data", "datasets", "reports", "tasks", "tiny", "training", "preservation")
 
 # What configurations say of where they lie and who wrote them.
-_NOT_DECIDING = frozenset(
-    {
-        "_name_or_path",
-        "name_or_path",
-        "_commit_hash",
-        "transformers_version",
-        "processor_class",
-        "_processor_class",
-        "is_local",
-        "local_files_only",
-        "tokenizer_file",
-        "vocab_file",
-        "merges_file",
-        "chat_template_file",
-        "cache_dir",
-    }
-)
+_NOT_DECIDING = {
+    "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "processor_class", "_processor_class",
+    "is_local", "local_files_only", "tokenizer_file", "vocab_file", "merges_file", "chat_template_file", "cache_dir",
+}  # fmt: skip
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object in memory: another one in every process
 
@@ -86,13 +63,11 @@ def answer_facts(model: Any) -> dict[str, Any]:
     """
     lmm = getattr(model, "lmm", None)
     backbone, heads = getattr(lmm, "backbone", None), getattr(lmm, "heads", None)
-    network = getattr(backbone, "model", None)
-    processor = getattr(backbone, "processor", None)
-    tokenizer = getattr(backbone, "tokenizer", None)
+    network, processor, tokenizer = (getattr(backbone, part, None) for part in ("model", "processor", "tokenizer"))
     return {
         "package": flmm_plugin.__version__,
         "code": code_digest(),
-        "libraries": _versions(),
+        "libraries": versions(_LIBRARIES),
         "backbone": type(backbone).__qualname__,
         "weights": getattr(getattr(lmm, "seal", None), "digest", None),
         "configuration": digest_of(_content(getattr(network, "config", None))),
@@ -181,7 +156,7 @@ def _visual_cot(mode: Any) -> dict[str, Any] | None:
 
 
 def _content(thing: Any) -> Any:
-    """The content of a configuration or processor of transformers, without its place; None where it cannot say."""
+    """Return a configuration or processor of transformers as plain data, without its path; None if it cannot say."""
     described = getattr(thing, "to_dict", None)
     return _deciding(described()) if described is not None else None
 
@@ -205,7 +180,7 @@ def _tokenizer(tokenizer: Any) -> Any:
 
 
 def _deciding(content: Any) -> Any:
-    """`content` without what says where it lies and what wrote it, at every depth."""
+    """Drop what says where content lies and what wrote it, at every depth."""
     if isinstance(content, Mapping):
         return {str(key): _deciding(value) for key, value in content.items() if key not in _NOT_DECIDING}
     if isinstance(content, list | tuple):
@@ -213,17 +188,6 @@ def _deciding(content: Any) -> Any:
     if isinstance(content, set | frozenset):
         return sorted(map(str, content))
     return content if isinstance(content, str | int | float | None) else _ADDRESS.sub("", str(content))
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _text(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""How a model was loaded, and by which versions: the record that stands beside its numbers."""
+"""Record how a model was loaded, and by which versions, to stand beside its numbers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 import platform
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import flmm_plugin
+from flmm_plugin.contents import versions
 
+# Name in the record -> package.
 _PACKAGES = {
     "lmms_eval": "lmms-eval",
     "vlmeval": "ms-vlmeval",
@@ -22,11 +23,18 @@ _PACKAGES = {
 
 
 def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, backbone, weights, kernel, dtype, device, batch size, heads and options; null for what is lacking."""
+    """Return versions, backbone, weights, kernel, dtype, device, batch size, heads and options; None for what is lacking.
+
+    Args:
+        model: A loaded model of either evaluation tool: an object with ``lmm``, ``batch_size`` and ``world_size``.
+        arguments: Model arguments by name, as they were given.
+    """
     lmm = model.lmm
     backbone, heads = getattr(lmm, "backbone", None), getattr(lmm, "heads", None)
+    installed = versions(_PACKAGES.values())
+    named = {name: installed[package] for name, package in _PACKAGES.items() if package in installed}
     return {
-        "versions": {"flmm_plugin": flmm_plugin.__version__, "python": platform.python_version(), **_versions()},
+        "versions": {"flmm_plugin": flmm_plugin.__version__, "python": platform.python_version(), **named},
         "commit": commit(),
         "backbone": _said(backbone, "name"),
         "family": _said(backbone, "family"),
@@ -52,7 +60,7 @@ def _said(thing: Any, name: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of this package's source, ``-dirty`` behind it where it was changed; None outside its repository."""
+    """Return the commit of this package's source, ending in ``-dirty`` if it was changed; None outside its repository."""
     source = Path(flmm_plugin.__file__).resolve()
 
     def git(*words: str) -> str | None:
@@ -72,7 +80,7 @@ def commit() -> str | None:
 
 
 def device_name(device: Any) -> str | None:
-    """Kind and, for a GPU, its name; None for None."""
+    """Return the kind of a device and, for a GPU, its name; None for None."""
     import torch
 
     if device is None:
@@ -96,17 +104,7 @@ def _heads(heads: Any, merge: str) -> dict[str, Any]:
 
 
 def _visual_cot(model: Any, backbone: Any) -> dict[str, Any] | None:
-    """How every stock question was answered after a second look, the pictures shown included; None without."""
+    """Return the mode of a visual chain of thought for stock questions, None without one."""
     mode = getattr(model, "visual_cot", None)
     found: dict[str, Any] | None = mode.facts(bool(getattr(backbone, "several_images", False))) if mode else None
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name, distribution in _PACKAGES.items():
-        try:
-            found[name] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
     return found

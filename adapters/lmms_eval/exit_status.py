@@ -265,7 +265,7 @@ def _save_results_samples(original: Callable[..., Any], self: Any, *args: Any, *
 
 
 def _written_to(tracker: Any, name: str) -> Path:
-    folder = Path(tracker.output_path) / tracker.general_config_tracker.model_name_sanitized
+    folder = Path(tracker.output_path, str(tracker.general_config_tracker.model_name_sanitized))
     return folder / f"{getattr(tracker, 'date_id', '')}_{name}"
 
 

@@ -1,7 +1,7 @@
-"""Look at what an evaluation needs before anything is loaded: names, options, places, the checkpoint, the data.
+"""Check what an evaluation needs before anything is loaded: names, options, folders, the checkpoint, the data.
 
 All that is missing is said at once, with the commands that bring it. The embedded model is ready in any folder: a
-benchmark of which nothing is there is read from its own world of shapes (`flmm_plugin.tiny.panel`), which is said, and
+benchmark of which nothing is there is read from its own synthetic scenes (`flmm_plugin.tiny.panel`), which is said, and
 kept in the result file as the task's metadata.
 """
 
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_batch_size
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.bundled import SCENES_ROOT
+from flmm_plugin.bundled import SCENES_ROOT, is_model
 from flmm_plugin.data.registry import Part
 from flmm_plugin.data.root import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.datasets.viscot import TABLE_SETS
@@ -32,15 +32,13 @@ from flmm_plugin.options import none_if_said
 from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
-EMBEDDED = "flmm_tiny"
-
-#: Splits and sets that the embedded world has in the benchmarks' layouts (`flmm_plugin.tiny.panel.write_panel`).
-_IN_THE_WORLD = {
+#: Splits and sets that the synthetic scenes has in the benchmarks' layouts (`flmm_plugin.tiny.panel.write_panel`).
+_IN_THE_SCENES = {
     "refcoco": {"refcoco"}, "png": {"val"}, "gcg": {"val"}, "reasonseg": {"test"}, "viscot": {"sroie"},
 }  # fmt: skip
 #: Benchmarks whose parts are of one split or set each, which their names say.
 _PER_SPLIT = ("gcg", "reasonseg", "viscot")
-_REPOS_IN_THE_WORLD = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
+_REPOS_OF_SCENES = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
 
 
 class NotReady(DataNotFound):
@@ -53,11 +51,11 @@ class _Absent:
 
     Attributes:
         fix: What is missing and how to get it; None where lmms-eval will fetch it.
-        in_the_world: Whether the embedded world can stand in: nothing of the benchmark is here or was named.
+        in_the_scenes: Whether the synthetic scenes can stand in: nothing of the benchmark is here or was named.
     """
 
     fix: str | None
-    in_the_world: bool
+    in_the_scenes: bool
 
 
 @dataclass(frozen=True)
@@ -84,24 +82,19 @@ class Asked:
     gen_kwargs: Mapping[str, Any] | None = None
     output_path: str | None = None
 
-    @property
-    def pretrained(self) -> str:
-        """The checkpoint, "" where none is named."""
-        return str(self.model_args.get("pretrained") or DEFAULTS[self.model].pretrained)
-
 
 def check(asked: Asked) -> dict[str, dict[str, Any]]:
     """Look at everything; nothing is loaded or fetched.
 
     Returns:
-        For each task that reads the embedded world instead of its own data: what to change of its configuration.
+        For each task that reads the synthetic scenes instead of its own data: what to change of its configuration.
 
     Raises:
         UnknownArgument: A name, device or option that does not exist, or few-shot.
         OutputFailed: A place that cannot be written.
         NotReady: Checkpoint, heads or data are not here.
     """
-    check_model(asked)
+    arguments = check_model(asked)
     tasks = dict(leaves(asked.manager, asked.tasks))
     if asked.num_fewshot:
         mine = [name for name, (folder, _) in tasks.items() if folder is not None]
@@ -116,15 +109,15 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     if asked.use_cache:
         cache = Path(asked.use_cache)
         check_file_place(cache) if cache.suffix == ".db" else make_folder(cache)
-    missing = list(_missing_model(asked))
+    missing = list(_missing_model(arguments))
     changes: dict[str, dict[str, Any]] = {}
     absent: dict[str, list[str]] = {}
     for name, (folder, config) in tasks.items():
         found = _absent(folder, config)
         if found is None:
             continue
-        if asked.pretrained == EMBEDDED and found.in_the_world:
-            changes[name] = _on_the_world(name, config)
+        if is_model(arguments.pretrained) and found.in_the_scenes:
+            changes[name] = _on_the_scenes(name, config)
         elif found.fix is not None and (folder is None or not _reads(name)):
             absent.setdefault(found.fix, []).append(name)
     for fix, names in absent.items():
@@ -139,8 +132,8 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def check_model(asked: Asked) -> None:
-    """Look at a model's name and arguments.
+def check_model(asked: Asked) -> ModelArguments:
+    """Read a model's name and arguments.
 
     Raises:
         UnknownArgument: One that does not exist.
@@ -161,7 +154,8 @@ def check_model(asked: Asked) -> None:
     if arguments.heads is not None:
         from flmm_plugin.heads.training_free import method_of
 
-        method_of(str(arguments.heads))
+        method_of(arguments.heads)
+    return arguments
 
 
 def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str | None, dict[str, Any]]]]:
@@ -203,25 +197,24 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
         yield from walk(name)
 
 
-def _missing_model(asked: Asked) -> Iterator[tuple[str, str]]:
+def _missing_model(arguments: ModelArguments) -> Iterator[tuple[str, str]]:
     """List what is not here of checkpoint, heads and SAM: a word for it, and what to do."""
-    name = asked.pretrained
-    if name != EMBEDDED and not Path(name).expanduser().exists():
+    name = arguments.pretrained
+    if not is_model(name) and not Path(name).expanduser().exists():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             yield "model", f"{name}: there is no such folder; give --model_args pretrained=<folder or hub id>"
         elif not _cached("models", name) and not _hub_answers():
             yield "model", f"{name} is not here and the hub does not answer: hf download {name}"
-    heads = none_if_said(asked.model_args.get("heads"))
-    if heads is not None and heads != "auto":
+    if arguments.heads not in (None, "auto"):
         from flmm_plugin.heads import read_manifest
         from flmm_plugin.heads.training_free import method_of
 
-        if method_of(str(heads)) is None:
+        if method_of(str(arguments.heads)) is None:
             try:
-                read_manifest(str(heads))
+                read_manifest(str(arguments.heads))
             except FlmmError as exc:
                 yield "heads", " ".join(str(exc).split())
-    sam = none_if_said(asked.model_args.get("sam_checkpoint"))
+    sam = arguments.grounding.get("sam_checkpoint")
     if sam is not None and not Path(str(sam)).expanduser().exists():
         yield "sam", f"{sam}: there is no such file"
 
@@ -250,7 +243,7 @@ def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
     fixes += [f"{part.what}: {part.how}" for part in gone if part.source is None and not part.comes_along]
     fix = f"{what} not under {root}: {'; '.join(fixes)}"
     begun = len(gone) < len(parts) or "root" in options or bool(os.environ.get(DATA_ROOT_VARIABLE))
-    return _Absent(fix, not begun and bool(wanted & _IN_THE_WORLD.get(name, set())))
+    return _Absent(fix, not begun and bool(wanted & _IN_THE_SCENES.get(name, set())))
 
 
 def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
@@ -265,7 +258,7 @@ def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
 
         if get_token() is None:
             fix = f"{repo} is not here, and it is asked for with a login: hf auth login, or HF_TOKEN=<token>"
-    return _Absent(fix, repo in _REPOS_IN_THE_WORLD)
+    return _Absent(fix, repo in _REPOS_OF_SCENES)
 
 
 def _reads(name: str) -> bool:
@@ -286,19 +279,19 @@ def _belongs(part: Part, name: str, wanted: set[str]) -> bool:
     return not named or bool(named & wanted)
 
 
-def _on_the_world(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the changes of a task's configuration with which it reads the embedded world and says so."""
+def _on_the_scenes(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the changes of a task's configuration with which it reads the synthetic scenes and says so."""
     options = dict(config.get("dataset_kwargs") or {})
-    told: dict[str, Any] = {
+    shown: dict[str, Any] = {
         "task_alias": f"{name} (world of shapes)",
         "metadata": {"version": 0.0, "data": "the embedded model's own world of shapes, not the benchmark"},
     }
     if not config.get("dataset_path"):
-        return {**told, "dataset_kwargs": {**options, "root": SCENES_ROOT}}
+        return {**shown, "dataset_kwargs": {**options, "root": SCENES_ROOT}}
     from flmm_plugin.tasks.tiny.task import WorldTask
 
     repo = config["dataset_path"]
-    return {**told, "class": WorldTask, "dataset_path": SCENES_ROOT, "dataset_kwargs": {"repo": repo}}
+    return {**shown, "class": WorldTask, "dataset_path": SCENES_ROOT, "dataset_kwargs": {"repo": repo}}
 
 
 def _cached(kind: str, repo: str) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
 from flmm_plugin.backbones.preprocessing import Paper
+from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
 
@@ -31,27 +32,15 @@ class LlavaBackbone(Backbone):
         Raises:
             BackboneUnsupported: The processor did something else than its configuration says.
         """
-        input_height, input_width = inputs["pixel_values"].shape[-2:]
+        height, width = (int(side) for side in inputs["pixel_values"].shape[-2:])
         # A tower that keeps its class token puts it before the patches; it lies nowhere on the picture.
-        default = self.processor.vision_feature_select_strategy == "default"
-        extra = int(self.processor.num_additional_image_tokens) - (1 if default else 0)
-        placeholders = (inputs["input_ids"] == self.image_token_id).cpu()
-        found: list[list[ImageTokens]] = []
-        for item, pictures in enumerate(images):
-            slots = placeholders[item].nonzero().flatten()
-            tokens, start = [], 0
-            for picture in pictures:
-                grid = self.grid(picture.height, picture.width, (int(input_height), int(input_width)))
-                end = start + extra + grid.height * grid.width
-                tokens.append(ImageTokens(slots[start + extra : end], grid))
-                start = end
-            if start != len(slots):
-                raise BackboneUnsupported(
-                    f"{self.name} has {len(slots)} image tokens where {start} were expected; its processor's "
-                    "patch_size, num_additional_image_tokens or vision_feature_select_strategy do not fit the model"
-                )
-            found.append(tokens)
-        return found
+        dropped = self.processor.vision_feature_select_strategy == "default"
+        extra = int(self.processor.num_additional_image_tokens) - dropped
+        layouts = [
+            [Layout.raster(self.grid(one.height, one.width, (height, width)), skipped=extra) for one in pictures]
+            for pictures in images
+        ]
+        return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
 
     def grid(self, image_height: int, image_width: int, input_size: tuple[int, int] | None = None) -> ImageGrid:
         """The token grid on a picture of this size, through this very processor.

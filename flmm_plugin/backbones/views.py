@@ -39,10 +39,10 @@ class Layout:
     coarse: tuple[ImageGrid, ...] = ()
 
     @classmethod
-    def raster(cls, grid: ImageGrid) -> Layout:
-        """One view, row by row, and nothing else."""
-        count = grid.height * grid.width
-        return cls(count, torch.arange(count), grid)
+    def raster(cls, grid: ImageGrid, skipped: int = 0) -> Layout:
+        """Return one view, row by row, after tokens that show nothing of the picture."""
+        count = skipped + grid.height * grid.width
+        return cls(count, torch.arange(skipped, count), grid)
 
     @classmethod
     def base_and_rows(cls, base: ImageGrid, fine: ImageGrid) -> Layout:

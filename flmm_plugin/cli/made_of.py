@@ -22,16 +22,14 @@ def made_of(model: str, arguments: str) -> dict[str, str]:
         model: Name of a model, as lmms-eval's ``--model`` takes it.
         arguments: Its arguments in one text, ``name=value,name=value``.
     """
-    from importlib import metadata
-
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
     from flmm_plugin.adapters.answering.identity import code_digest
-    from flmm_plugin.contents import argument_digests
+    from flmm_plugin.contents import argument_digests, versions
 
     pretrained = DEFAULTS[model].pretrained if model in DEFAULTS else ""
     given = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)
-    versions = {name: metadata.version(name) for name in ("lmms-eval", "torch", "transformers", "pillow")}
-    return {**versions, "code": code_digest(_NO_RESULT), **argument_digests({"pretrained": pretrained, **given})}
+    installed = versions(("lmms-eval", "torch", "transformers", "pillow"))
+    return {**installed, "code": code_digest(_NO_RESULT), **argument_digests({"pretrained": pretrained, **given})}
 
 
 def set_aside(folder: Path, made: Mapping[str, str]) -> None:

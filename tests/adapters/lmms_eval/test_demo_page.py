@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flmm_plugin.adapters.lmms_eval import demo_page
-from flmm_plugin.adapters.lmms_eval.run_files import Agreement
+from flmm_plugin.adapters.lmms_eval.agreement import Agreement
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads
 from flmm_plugin.heads.manifest import HeadsManifest
