@@ -23,7 +23,7 @@ _PACKAGES = {
 
 
 def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return versions, backbone, weights, kernel, dtype, device, batch size, heads and options; None for what is lacking.
+    """Return versions, weights, kernel, dtype, device, heads and options of a loaded model; None for what is lacking.
 
     Args:
         model: A loaded model of either evaluation tool: an object with ``lmm``, ``batch_size`` and ``world_size``.
@@ -60,7 +60,7 @@ def _said(thing: Any, name: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of this package's source, ending in ``-dirty`` if it was changed; None outside its repository."""
+    """Return the commit of this package, ending in ``-dirty`` if its source was changed; None outside its repository."""
     source = Path(flmm_plugin.__file__).resolve()
 
     def git(*words: str) -> str | None:
