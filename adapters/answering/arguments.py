@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.adapters.answering.defaults import Defaults, model_for
-from flmm_plugin.adapters.answering.visual_cot import VisualCotMode
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.options import LoadOptions, none_if_said, refuse_unknown
 
 if TYPE_CHECKING:
+    from flmm_plugin.adapters.answering.visual_cot import VisualCotMode
     from flmm_plugin.grounded_lmm import GroundedLMM
 
 #: Where an evaluation tool without arguments for models takes them from: ``name=value,name=value``.
@@ -71,6 +71,8 @@ class ModelArguments:
         Raises:
             UnknownArgument: A name or a value that does not exist, or no checkpoint.
         """
+        from flmm_plugin.adapters.answering.visual_cot import VisualCotMode  # costs torch
+
         refuse_unknown(model.name, given, MODEL_ARGUMENTS)
         said = {name: none_if_said(value) for name, value in given.items()}
         said = {name: value for name, value in said.items() if value is not None}
@@ -88,7 +90,7 @@ class ModelArguments:
         return cls(model, pretrained, heads, said.get("device"), LoadOptions(**options), grounding, visual_cot)
 
     def load(self, device: str) -> GroundedLMM:
-        """Load the LMM that answers. Models are imported here: naming one must not cost torch.
+        """Load the LMM that answers. It is imported here: naming a model must not cost torch.
 
         Args:
             device: Where to, unless a device map splits the LMM.
