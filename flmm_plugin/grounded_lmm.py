@@ -12,8 +12,6 @@ from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
-import torch
-
 from flmm_plugin.backbones import load_backbone
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.bundled import EMBEDDED

@@ -60,7 +60,7 @@ def _said(thing: Any, name: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of this package, ending in ``-dirty`` if its source was changed; None outside its repository."""
+    """Return the commit of this package, ending in ``-dirty`` if it was changed; None outside its repository."""
     source = Path(flmm_plugin.__file__).resolve()
 
     def git(*words: str) -> str | None:

@@ -90,7 +90,7 @@ def place(placeholders: Tensor, layouts: Sequence[Sequence[Layout]], name: str) 
         slots, counts = row.nonzero().flatten(), [layout.count for layout in some]
         if len(slots) != sum(counts):
             raise BackboneUnsupported(
-                f"{name} has {len(slots)} image tokens in a chat where {sum(counts)} were expected ({len(counts)} "
+                f"{name} has {len(slots)} image tokens where {sum(counts)} were expected in a chat ({len(counts)} "
                 "pictures); its processor does not do what its configuration says, so masks would be misplaced: "
                 "restore the processor files that came with the model"
             )
