@@ -116,8 +116,8 @@ class ChatChanged(AssertionError):
 
 
 def _verdict(model: str, tasks: str, model_args: str, out: Path, **plan: Any) -> Verdict:
-    from flmm_plugin.adapters.answering.arguments import arguments_of
     from flmm_plugin.adapters.preservation import proof
+    from flmm_plugin.options import arguments_of
 
     names = tuple(name for name in tasks.split(",") if name)
     return proof.prove(proof.Plan(model=model, tasks=names, out=out, model_args=arguments_of(model_args), **plan))

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from flmm_plugin import cli
-from flmm_plugin.adapters.answering.arguments import arguments_of
 from flmm_plugin.adapters.preservation import proof
 from flmm_plugin.adapters.preservation.verdict import Answer, RunRecord, Verdict, compare, decide, logits_check
 from flmm_plugin.errors import DataNotFound, UnknownArgument
+from flmm_plugin.options import arguments_of
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKFLOW = ROOT / ".github" / "workflows" / "preserve.yml"
