@@ -149,16 +149,20 @@ def _phrases(reply: Mapping[str, Any], reference: Mapping[str, Any], line: Mappi
         names = [str(one.get("phrase", "")) for one in answered] or [f"mask {at + 1}" for at in range(len(masks))]
     for place, name in enumerate(names):
         index = nearest[place] if len(nearest) == len(names) else _answering(place, name, len(names), answered)
-        known = index is not None and index >= 0
-        mask = masks[index] if known and index < len(masks) else None
-        target = targets[place] if place < len(targets) else None
+        mask = _at(masks, index)
+        score = _at(scores, index)
+        target = _at(targets, place)
         yield PhraseView(
             phrase=name,
             iou=ious[place] if len(ious) == len(names) else None,
-            score=float(scores[index]) if known and index < len(scores) else None,
+            score=None if score is None else float(score),
             predicted=mask if _is_rle(mask) else None,
             target=target if _is_rle(target) else None,
         )
+
+
+def _at(values: Sequence[Any], index: int | None) -> Any:
+    return values[index] if index is not None and 0 <= index < len(values) else None
 
 
 def _answering(place: int, name: str, count: int, answered: Sequence[Mapping[str, Any]]) -> int | None:
@@ -178,7 +182,7 @@ def _overlaps(
     Counts of a task that compares masks in order are lists: 0/0 counts 0, as in mIoU, and the indices are left empty. A
     task that matches masks logs tables (rows are targets, columns predictions): a target has its best IoU and mask.
     """
-    counts = next(
+    counts: tuple[list[Any], list[Any]] = next(
         (
             (value["I"], value["U"])
             for value in line.values()

@@ -57,7 +57,7 @@ class Job:
     """One model of lmms-eval and its tasks.
 
     Attributes:
-        model: Name for ``lmms_eval --model``.
+        model: Name for ``lmms_eval --model``, such as ``flmm_llava``.
         arguments: Text for ``--model_args``, "" for none.
         tasks: Names of tasks, for ``--tasks``.
         folder: Where its results and logs go.

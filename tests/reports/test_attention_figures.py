@@ -71,9 +71,9 @@ def test_pipeline_draws_the_masks_of_decoder_refiner_and_target() -> None:
 
 
 def test_maps_without_four_axes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[layers, heads, h, w\]"):
+    with pytest.raises(ValueError, match="layers"):
         compare_attention([AttentionView("a", np.zeros((4, 6, 6)))], GREY)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="model"):
         compare_attention([], GREY)
 
 
@@ -129,5 +129,5 @@ def test_contact_sheet_has_one_cell_per_head_and_layer() -> None:
 
 
 def test_contact_sheet_needs_layers_and_heads() -> None:
-    with pytest.raises(ValueError, match=r"\[layers, heads, h, w\]"):
+    with pytest.raises(ValueError, match="layers"):
         contact_sheet(np.zeros((4, 6, 6)), GREY)

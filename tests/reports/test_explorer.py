@@ -211,7 +211,7 @@ def test_verdict_of_preservation_stands_first(tmp_path: Path) -> None:
     assert text.index("CHANGED: one") < text.index('id="tables"')
     assert "<div><h4>F-LMM</h4>No &lt;b&gt;</div><div><h4>stock</h4>Yes</div>" in text
     (tmp_path / "verdict.json").write_text("{}")
-    with pytest.raises(DataNotFound, match="no verdict of `flmm preserve`"):
+    with pytest.raises(DataNotFound, match="preserve"):
         read_verdicts([tmp_path])
 
 

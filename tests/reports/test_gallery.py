@@ -118,7 +118,7 @@ def test_mask_switch_only_where_there_are_masks() -> None:
 def test_ragged_table_is_refused_and_leaves_the_old_page(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "page.html"
     assert write_page(out, "old", [Text("t")]) == out
-    with pytest.raises(ValueError, match="has 2 columns, a row has 1"):
+    with pytest.raises(ValueError, match="columns"):
         write_page(out, "new", [Table("t", ["a", "b"], [["x"]])])
     assert "<title>old</title>" in out.read_text(encoding="utf-8")
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]

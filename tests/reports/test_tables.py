@@ -53,7 +53,7 @@ def test_several_tables_and_a_path_as_name(repository: Path) -> None:
 def test_missing_csv_and_unclosed_marker(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataNotFound, match=r"absent\.csv"):
         fill("<!-- table:absent -->\n<!-- /table:absent -->", repository)
-    with pytest.raises(FlmmError, match="never closed"):
+    with pytest.raises(FlmmError, match="closed"):
         fill("<!-- table:tiny -->\n", repository)
     (repository / "README.md").write_text("<!-- table:tiny -->\n")
     assert main([str(repository / "README.md")]) == 2
