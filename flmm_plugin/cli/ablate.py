@@ -132,7 +132,7 @@ def variant_figure(study: Study, found: Sequence[Measured]) -> bytes:
 
     bars: dict[str, list[Bar]] = {}
     for part, name, runs in _by_variant(study, found):
-        numbers = tuple(100 * one.scores["miou"] for one in runs if one.scores.get("miou") is not None)
+        numbers = tuple(100 * miou for one in runs if (miou := one.scores.get("miou")) is not None)
         if numbers:
             bars.setdefault(part.key, []).append(Bar(name, numbers, _published(part.table, name)))
     panels = []
