@@ -309,7 +309,7 @@ def test_a_truncated_file_is_refused(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     for kind in ("JPEG", "PNG"):
         content = encoded(picture, kind)
-        with pytest.raises(BadImage, match="damaged or truncated"):
+        with pytest.raises(BadImage, match="truncated"):
             open_image(content[: len(content) * 2 // 3])
         path = tmp_path / f"cut.{kind.lower()}"
         path.write_bytes(content[:600])
@@ -354,5 +354,5 @@ def test_a_picture_without_pixels_is_refused() -> None:
 
 def test_a_decompression_bomb_is_refused(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BadImage, match="cannot be opened"):
+    with pytest.raises(BadImage, match="opened"):
         open_image(encoded(picture))

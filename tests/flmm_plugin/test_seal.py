@@ -54,7 +54,7 @@ def test_added_and_removed_tensors_are_named() -> None:
     net = model()
     seal = FrozenSeal(net)
     net.register_buffer("extra", torch.zeros(1))
-    with pytest.raises(FrozenWeightsChanged, match="'extra' was added"):
+    with pytest.raises(FrozenWeightsChanged, match="extra"):
         seal.verify()
     net = model()
     seal = FrozenSeal(net)

@@ -81,7 +81,7 @@ def test_numbers_that_float16_cannot_hold_are_refused(make_heads: Make, path: Pa
     heads = make_heads()
     with torch.no_grad():
         heads.text_layer_weights[0] = 1e6
-    with pytest.raises(BadCheckpoint, match="text_layer_weights is not finite in float16"):
+    with pytest.raises(BadCheckpoint, match="text_layer_weights"):
         save_heads(path, heads, storage="float16")
     with pytest.raises(UnknownArgument, match="float16, float32"):
         save_heads(path, heads, storage="int4")
@@ -129,7 +129,7 @@ def test_no_file(path: Path) -> None:
 
 def test_safetensors_of_something_else(path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(BadCheckpoint, match="without a heads manifest"):
+    with pytest.raises(BadCheckpoint, match="manifest"):
         load_heads(path)
 
 
@@ -138,7 +138,7 @@ def test_changed_bytes_do_not_match_the_hash(make_heads: Make, path: Path) -> No
     data = bytearray(path.read_bytes())
     data[-3] ^= 0x40
     path.write_bytes(bytes(data))
-    with pytest.raises(BadCheckpoint, match="do not match the sha256"):
+    with pytest.raises(BadCheckpoint, match="sha256"):
         load_heads(path)
 
 

@@ -280,7 +280,7 @@ def test_the_position_code_comes_from_sam_where_the_file_has_none(
         convert(without, FACTS, sam="vit_b")
     rounded = {**state, key: state[key].bfloat16().float()}
     convert(rounded, FACTS, sam=small_sam, sam_checkpoint=sam_file)
-    with pytest.raises(HeadsMismatch, match="position code differs"):
+    with pytest.raises(HeadsMismatch, match="position"):
         convert({**state, key: state[key] + 0.1}, FACTS, sam=small_sam, sam_checkpoint=sam_file)
     with pytest.raises(BadCheckpoint, match="stored whole; pass sam_checkpoint"):
         convert(state, FACTS, sam=small_sam)
@@ -296,7 +296,7 @@ def test_files_that_are_something_else(state: dict[str, Tensor], tmp_path: Path)
     path = tmp_path / "heads.pth"
     with pytest.raises(BadCheckpoint, match="no released heads at"):
         read_official(path)
-    with pytest.raises(BadCheckpoint, match="is a folder"):
+    with pytest.raises(BadCheckpoint, match="folder"):
         read_official(tmp_path)
     torch.save(state, path)
     whole = path.read_bytes()
