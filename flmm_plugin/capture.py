@@ -112,21 +112,6 @@ def capture_answers(
     return [_captured_passage(capture, item, passage, encoded) for item, passage in enumerate(passages)]
 
 
-def capture_alternatives(
-    backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage]
-) -> Iterator[CapturedPassage]:
-    """Capture several passages, each alone behind the same single prompt; prompt and picture are computed once.
-
-    Raises:
-        BadText: A passage with the prompt is longer than the model's context.
-    """
-    texts, rows = [passage.ids for passage in passages], [passage.tokens for passage in passages]
-    image = encoded.image_tokens[0][0]
-    read = read_continuations(backbone, encoded, texts, rows, image.slots)
-    for passage, (attention, hidden) in zip(passages, read, strict=True):
-        yield CapturedPassage(passage, attention, hidden, image)
-
-
 def last_states(backbone: Backbone, encoded: EncodedChat, lengths: Sequence[int]) -> list[Tensor]:
     """Read the states after the final norm of each sequence's last tokens, b x ``[t, d]``; no attention is kept.
 
@@ -212,57 +197,47 @@ def read_answer(
     return _captured(backbone, {**whole, "position_ids": backbone.positions(whole)}, slots, columns)
 
 
-def read_continuations(
-    backbone: Backbone,
-    encoded: EncodedChat,
-    texts: Sequence[Sequence[int]],
-    rows: Sequence[Sequence[int]],
-    columns: Tensor,
-    *,
-    at_once: int = 8,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read several texts, each written alone behind the same single prompt; prompt and picture are computed once.
+def capture_alternatives(
+    backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage], *, at_once: int = 8
+) -> Iterator[CapturedPassage]:
+    """Capture several passages, each alone behind the same single prompt; prompt and picture are computed once.
 
     Args:
         backbone: The frozen model that reads them.
         encoded: The prompt, a batch of one.
-        texts: Token ids of each text.
-        rows: Per text, indices of the tokens to read.
-        columns: Slots of the prompt's image tokens.
-        at_once: Texts per forward pass; each holds a copy of the prompt's cache.
-
-    Yields:
-        Per text, its rows ``[t, m, c, k]`` and hidden states ``[t, m, d]``.
+        passages: Texts with their phrases, in any number.
+        at_once: Passages per forward pass; each holds a copy of the prompt's cache.
 
     Raises:
-        BadText: A text with its prompt is longer than the model's context.
+        BadText: A passage with the prompt is longer than the model's context.
     """
-    check_tokens(backbone, encoded.length + max(map(len, texts), default=0))
+    check_tokens(backbone, encoded.length + max((len(passage.ids) for passage in passages), default=0))
     out = backbone.forward_body(encoded.grounding_inputs, use_cache=True)
     start, device = encoded.length, encoded.inputs["attention_mask"].device
-    for first in range(0, len(texts), at_once):
-        some, asked = texts[first : first + at_once], rows[first : first + at_once]
+    image = encoded.image_tokens[0][0]
+    for first in range(0, len(passages), at_once):
+        some = passages[first : first + at_once]
         cache = prompt_cache(out.past_key_values, start, repeats=len(some))
         if cache is None:
             # Nothing that can be shared (sliding windows): every sequence whole.
-            for text, row in zip(some, asked, strict=True):
-                slots = torch.tensor(list(row), dtype=torch.long) + start
-                capture = read_sequence(backbone, encoded.extended([text], backbone.pad_id), [slots], [columns])
-                yield capture.attention(0), capture.hidden(0)
+            for passage in some:
+                whole_chat = encoded.extended([passage.ids], backbone.pad_id)
+                yield from capture_passages(backbone, whole_chat, [passage])
             continue
-        longest = max(len(text) for text in some)
+        longest = max(len(passage.ids) for passage in some)
         inputs, places = [], []
-        for text in some:
+        for passage in some:
             ids = torch.full((1, longest), backbone.pad_id, device=device)
-            ids[0, : len(text)] = torch.tensor(list(text), device=device)
-            inputs.append(_grown(encoded, ids, torch.arange(longest, device=device)[None] < len(text)))
+            ids[0, : len(passage.ids)] = torch.tensor(passage.ids, device=device)
+            written = torch.arange(longest, device=device)[None] < len(passage.ids)
+            inputs.append(_grown(encoded, ids, written))
             places.append(backbone.positions(inputs[-1]))
         whole = {key: torch.cat([one[key] for one in inputs]) for key in ("input_ids", "attention_mask")}
-        slots_of = [torch.tensor(list(row), dtype=torch.long) + start for row in asked]
+        slots = [_slots(passage, start) for passage in some]
         continuation = _continuation(whole, torch.cat(places, dim=-2), start, cache)
-        capture = _captured(backbone, continuation, slots_of, [columns] * len(some))
-        for item in range(len(some)):
-            yield capture.attention(item), capture.hidden(item)
+        capture = _captured(backbone, continuation, slots, [image.slots] * len(some))
+        for item, passage in enumerate(some):
+            yield CapturedPassage(passage, capture.attention(item), capture.hidden(item), image)
 
 
 def prompt_cache(cache: Any, length: int, *, repeats: int = 1) -> DynamicCache | None:

@@ -10,8 +10,9 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from flmm_plugin import capture
-from flmm_plugin.capture import prompt_cache, read_answer, read_continuations, read_sequence
+from flmm_plugin.capture import capture_alternatives, prompt_cache, read_answer, read_sequence
 from flmm_plugin.errors import CaptureError
+from flmm_plugin.passages import Passage
 
 Load = Callable[..., Any]
 
@@ -110,18 +111,18 @@ def test_continuations_share_one_prompt(load_llava: Load, noise_image: Load, mon
     backbone = load_llava("gqa")
     encoded = backbone.encode([[{"role": "user", "content": "<image>\nDescribe."}]], [[noise_image()]])
     texts, rows = [[70, 71, 72, 9], [80, 9], [90, 91, 9]], [[0, 1, 2], [0], [1, 0]]
-    columns = encoded.image_tokens[0][0].slots
+    passages = [Passage(text, [row], [("", None)]) for text, row in zip(texts, rows, strict=True)]
     lengths = passes(backbone, monkeypatch)
-    shared = list(read_continuations(backbone, encoded, texts, rows, columns, at_once=2))
+    shared = list(capture_alternatives(backbone, encoded, passages, at_once=2))
     assert lengths == [encoded.length, 4, 3]
     monkeypatch.setattr(capture, "prompt_cache", lambda *args, **options: None)
-    apart = list(read_continuations(backbone, encoded, texts, rows, columns))
+    apart = list(capture_alternatives(backbone, encoded, passages))
     assert len(shared) == len(apart) == 3
     for row, one, two in zip(rows, shared, apart, strict=True):
-        assert one[0].shape == (len(row), 3, 4, 16)
-        assert (one[0] - two[0]).abs().max() < 1e-5
-        torch.testing.assert_close(one[1], two[1], rtol=1e-4, atol=1e-4)
-    assert (shared[0][0] - shared[1][0]).abs().max() > 1e-3
+        assert one.rows.shape == (len(row), 3, 4, 16)
+        assert (one.rows - two.rows).abs().max() < 1e-5
+        torch.testing.assert_close(one.hidden, two.hidden, rtol=1e-4, atol=1e-4)
+    assert (shared[0].rows - shared[1].rows).abs().max() > 1e-3
 
 
 def test_caches_that_hold_no_plain_keys_are_not_used(load_llava: Load) -> None:

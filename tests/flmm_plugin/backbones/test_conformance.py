@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText
 
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones.base import EncodedChat, ImageTokens
-from flmm_plugin.capture import read_answer, read_continuations, read_sequence
+from flmm_plugin.capture import capture_alternatives, read_answer, read_sequence
+from flmm_plugin.passages import Passage
 
 from .families import FAMILIES
 
@@ -135,8 +136,9 @@ def test_continuations_of_one_prompt(family: str, load_family: Load) -> None:
     backbone = load_family(family)
     encoded = backbone.encode([user("Where?")], [[noise(100, 60, 1)]])
     texts = [ANSWER, [80, 81]]
-    read = list(read_continuations(backbone, encoded, texts, [[0, 2], [1]], columns(encoded)[0]))
-    for text, asked, (rows, _) in zip(texts, [[0, 2], [1]], read, strict=True):
+    passages = [Passage(text, [asked], [("", None)]) for text, asked in zip(texts, [[0, 2], [1]], strict=True)]
+    read = [captured.rows for captured in capture_alternatives(backbone, encoded, passages)]
+    for text, asked, rows in zip(texts, [[0, 2], [1]], read, strict=True):
         written = encoded.extended([text], backbone.pad_id)
         slots = torch.tensor(asked) + written.length - len(text)
         expected = read_sequence(backbone, written, [slots], columns(written)).attention(0)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from flmm_plugin.capture import read_answer, read_continuations, read_sequence
+from flmm_plugin.capture import capture_alternatives, read_answer, read_sequence
 from flmm_plugin.errors import HeadsMismatch, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, save_heads
+from flmm_plugin.passages import Passage
 
 from .families import FAMILIES
 
@@ -100,7 +101,8 @@ def test_every_way_of_reading_uses_the_padded_picture(padding: Any) -> None:
     written = encoded.extended([answer], padding.pad_id)
     slots = [torch.arange(written.length - 3, written.length)]
     given = read_sequence(padding, written, slots, columns).attention(0)
-    (continued, _), *_ = read_continuations(padding, encoded, [answer], [[0, 1, 2]], columns[0])
+    passage = Passage(answer, [[0, 1, 2]], [("", None)])
+    continued = next(capture_alternatives(padding, encoded, [passage])).rows
     assert (back - given).abs().max() < 1e-5
     assert (continued - given).abs().max() < 1e-5
     # Left to itself, with the padded pixels handed over by hand; and not with the chat's.
