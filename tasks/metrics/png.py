@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar
 
 from flmm_plugin.tasks.metrics.segmentation import IoUCounts
 
@@ -39,8 +38,6 @@ class RecallSums:
     >>> round(sums.average_recall(), 6), sums.accuracy(), sums.recall(0.5), sums.recall(0.6)
     (0.75, 0.5, 1.0, 0.5)
     """
-
-    higher_is_better: ClassVar[bool] = True
 
     bins: Counter[int] = field(default_factory=Counter)
     over_half: int = 0

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,6 @@ class SegmentationSums:
     >>> both.compute()["cIoU"], both.compute()["gIoU"], both.items
     (0.5, 0.5833333333333334, 3)
     """
-
-    higher_is_better: ClassVar[bool] = True
 
     intersection: int = 0
     union: int = 0
