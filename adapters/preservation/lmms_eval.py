@@ -77,8 +77,8 @@ def evaluate(
 
     Args:
         adapter: Name of the model, as `make_model` returned it.
-        recorder: Record of this run.
-        folder: Folder of this run.
+        recorder: Record of this run, with its model.
+        folder: Folder for files that tasks write beside their scores.
         screen: Stream of the progress bar; None: no bar.
         task_manager: lmms-eval's index of tasks, if the caller has one for this model's name.
 

@@ -72,7 +72,7 @@ def prove(plan: Plan, launch: Launch | None = None) -> Verdict:
     """Run what is not there yet, compare, decide.
 
     Args:
-        plan: The proof.
+        plan: Models, tasks and settings of the proof.
         launch: Carries out a run; default: `in_a_process`.
 
     Raises:

@@ -16,7 +16,8 @@ In a test, with ``pytest_plugins = ["flmm_plugin.adapters.preservation.pytest_pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -45,51 +46,43 @@ def flmm_preserve(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     ``plan``: the fields of `flmm_plugin.adapters.preservation.proof.Plan`.
     """
     out = Path(request.config.getoption("--flmm-preserve-out") or tmp_path_factory.mktemp("flmm-preserve"))
-
-    def run(model: str, tasks: str, model_args: str = "", **plan: Any) -> Verdict:
-        return _verdict(model, tasks, model_args, out, **plan)
-
-    return run
+    return lambda model, tasks, model_args="", **plan: _verdict(model, tasks, model_args, out, **plan)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--flmm-preserve``: add one case for the verdict and one per check, before the project's own."""
-    if config.getoption("--flmm-preserve"):
-        collector = _PreserveCollector.from_parent(session, name="flmm preserve", nodeid="flmm-preserve")
-        items[:0] = list(collector.collect())
+    model = config.getoption("--flmm-preserve")
+    if not model:
+        return
+    from flmm_plugin.adapters.preservation.verdict import CHECKS
+
+    @functools.cache  # the first case that runs makes the verdict for all
+    def verdict() -> Verdict:
+        return _verdict(
+            model, config.getoption("--flmm-preserve-tasks"), config.getoption("--flmm-preserve-args"),
+            Path(config.getoption("--flmm-preserve-out") or mkdtemp(prefix="flmm-preserve-")),
+            limit=config.getoption("--flmm-preserve-limit"), device=config.getoption("--flmm-preserve-device"),
+        )  # fmt: skip
+
+    names = ("verdict", *CHECKS)
+    items[:0] = [
+        PreserveCase.from_parent(session, name=name, nodeid=f"flmm-preserve::{name}", verdict=verdict) for name in names
+    ]
 
 
-class _PreserveCollector(pytest.Collector):
-    """The cases; the first that runs makes the verdict for all."""
-
-    _verdict: Verdict | None = None
-
-    def collect(self) -> Iterator[pytest.Item]:
-        from flmm_plugin.adapters.preservation.verdict import CHECKS
-
-        for name in ("verdict", *CHECKS):
-            yield _PreserveCase.from_parent(self, name=name)
-
-    def verdict(self) -> Verdict:
-        if self._verdict is None:
-            option = self.config.getoption
-            out = Path(option("--flmm-preserve-out") or mkdtemp(prefix="flmm-preserve-"))
-            self._verdict = _verdict(
-                option("--flmm-preserve"), option("--flmm-preserve-tasks"), option("--flmm-preserve-args"), out,
-                limit=option("--flmm-preserve-limit"), device=option("--flmm-preserve-device"),
-            )  # fmt: skip
-        return self._verdict
-
-
-class _PreserveCase(pytest.Item):
+class PreserveCase(pytest.Item):
     """One check of the verdict, or the verdict itself."""
 
+    def __init__(self, *, verdict: Callable[[], Verdict], **options: Any) -> None:
+        super().__init__(**options)
+        self._verdict = verdict
+
     def runtest(self) -> None:
+        """Fail if the check differs, with the first difference as the message."""
         from flmm_plugin.adapters.preservation import report
 
-        assert isinstance(self.parent, _PreserveCollector)
-        verdict = self.parent.verdict()
+        verdict = self._verdict()
         if self.name == "verdict":
             if not verdict.unchanged:
                 raise ChatChanged(report.as_text(verdict))

@@ -25,7 +25,7 @@ PLAIN_TRANSFORMERS = "plain transformers"
 
 @dataclass(frozen=True)
 class Harness:
-    """What a proof must know of a harness.
+    """Facts about a harness that a proof needs.
 
     Attributes:
         distribution: Name under which it is installed.
@@ -113,7 +113,7 @@ def run_key(spec: RunSpec, times: int) -> str:
     of the libraries and, for the F-LMM run, this package's code: a run of older code proves nothing about this one.
 
     Args:
-        spec: Specification of the run.
+        spec: Specification of the run to name.
         times: How often it ran before; 1 for a second run of the stock model.
 
     Returns:

@@ -35,7 +35,7 @@ def run_here(spec: RunSpec, folder: Path, *, screen: TextIO | None = None, **opt
     """Run (or go on with) a run in this process, and write it.
 
     Args:
-        spec: Specification of the run.
+        spec: Specification of the run to carry out.
         folder: Folder of this run alone; what it holds of an earlier start is not asked again.
         screen: Stream of the progress bar; None: no bar.
         **options: Handed to the harness's ``evaluate``.

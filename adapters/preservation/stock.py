@@ -62,7 +62,7 @@ def adapter_for(arguments: Mapping[str, Any]) -> tuple[str, str]:
     """Choose the stock adapter of lmms-eval for a checkpoint.
 
     Args:
-        arguments: Made by `stock_arguments`.
+        arguments: Model arguments, as `stock_arguments` returns them.
 
     Returns:
         Its name, or `PLAIN` and the reason why it is no adapter of lmms-eval's.

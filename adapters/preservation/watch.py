@@ -189,7 +189,7 @@ class Recorder:
     """The record of a run while it runs: answers on disk, groundings between the questions, weights at both ends.
 
     Args:
-        spec: Specification of the run.
+        spec: Specification of the run to record.
         model: The harness's model that answers.
         path: ``answers.jsonl``; requests that it holds already need not be asked again.
 
