@@ -24,11 +24,12 @@ examples:
   flmm report results/ --table 1 --check                       which of the paper's numbers no run reproduces
   flmm report results/ --table 1 --check table1.md             which numbers of that file no result file supports
   flmm report results/ --figure 6 --out ranks.png              chat rank against ground rank
-  flmm report results/ stock/ --html report.html               one page: tables, samples, both arms' answers
+  flmm report results/ stock/ --html report.html               one page: tables, samples, answers of both models
 
-Results are the --output_path folders of lmms_eval runs (with --log_samples, so that samples can be shown and runs be
-known to have been asked the same) and work folders of VLMEvalKit. Nothing is measured here: a number that was not
-measured as its column says carries a mark, and what a file does not record is "not recorded".
+Results are the --output_path folders of lmms_eval runs and the work folders of VLMEvalKit. Run lmms_eval with
+--log_samples: samples can then be shown, and runs that were asked the same questions are recognised. Nothing is
+measured here. A number that was not measured as its column says carries a mark, and what a file does not record is "not
+recorded".
 """
 
 
@@ -59,7 +60,7 @@ def add_subcommand(commands: Any) -> None:
         nargs="?",
         const="",
         metavar="FILE",
-        help="name the numbers that no result file supports, of FILE or else of the paper's F-LMM rows; "
+        help="list the numbers that no result file supports, in FILE or else in the paper's F-LMM rows; "
         "exit status 1 if there are any",
     )
     _add_figure(parser)
@@ -78,7 +79,9 @@ def _add_figure(parser: argparse.ArgumentParser) -> None:
         help="6: chat rank against ground rank; recall: curves over IoU; ablation: bars of Table 5; "
         "samples: pictures with predicted and target masks",
     )
-    group.add_argument("--order", choices=("worst", "best", "document"), default="worst", help="of --figure samples")
+    group.add_argument(
+        "--order", choices=("worst", "best", "document"), default="worst", help="order of --figure samples"
+    )
     group.add_argument(
         "--count", type=int, default=6, metavar="N", help="rows of --figure samples (default: %(default)s)"
     )
@@ -100,7 +103,7 @@ def _add_page(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=150,
         metavar="MB",
-        help="what its pictures may take; beyond it the best samples go without (default: %(default)s)",
+        help="room for its images; beyond it the best samples are shown without (default: %(default)s)",
     )
 
 

@@ -89,11 +89,11 @@ function card(sample) {
     words.append(list);
   } else words.append(make('p', '', question));
   if (answer || stock !== null || !phrases.length) {
-    const arms = make('div', 'arms');
+    const answers = make('div', 'answers');
     [['F-LMM', answer], ['stock', stock]].forEach(([name, text]) => { if (text === null) return;
-      const box = make('div'); box.append(make('h4', '', name), make('span', '', text)); arms.append(box); });
-    arms.classList.toggle('different', stock !== null && stock !== answer);
-    words.append(arms);
+      const box = make('div'); box.append(make('h4', '', name), make('span', '', text)); answers.append(box); });
+    answers.classList.toggle('different', stock !== null && stock !== answer);
+    words.append(answers);
     if (!phrases.length) words.append(make('p', 'where', 'expected: ' + target));
   }
   figure.append(words);

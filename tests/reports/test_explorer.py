@@ -109,7 +109,7 @@ def test_one_sample_with_text_that_attacks(tmp_path: Path, picture: Path, browse
     # The page's own decoder paints exactly the pixels of the mask.
     assert painted(dom) == [int(decode_rle(one.phrases[0].predicted).sum())] == [100]
     assert painted(browse(facts.path, "predicted=0", masks=1)) == [0]
-    assert 'class="arms different"' in dom
+    assert 'class="answers different"' in dom
     assert 'src="data:image/jpeg;base64,' in dom
 
 
