@@ -28,83 +28,83 @@ class ProcessFailed(FlmmError):
     """Another process of this run failed, so none of them goes on; the message says which and why."""
 
 
-def journalled(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the kit's ``infer_data`` with all of the above; models of others pass through unchanged."""
+def journalled(
+    infer_data: Callable[..., Any],
+    model: Any,
+    model_name: str,
+    work_dir: str,
+    dataset: Any,
+    out_file: str,
+    **options: Any,
+) -> Any:
+    """Call the kit's ``infer_data`` with all of the above; models of others pass through unchanged."""
+    from vlmeval.config import supported_VLM
 
-    def infer_data(model: Any, model_name: str, work_dir: str, dataset: Any, out_file: str, **options: Any) -> Any:
-        from vlmeval.config import supported_VLM
+    if isinstance(model, str) and model not in supported_VLM:
+        raise UnknownArgument(unknown("model", model, supported_VLM))
+    rest = {"model_name": model_name, "work_dir": work_dir, "dataset": dataset, "out_file": out_file, **options}
+    if not _is_ours(model):
+        return infer_data(model=model, **rest)
 
-        if isinstance(model, str) and model not in supported_VLM:
-            raise UnknownArgument(unknown("model", model, supported_VLM))
-        rest = {"model_name": model_name, "work_dir": work_dir, "dataset": dataset, "out_file": out_file, **options}
-        if not _is_ours(model):
-            return original(model=model, **rest)
-
-        def answered() -> tuple[Any, DataSetRun, dict[str, str]]:
-            one = _built(supported_VLM[model], options) if isinstance(model, str) else model
-            run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), answer_facts(one))
-            dataset.build_prompt = _forgiving(dataset.build_prompt)
-            result, keys, journal = _result(work_dir, model_name, dataset), run.keys(dataset), run.journal()
-            if not set(keys) <= run.held(result, dataset.data["index"], keys, journal):
-                run.remove_stale()
-            run.drop_partial_files(result)
-            one.journal = journal
-            try:
-                original(model=one, **rest)
-                one.finished(run.data)
-            except FrozenWeightsChanged:
-                Path(out_file).unlink(missing_ok=True)
-                run.forget()
-                raise
-            finally:
-                one.journal = None
-            logger.info(f"flmm: {run.data}: {journal.found} answers from disk, {journal.added} new")
-            return one, run, keys
-
-        one, run, keys = _together(answered)
-        for others in _gathered(keys):
-            keys.update(others)
-        dataset.data = dataset.data.assign(**{KEY: [keys[str(index)] for index in dataset.data["index"]]})
-        run.record(one.provenance, one.arguments)
-        dataset.flmm_run = run
-        return one
-
-    return infer_data
-
-
-def delivered(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``infer_data_job``: journals are kept until the result file is there, and all know of failures."""
-
-    def infer_data_job(model: Any, work_dir: str, model_name: str, dataset: Any, **options: Any) -> Any:
-        rest = {"work_dir": work_dir, "model_name": model_name, "dataset": dataset, **options}
-        if not _is_ours(model):
-            return original(model, **rest)
-
-        def done() -> Any:
-            result = _result(work_dir, model_name, dataset)
-            if result.is_file():
-                predictions.read(result)  # what cannot be read stops all processes, not the first one alone
-            try:
-                return original(model, **rest)
-            except Exception:
-                if hasattr(dataset, "flmm_run") and _several():
-                    import torch.distributed as dist
-
-                    dist.barrier()  # all have answered, and the others wait for the file that this one writes
-                raise
-
+    def answered() -> tuple[Any, DataSetRun, dict[str, str]]:
+        one = _built(supported_VLM[model], options) if isinstance(model, str) else model
+        run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), answer_facts(one))
+        dataset.build_prompt = _forgiving(dataset.build_prompt)
+        result, keys, journal = _result(work_dir, model_name, dataset), run.keys(dataset), run.journal()
+        if not set(keys) <= run.held(result, dataset.data["index"], keys, journal):
+            run.remove_stale()
+        run.drop_partial_files(result)
+        one.journal = journal
         try:
-            one = _together(done)
-        except Exception as exc:
-            outcomes.note(
-                {"model_name": model_name, "dataset_name": dataset.dataset_name, "status": "done",
-                 "error_message": f"{exc}" or type(exc).__name__}
-            )  # fmt: skip
+            infer_data(model=one, **rest)
+            one.finished(run.data)
+        except FrozenWeightsChanged:
+            Path(out_file).unlink(missing_ok=True)
+            run.forget()
             raise
-        dataset.flmm_run.forget()
-        return one
+        finally:
+            one.journal = None
+        logger.info(f"flmm: {run.data}: {journal.found} answers from disk, {journal.added} new")
+        return one, run, keys
 
-    return infer_data_job
+    one, run, keys = _together(answered)
+    for others in _gathered(keys):
+        keys.update(others)
+    dataset.data = dataset.data.assign(**{KEY: [keys[str(index)] for index in dataset.data["index"]]})
+    run.record(one.provenance, one.arguments)
+    dataset.flmm_run = run
+    return one
+
+
+def delivered(
+    infer_data_job: Callable[..., Any], model: Any, work_dir: str, model_name: str, dataset: Any, **options: Any
+) -> Any:
+    """Call ``infer_data_job``: journals are kept until the result file is there, and all know of failures."""
+    rest = {"work_dir": work_dir, "model_name": model_name, "dataset": dataset, **options}
+    if not _is_ours(model):
+        return infer_data_job(model, **rest)
+
+    def done() -> Any:
+        result = _result(work_dir, model_name, dataset)
+        if result.is_file():
+            predictions.read(result)  # what cannot be read stops all processes, not the first one alone
+        try:
+            return infer_data_job(model, **rest)
+        except Exception:
+            if hasattr(dataset, "flmm_run") and _several():
+                import torch.distributed as dist
+
+                dist.barrier()  # all have answered, and the others wait for the file that this one writes
+            raise
+
+    try:
+        one = _together(done)
+    except Exception as exc:
+        problem = str(exc) or type(exc).__name__
+        outcomes.note(model_name=model_name, dataset_name=dataset.dataset_name, status="done", error_message=problem)
+        raise
+    dataset.flmm_run.forget()
+    return one
 
 
 def _is_ours(model: Any) -> bool:

@@ -20,17 +20,13 @@ _FAILURES = ("invalid_dataset", "No infer result found", "Incomplete infer resul
 _outcomes: dict[tuple[str, str], dict[str, Any]] = {}
 
 
-def watched(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the kit's own note of a combination's state: it is taken down here too."""
-
-    def upsert(*args: Any, **kwargs: Any) -> Any:
-        note(kwargs)
-        return original(*args, **kwargs)
-
-    return upsert
+def watched(upsert_dataset_status: Callable[..., Any], *args: Any, **state: Any) -> Any:
+    """Call the kit's own note of a combination's state, and take it down here too."""
+    note(**state)
+    return upsert_dataset_status(*args, **state)
 
 
-def note(state: Mapping[str, Any]) -> None:
+def note(**state: Any) -> None:
     """Take down what the kit says of a combination."""
     if "model_name" not in state or "dataset_name" not in state:
         return

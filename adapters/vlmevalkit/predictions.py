@@ -69,58 +69,46 @@ def answers_of(table: Table) -> dict[str, str]:
     return dict(zip(map(str, table["index"]), map(str, table[ANSWERS]), strict=True))
 
 
-def whole(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the kit's ``dump``, which a kill or a full disk interrupts: a file is whole, or not there.
+def whole(dump: Callable[..., Any], content: Any, path: Any, *args: Any, **options: Any) -> Any:
+    """Call the kit's ``dump``, which a kill or a full disk interrupts: a file is complete, or not there.
 
     Raises:
         OutputFailed: The place cannot be written.
     """
-
-    def dump(content: Any, path: Any, *args: Any, **options: Any) -> Any:
-        target = Path(str(path))
-        with files.naming(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as aside:
-            done = original(content, str(Path(aside) / target.name), *args, **options)
-            made = list(Path(aside).iterdir())
-            # A pickle of another name is what the kit writes where a format fails, which leaves half a file.
-            for one in [one for one in made if one.name != target.name] or made:
-                os.replace(one, target.parent / one.name)
-        return done
-
-    return dump
+    target = Path(str(path))
+    with files.naming(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as aside:
+        done = dump(content, str(Path(aside) / target.name), *args, **options)
+        made = list(Path(aside).iterdir())
+        # A pickle of another name is what the kit writes where a format fails, which leaves half a file.
+        for one in [one for one in made if one.name != target.name] or made:
+            os.replace(one, target.parent / one.name)
+    return done
 
 
-def keeping(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the ``dump`` of the kit's inference: answers are on disk as they were given.
+def keeping(dump: Callable[..., Any], content: Any, path: Any, **options: Any) -> Any:
+    """Call the ``dump`` of the kit's inference: answers are on disk as they were given.
 
     Raises:
         OutputFailed: The place cannot be written, or the format does not keep them.
     """
-
-    def dump(content: Any, path: Any, **options: Any) -> Any:
-        done = original(content, path, **options)
-        target = Path(str(path))
-        changed = _changed(content, target) if isinstance(content, pd.DataFrame) and ANSWERS in content else 0
-        if changed:
-            target.unlink(missing_ok=True)
-            raise OutputFailed(
-                f"{target.suffix} does not keep {changed} of {len(content)} answers as they were given; "
-                "PRED_FORMAT=tsv keeps every one"
-            )
-        return done
-
-    return dump
+    done = dump(content, path, **options)
+    target = Path(str(path))
+    changed = _changed(content, target) if isinstance(content, pd.DataFrame) and ANSWERS in content else 0
+    if changed:
+        target.unlink(missing_ok=True)
+        raise OutputFailed(
+            f"{target.suffix} does not keep {changed} of {len(content)} answers as they were given; "
+            "PRED_FORMAT=tsv keeps every one"
+        )
+    return done
 
 
-def marked(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a reader of the kit's: failed samples have the mark by which it counts them and asks them again."""
-
-    def load(*args: Any, **options: Any) -> Any:
-        content = original(*args, **options)
-        if isinstance(content, pd.DataFrame) and ANSWERS in content:
-            content[ANSWERS] = [FAILED if reply == NOTHING else reply for reply in content[ANSWERS]]
-        return content
-
-    return load
+def marked(load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a reader of the kit's: failed samples have the mark by which it counts them and asks them again."""
+    content = load(*args, **options)
+    if isinstance(content, pd.DataFrame) and ANSWERS in content:
+        content[ANSWERS] = [FAILED if reply == NOTHING else reply for reply in content[ANSWERS]]
+    return content
 
 
 def _as_written(reader: Callable[..., Table], path: Any, **options: Any) -> Table:

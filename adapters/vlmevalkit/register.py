@@ -12,15 +12,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.patching import AfterImport
+from flmm_plugin.adapters.patching import AfterImport, wrap_once
 from flmm_plugin.adapters.vlmevalkit.command_line import Requested, unknown
 from flmm_plugin.adapters.vlmevalkit.messages import FAILED, is_failure
 from flmm_plugin.errors import UnknownArgument
 
-_MARK = "_flmm_registered"
 #: The module that is executed last of those that hold registries, and first by everything that runs the kit.
 _REGISTRY = "vlmeval.config"
 
@@ -73,17 +73,17 @@ def register() -> None:
             datasets.SUPPORTED_DATASETS.extend(name for name in cls.supported_datasets() if name not in known)
         setattr(datasets, cls.__name__, cls)
     smp.file.pd = predictions.Readers()
-    _wrap_everywhere(smp.file._prediction_table, predictions.marked)
-    inference.load = _wrapped(inference.load, predictions.marked)
-    inference.dump = _wrapped(inference.dump, lambda dump: predictions.keeping(predictions.whole(dump)))
-    _wrap_everywhere(smp.file.dump, predictions.whole)
-    inference.infer_data = _wrapped(inference.infer_data, journalled)
-    inference.infer_data_job = _wrapped(inference.infer_data_job, delivered)
-    _wrap_everywhere(yorn.MME_rating, _of_some_categories)
-    _wrap_everywhere(yorn.YOrN_auxeval, lambda judge: _unless_failed(judge, "Unknown"))
-    _wrap_everywhere(choices.extract_answer_from_item, lambda judge: _unless_failed(judge, {"opt": "Z", "log": FAILED}))
+    _wrap_everywhere(smp.file, "_prediction_table", predictions.marked)
+    _wrap_everywhere(smp.file, "dump", predictions.whole)
+    wrap_once(inference, "load", predictions.marked)
+    wrap_once(inference, "dump", predictions.keeping)
+    wrap_once(inference, "infer_data", journalled)
+    wrap_once(inference, "infer_data_job", delivered)
+    _wrap_everywhere(yorn, "MME_rating", _of_some_categories)
+    _wrap_everywhere(yorn, "YOrN_auxeval", _yes_or_no)
+    _wrap_everywhere(choices, "extract_answer_from_item", _choice)
     if hasattr(smp, "upsert_dataset_status"):
-        smp.upsert_dataset_status = _wrapped(smp.upsert_dataset_status, outcomes.watched)
+        wrap_once(smp, "upsert_dataset_status", outcomes.watched)
     _use_gloo_on_the_cpu()
     _repair_llavabench()
 
@@ -112,51 +112,42 @@ def refuse_unknown_names(asked: Requested) -> None:
             )
 
 
-def _wrapped(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-    """Wrap a function, unless it is wrapped already."""
-    if getattr(original, _MARK, False):
-        return original
-    wrapped = functools.wraps(original)(wrap(original))
-    setattr(wrapped, _MARK, True)
-    return wrapped
-
-
-def _wrap_everywhere(original: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _wrap_everywhere(home: ModuleType, name: str, around: Callable[..., Any]) -> None:
     """Wrap a function in every module of the kit that has it by name."""
-    wrapped = _wrapped(original, wrap)
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "vlmeval":
+    original = getattr(home, name)
+    wrap_once(home, name, around)
+    for place, module in list(sys.modules.items()):
+        if place.partition(".")[0] == "vlmeval":
             for attribute in [key for key, value in vars(module).items() if value is original]:
-                setattr(module, attribute, wrapped)
+                setattr(module, attribute, getattr(home, name))
 
 
-def _unless_failed(judge: Callable[..., Any], instead: Any) -> Callable[..., Any]:
-    """Wrap a question to a judge, who is not asked about a failed sample: the guess is right now and then."""
-
-    def judged(model: Any, item: Any, *args: Any, **options: Any) -> Any:
-        return instead if is_failure(str(item["prediction"])) else judge(model, item, *args, **options)
-
-    return judged
+def _yes_or_no(judge: Callable[..., Any], model: Any, item: Any, *args: Any, **options: Any) -> Any:
+    """Ask a judge, but not about a failed sample: the guess is right now and then."""
+    return "Unknown" if is_failure(str(item["prediction"])) else judge(model, item, *args, **options)
 
 
-def _of_some_categories(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap MME's sums, which a clone of the kit cannot form where a table lacks some of MME's categories."""
+def _choice(judge: Callable[..., Any], model: Any, item: Any, *args: Any, **options: Any) -> Any:
+    """Ask a judge, but not about a failed sample, which chose none of the options."""
+    if is_failure(str(item["prediction"])):
+        return {"opt": "Z", "log": FAILED}
+    return judge(model, item, *args, **options)
 
-    def rating(data_file: str) -> Any:
-        from vlmeval.smp import d2df, load
 
-        try:
-            return original(data_file)
-        except KeyError:
-            table = load(data_file)
-        scores = {}
-        for category, rows in table.groupby("category", sort=False):
-            both = rows.groupby("image_path")["score"].agg(lambda pair: pair.iloc[0] * pair.iloc[1])
-            scores[category] = (rows["score"].mean() + both.mean()) * 100
-        of_reasoning = sum(score for category, score in scores.items() if category in _REASONING)
-        return d2df({"perception": sum(scores.values()) - of_reasoning, "reasoning": of_reasoning, **scores})
+def _of_some_categories(rating: Callable[[str], Any], data_file: str) -> Any:
+    """Sum up MME, which a clone of the kit cannot where a table lacks some of MME's categories."""
+    from vlmeval.smp import d2df, load
 
-    return rating
+    try:
+        return rating(data_file)
+    except KeyError:
+        table = load(data_file)
+    scores = {}
+    for category, rows in table.groupby("category", sort=False):
+        both = rows.groupby("image_path")["score"].agg(lambda pair: pair.iloc[0] * pair.iloc[1])
+        scores[category] = (rows["score"].mean() + both.mean()) * 100
+    of_reasoning = sum(score for category, score in scores.items() if category in _REASONING)
+    return d2df({"perception": sum(scores.values()) - of_reasoning, "reasoning": of_reasoning, **scores})
 
 
 def _use_gloo_on_the_cpu() -> None:
@@ -166,13 +157,12 @@ def _use_gloo_on_the_cpu() -> None:
     import torch
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
-        return
+    if not torch.cuda.is_available():
+        wrap_once(dist, "init_process_group", _with_gloo)
 
-    def on_the_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: original(*args[1:], **{**kwargs, "backend": "gloo"})
 
-    dist.init_process_group = _wrapped(dist.init_process_group, on_the_cpu)
+def _with_gloo(init_process_group: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return init_process_group(*args[1:], **{**options, "backend": "gloo"})
 
 
 def _repair_llavabench() -> None:

@@ -180,7 +180,7 @@ def test_an_executed_command_fails_where_a_combination_failed(
     code = (
         "from flmm_plugin.adapters.vlmevalkit import outcomes\n"
         "import sys\n"
-        f"outcomes.note({{**{state!r}, 'error_message': sys.argv[1]}})\n"
+        f"outcomes.note(**{state!r}, error_message=sys.argv[1])\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(flmm_plugin.__file__).parents[1]))
@@ -197,7 +197,7 @@ def test_a_process_with_the_hook_ends_with_the_status_of_its_combinations(tmp_pa
         "outcomes.report_at_the_end()\n"
         "atexit.register(lambda: print('others first', flush=True))\n"
         "state = {'model_name': 'm', 'dataset_name': 'D', 'status': 'done', 'error_message': sys.argv[1]}\n"
-        "outcomes.note(state)\n"
+        "outcomes.note(**state)\n"
     )
     for problem, ending, status, said in [
         ("broken", "", 1, "flmm: m x D: FAILED: broken"), ("", "", 0, "flmm: m x D: done"),
@@ -219,7 +219,7 @@ def test_outcomes_are_the_last_ones_and_count_failed_samples(tmp_path: Path, mon
     results.write_text("\n".join(rows))
 
     def note(**state: Any) -> None:
-        outcomes.note({"model_name": "m", **state})
+        outcomes.note(model_name="m", **state)
 
     note(dataset_name="D", status="pending", prediction_file=str(results))
     assert outcomes.summary()[1] == 1, "what was begun and did not end has no result"

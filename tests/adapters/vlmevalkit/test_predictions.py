@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import pickle
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def kit_dump(content: Any, path: str) -> None:
         Path(path).with_suffix(".pkl").write_bytes(pickle.dumps(content))
 
 
-write = predictions.keeping(predictions.whole(kit_dump))
+write = functools.partial(predictions.keeping, functools.partial(predictions.whole, kit_dump))
 
 
 def table(replies: list[str]) -> pd.DataFrame:
@@ -45,7 +46,7 @@ def test_every_answer_is_read_as_it_was_written(tmp_path: Path, replies: list[st
     assert list(predictions.read(path)["prediction"]) == replies
     scored = predictions.Readers().read_csv(path, sep="\t")
     assert list(scored["prediction"]) == [messages.NOTHING if one == messages.FAILED else one for one in replies]
-    shown = predictions.marked(lambda _: scored)(path)
+    shown = predictions.marked(lambda _: scored, path)
     assert list(shown["prediction"]) == replies, "the kit asks again what has its mark"
 
 
@@ -80,7 +81,7 @@ def test_what_cannot_be_written_whole_leaves_the_older_file(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OutputFailed, match="full"):
-        predictions.whole(full)(table(["No"]), path)
+        predictions.whole(full, table(["No"]), path)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
     write({0: "Yes"}, tmp_path / "01_D.pkl")
