@@ -66,7 +66,7 @@ def run(flmm: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
         monkeypatch.setattr(outcomes, "_outcomes", {})
         # The kit makes a model anew for each run; its weights are those that were loaded.
-        monkeypatch.setattr("flmm_plugin.adapters.vlmevalkit.model.load_lmm", lambda *_, **__: flmm.lmm)
+        monkeypatch.setattr("flmm_plugin.adapters.answering.arguments.ModelArguments.load", lambda *_: flmm.lmm)
         model = ["--model", "flmm_tiny"] if named else []
         return command.main([*model, "--work-dir", str(folder), *words])
 
