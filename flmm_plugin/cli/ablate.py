@@ -196,7 +196,9 @@ def selector_figure(rows: Sequence[Mapping[str, str]]) -> bytes:
     points = []
     for row in rows:
         if row["recall, %"] and row["precision, %"]:
-            kind = "paper" if "paper" in row["of"] else "here" if "threshold" in row["method"] else "tool"
+            kind = "here" if "threshold" in row["method"] else "tool"
+            if "paper" in row["of"]:
+                kind = "paper"
             name = row["method"].rsplit("threshold ", 1)[-1] + (" (paper)" if kind == "paper" else "")
             points.append(Chosen(name, float(row["precision, %"]), float(row["recall, %"]), kind))
     return chosen_words(points)

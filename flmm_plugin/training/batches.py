@@ -51,17 +51,14 @@ def data_order(samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 class Preparer:
-    """Reads samples and keeps account of those that cannot be used.
+    """Reads samples onto the heads' device, and lists in ``problems`` what cannot be used, each once.
 
     Args:
         source: A `FrozenReader`, or a cache in front of it.
         tokenizer: The backbone's own; finds phrases without a token.
-        device: Device of the heads that learn, where prepared samples go.
-        stop: Raise at the first problem instead of counting it.
+        device: Device of the heads that learn.
+        stop: Raise at the first problem instead of listing it.
         blank: Leave nothing of the LMM in the features (the control ``image_only``).
-
-    Attributes:
-        problems: All so far, each once.
     """
 
     def __init__(
@@ -169,32 +166,15 @@ class Preparer:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One process's share of a step.
-
-    Attributes:
-        samples: Those that can be used.
-        unusable: Number of those that cannot.
-        stop: Error that ends the run; raised when all processes know of it.
-    """
+    """One process's share of a step."""
 
     samples: list[Prepared]
-    unusable: int
-    stop: TrainingStopped | None = None
+    unusable: int  # number of samples that cannot be used
+    stop: TrainingStopped | None = None  # ends the run; raised when all processes know of it
 
 
 class Batches:
-    """The batches of one process.
-
-    Args:
-        samples: All samples of the training, the same in every process.
-        preparer: Reads the samples of this process's share.
-        processes: Says which share of a step is this process's.
-        recipe: Its seed, batch size, epochs and steps decide everything.
-
-    Attributes:
-        steps_per_epoch: The last step of an epoch may be smaller.
-        steps: The whole run's, the last epoch's included.
-    """
+    """The batches of one process: its share of ``samples``, which are the same in every process."""
 
     def __init__(self, samples: TrainingSet, preparer: Preparer, processes: Processes, recipe: TrainRecipe) -> None:
         self.samples, self.preparer, self.processes, self.recipe = samples, preparer, processes, recipe

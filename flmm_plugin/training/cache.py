@@ -175,12 +175,7 @@ class Counts:
 
 
 class CachedReader:
-    """Reads features from the cache, or with the frozen models where they are not in it (and keeps them).
-
-    Args:
-        reader: Reads with the frozen models what is not in the cache.
-        cache: Its identities must be those of the reader, see `FeatureCache.of_reader`.
-    """
+    """Reads features from the cache, or with the frozen models where they are not in it (and keeps them)."""
 
     def __init__(self, reader: FrozenReader, cache: FeatureCache) -> None:
         self.reader, self.cache = reader, cache
@@ -213,10 +208,8 @@ class CachedReader:
         return replace(words, embedding=embedding)
 
     def _count(self, kept: bool) -> None:
-        if kept:
-            self.counts.kept += 1
-        else:
-            self.counts.not_kept += 1
+        self.counts.kept += kept
+        self.counts.not_kept += not kept
 
 
 # Features as records.

@@ -35,12 +35,7 @@ _HASHES = "sha256.json"  # SHA-256 of every other file of a checkpoint, by its p
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        folder: Holds a folder per checkpoint; made when the first is saved.
-        keep: Number of the newest that stay.
-    """
+    """The checkpoints of one run: a folder each in ``folder``, of which the newest ``keep`` stay."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -125,13 +120,7 @@ class Checkpoints:
 
 
 class Saver:
-    """Saves and loads the checkpoints of a run, all processes together.
-
-    Args:
-        processes: The run's processes; all of them save, and fail, together.
-        folder: The run's folder, held by this run.
-        checkpoints: The newest ``saving.keep`` checkpoints of that folder.
-    """
+    """Saves and loads the checkpoints of a run; all processes save, and fail, together."""
 
     def __init__(self, processes: Processes, folder: RunFolder, checkpoints: Checkpoints) -> None:
         self.processes, self.folder, self.checkpoints = processes, folder, checkpoints

@@ -47,14 +47,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 class Processes:
     """All processes of a run, seen from one of them, which has the number ``index`` of ``count``.
 
-    Args:
-        recipe: Its ``precision`` is that of the heads' arithmetic.
-        trackers: Names as accelerate knows them, see `chosen_trackers`.
-        out: The run's folder; trackers write into ``trackers`` there.
-
-    Attributes:
-        main: True in the one process that writes files.
-        device: Device of the heads that learn.
+    ``main`` is true in the one process that writes files; the heads learn on ``device``.
     """
 
     def __init__(self, recipe: TrainRecipe, trackers: Sequence[str], out: Path) -> None:

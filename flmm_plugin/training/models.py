@@ -7,6 +7,7 @@ that is frozen.
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,7 @@ from flmm_plugin.training.recipe import Layers, TrainRecipe
 
 
 def load_lmm(recipe: TrainRecipe, device: str, backbone: Backbone | None = None, data: str = "") -> GroundedLMM:
-    """Load the frozen model of a recipe, with fresh heads.
-
-    Args:
-        recipe: Names the model and the heads.
-        device: Device of both, unless the recipe has a ``device_map``.
-        backbone: A model that is loaded already.
-        data: Names of the data sets, for the manifest.
-    """
+    """Load the frozen model of a recipe (or take one that is loaded already), and build fresh heads for it."""
     asked = recipe.backbone
     if backbone is None:
         options = LoadOptions.of_weights(asked, device=None if asked.device_map else device)
@@ -118,7 +112,7 @@ def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> Grou
         merge=heads.merge,
         decoder=decoder,
         sam=refiner.sam if refiner.enabled else None,
-        sam_prompts={"box": refiner.prompts.box, "mask": refiner.prompts.mask, "text": refiner.prompts.text},
+        sam_prompts=asdict(refiner.prompts),
         keyword_selector=heads.selector,
         keyword_threshold=heads.threshold,
         prompt=heads.prompt,
