@@ -29,7 +29,7 @@ The LMM is read once for all arms. Killed, the same line goes on: finished arms 
 """
 _EPILOG = """\
 examples:
-  flmm ablate decoder --out runs/ablations                      on the embedded model and its world, offline
+  flmm ablate decoder --out runs/ablations                      on the embedded model and its scenes, offline
   flmm ablate decoder --parts layers merge --seeds 3            two of the four parts, every arm three times
   flmm ablate refiner --config flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sams/sam_vit_l_0b3195.pth \\
       --sams sams                                               as in the paper: DeepSeekVL-1.3B, PNG, three SAMs

@@ -26,7 +26,7 @@ kept on disk and feeds the later epochs. Killed at any moment, the same line goe
 
 _EPILOG = """\
 examples:
-  flmm train flmm_tiny --out runs/tiny                      the embedded model on its own world: offline, minutes
+  flmm train flmm_tiny --out runs/tiny                      the embedded model on its own scenes: offline, an hour
   flmm train flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sam_vit_l_0b3195.pth --out runs/deepseek
   flmm train my.yaml optimiser.lr=2e-4 epochs=4             a file of your own; any key can be changed behind it
   flmm train flmm_llava ... --estimate                      how large will the feature cache be, and does it pay?

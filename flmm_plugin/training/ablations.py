@@ -164,7 +164,7 @@ def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[S
         )
         part = Part("sam", "Which SAM", "5b", variants, "ViT-B 63.0, ViT-L 64.9, ViT-H 65.0")
         return dataclasses.replace(study, parts=(*study.parts, part)), [
-            "SAM ViT-B, ViT-L and ViT-H are of no use here: the recipe has a small SAM of the world it is trained on"
+            "SAM ViT-B, ViT-L and ViT-H are of no use here: the recipe has a small SAM of its own scenes"
         ]
     found: list[Variant] = []
     missing: list[str] = []
