@@ -137,7 +137,7 @@ def run_all(work: Path, *, limit: int | None) -> dict[str, Path] | None:
 def untrained(work: Path) -> str:
     """``--model_args`` of an LMM that was never trained, with the heads that were trained on it."""
     from flmm_plugin import tiny
-    from flmm_plugin.tiny.evaluate import write_untrained
+    from flmm_plugin.tiny.untrained import write_untrained
 
     place = work / "flmm_tiny"  # heads remember the name of the model that they were trained for
     if not (place / "model.safetensors").is_file():

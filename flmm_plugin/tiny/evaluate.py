@@ -23,8 +23,6 @@ from flmm_plugin.tiny.scenes import COLORS, SHAPES, BoolArray, Scene, render, sa
 
 Picture = npt.NDArray[np.uint8]
 SIZE = 224
-#: Decides the weights of the untrained LMM, a control.
-UNTRAINED_SEED = 12345
 #: The row that is no control.
 MEASURED = "frozen LMM + heads"
 #: Numbers of a row that tables show -> their headings.
@@ -288,30 +286,10 @@ def _fixed_row(
     return row(method, {}, tally.refined)
 
 
-def write_untrained(place: Path) -> Path:
-    """Save an LMM of the embedded one's shape, tokenizer and processor that was never trained.
-
-    Args:
-        place: A folder named ``flmm_tiny``, as heads remember the name of the model that they were trained for.
-
-    Returns:
-        ``place``.
-    """
-    from transformers import AutoProcessor
-
-    from flmm_plugin.tiny import lmm
-
-    processor = AutoProcessor.from_pretrained(tiny_path())
-    tokenizer = processor.tokenizer
-    image_token = tokenizer.convert_tokens_to_ids(lmm.IMAGE_TOKEN)
-    lmm.build_model(len(tokenizer), image_token, seed=UNTRAINED_SEED).save_pretrained(place)
-    processor.save_pretrained(place)
-    return place
-
-
 def _random_row(path: Path, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
     """Control: the same recipe on an untrained LMM of the same shape."""
     from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.tiny.untrained import write_untrained
 
     with tempfile.TemporaryDirectory() as folder:
         place = write_untrained(Path(folder) / "flmm_tiny")
@@ -326,11 +304,11 @@ def _image_only_row(lmm: Any, path: Path, world: World, asked: list[list[Asked]]
 
     from flmm_plugin.geometry import ImageGrid
     from flmm_plugin.heads import load_heads
-    from flmm_plugin.tiny.lmm import IMAGE_SIZE, PATCH
 
     heads = load_heads(str(path), expect=lmm.backbone.facts)
     facts = lmm.backbone.facts
-    grid = ImageGrid.from_pad_then_resize(SIZE, SIZE, IMAGE_SIZE, PATCH)
+    vision = lmm.backbone.model.config.vision_config
+    grid = ImageGrid.from_pad_then_resize(SIZE, SIZE, vision.image_size, vision.patch_size)
 
     @torch.no_grad()
     def mask_of(picture: Picture) -> BoolArray:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flmm_plugin.tiny import language, lmm
+from flmm_plugin.tiny import language
 from flmm_plugin.tiny.scenes import Scene, render
+from tools.tiny import lmm
 
 
 def picture(scene: Scene, rng: np.random.Generator) -> Tensor:

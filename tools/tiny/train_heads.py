@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flmm_plugin import files
-from flmm_plugin.tiny.evaluate import write_untrained
+from flmm_plugin.tiny.untrained import write_untrained
 from flmm_plugin.training.loop import train
 from flmm_plugin.training.recipe import read_recipe
 

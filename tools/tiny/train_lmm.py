@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from flmm_plugin import files
 from flmm_plugin.json_lines import Log
-from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.scenes import sample_scene
+from tools.tiny import lmm
 from tools.tiny.optim import optimizers, schedule
 from tools.tiny.packing import KINDS, Packed, Packer, picture
 from tools.tiny.runs import atomic_save, load_state

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from flmm_plugin.heads import MaskRefiner, build_sam
 from flmm_plugin.json_lines import Log
-from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.scenes import render, sample_scene, visible_masks
+from tools.tiny import lmm
 from tools.tiny.optim import schedule
 from tools.tiny.runs import atomic_save, load_state
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_plugin.json_lines import Log
-from flmm_plugin.tiny import lmm
 from flmm_plugin.tiny.scenes import COLORS, SHAPES, SIZES, Scene, sample_scene
+from tools.tiny import lmm
 from tools.tiny.optim import optimizers, schedule
 from tools.tiny.packing import picture
 from tools.tiny.runs import atomic_save, load_state

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_plugin.tiny import language, lmm
+from flmm_plugin.tiny import language
 from flmm_plugin.tiny.scenes import sample_scene
-from tools.tiny import optim, packing
+from tools.tiny import lmm, optim, packing
 
 
 @pytest.fixture(scope="module")

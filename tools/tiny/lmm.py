@@ -1,24 +1,24 @@
 """The embedded LMM: transformers' own LLaVA classes at a size that ships inside the package.
 
 A CLIP vision tower (112 px, 14 x 14 image tokens), a two-layer projector and a Llama decoder over a byte-level BPE
-vocabulary, so that any text round-trips. Built here, trained by :mod:`flmm_plugin.tiny.train_lmm`, saved as a plain
+vocabulary, so that any text round-trips. Built here, trained by `tools.tiny.train_lmm`, saved as a plain
 transformers checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flmm_plugin.tiny import language
 from flmm_plugin.tiny.scenes import sample_scene
+from flmm_plugin.tiny.untrained import fresh_model
 
 IMAGE_TOKEN = "<image>"
 IMAGE_SIZE, PATCH = 112, 8
@@ -115,7 +115,7 @@ def build_model(
     vision_layers: int = 4,
 ) -> Any:
     """A fresh LMM of the embedded shape, initialised so that a short training moves at once."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
@@ -150,52 +150,10 @@ def build_model(
         projector_hidden_act="gelu",
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
-    initialise(model)
+    model = fresh_model(config, seed)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 2
     model.generation_config.bos_token_id = 1
-    return model.eval()
-
-
-@torch.no_grad()
-def initialise(model: Any) -> None:
-    """Fan-in scaled weights, quieter residual outputs, 2-D sine-cosine positions in the tower."""
-    layers = model.config.text_config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            fan_in = module.weight[0].numel()
-            std = 1 / math.sqrt(fan_in)
-            if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")):
-                std /= math.sqrt(2 * layers)
-            module.weight.normal_(0, std)
-            if module.bias is not None:
-                module.bias.zero_()
-    model.get_input_embeddings().weight.normal_(0, 0.06)
-    position = next(m for n, m in model.named_modules() if n.endswith("position_embedding"))
-    position.weight.zero_()
-    position.weight[1:] = 0.5 * sine_cosine(GRID, position.weight.shape[1])
-    clear_position(model)
-
-
-@torch.no_grad()
-def clear_position(model: Any, directions: int = 8) -> Tensor:
-    """Take the pictures' content out of the directions in which positions differ most.
-
-    Patches fill all channels of the tower; a linear map read the place from that mixture to within two tokens only, too
-    coarse to answer "where".
-
-    Returns:
-        The cleared directions, ``[vision width, directions]``.
-    """
-    tower = model.model.vision_tower
-    position = next(m for n, m in tower.named_modules() if n.endswith("position_embedding")).weight[1:]
-    patch = next(m for n, m in tower.named_modules() if n.endswith("patch_embedding")).weight
-    _, _, rows = torch.linalg.svd(position - position.mean(0), full_matrices=False)
-    basis: Tensor = rows[:directions].T.contiguous()
-    flat = patch.flatten(1)
-    patch.copy_((flat - basis @ (basis.T @ flat)).view_as(patch))
-    return basis
+    return model
 
 
 def see(model: Any, pixels: Tensor) -> Tensor:
@@ -209,17 +167,6 @@ def see(model: Any, pixels: Tensor) -> Tensor:
     chosen = torch.cat([states[layer][:, 1:] for layer in model.config.vision_feature_layer], -1)
     seen: Tensor = model.model.multi_modal_projector(chosen)
     return seen
-
-
-def sine_cosine(grid: int, width: int) -> Tensor:
-    """2-D sine-cosine position codes, ``[grid * grid, width]``, raster order."""
-    quarter = width // 4
-    frequency = torch.pi * torch.linspace(0.25, grid / 4, quarter)
-    axis = (torch.arange(grid) + 0.5) / grid
-    wave = torch.cat([torch.sin(axis[:, None] * frequency), torch.cos(axis[:, None] * frequency)], 1)
-    return torch.cat([wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)], -1).reshape(
-        grid * grid, width
-    )
 
 
 def save(model: Any, processor: Any, folder: Path, *, half: bool = True) -> None:
