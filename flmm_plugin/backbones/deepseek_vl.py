@@ -9,7 +9,6 @@ rounds: for some sizes the picture is one input row or column larger here (at mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_plugin.backbones.preprocessing import Paper
+from flmm_plugin.backbones.preprocessing import Paper, size_entries
 from flmm_plugin.backbones.views import OneViewBackbone
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
@@ -87,8 +86,8 @@ class DeepseekVLHybridBackbone(DeepseekVLBackbone):
 
 
 def _side(size: Any) -> int:
-    """The side of a square size, of a dictionary or of transformers' ``SizeDict``."""
-    named: Mapping[str, Any] = {key: value for key, value in dict(size).items() if value is not None}
+    """Return the side of a square size."""
+    named = size_entries(size)
     if set(named) != {"height", "width"} or named["height"] != named["width"]:
         raise BackboneUnsupported(f"DeepSeek-VL's image processor makes squares, not {named}; restore its size")
-    return int(named["height"])
+    return named["height"]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
-from flmm_plugin.backbones.preprocessing import Paper
+from flmm_plugin.backbones.preprocessing import Paper, size_entries
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
@@ -60,7 +60,7 @@ class LlavaBackbone(Backbone):
 
 
 def follow_processor(image_processor: Any, image_height: int, image_width: int) -> InputFrame:
-    """What transformers' CLIP-style image processors do to a picture of this size, as a frame.
+    """Follow what a CLIP-style image processor of transformers does to a picture of this size, as a frame.
 
     Args:
         image_processor: Anything with their flags: ``do_pad`` (to a square, first; LLaVA's own processor),
@@ -80,7 +80,7 @@ def follow_processor(image_processor: Any, image_height: int, image_width: int) 
             )
         frame = frame.padded_to_square()
     if getattr(image_processor, "do_resize", False):
-        size = _named(image_processor.size)
+        size = size_entries(image_processor.size)
         if set(size) == {"shortest_edge"}:
             frame = frame.resized_shortest_edge(size["shortest_edge"])
         elif set(size) == {"height", "width"}:
@@ -88,11 +88,6 @@ def follow_processor(image_processor: Any, image_height: int, image_width: int) 
         else:
             raise BackboneUnsupported(f"{kind} resizes by {size}; known are shortest_edge, or height and width")
     if getattr(image_processor, "do_center_crop", False):
-        crop = _named(image_processor.crop_size)
+        crop = size_entries(image_processor.crop_size)
         frame = frame.center_cropped(crop["height"], crop["width"], pad_up=kind.endswith("Pil"))
     return frame
-
-
-def _named(size: Any) -> dict[str, int]:
-    """The entries that are set, of a dictionary or of transformers' ``SizeDict``."""
-    return {key: int(value) for key, value in dict(size).items() if value is not None}

@@ -15,14 +15,14 @@ its maps for the whole picture, and heads released for it are read that way (``p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens
-from flmm_plugin.backbones.preprocessing import Paper
+from flmm_plugin.backbones.preprocessing import Paper, size_entries
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
@@ -87,7 +87,7 @@ class LlavaNextBackbone(Backbone):
     def _tile(self) -> int:
         """Side of a view in input pixels."""
         processor = self.processor.image_processor
-        sizes = {int(value) for size in (processor.size, processor.crop_size) for value in _values(size)}
+        sizes = {side for size in (processor.size, processor.crop_size) for side in size_entries(size).values()}
         side = int(self.model.config.vision_config.image_size)
         if sizes != {side}:
             raise BackboneUnsupported(
@@ -100,8 +100,3 @@ class LlavaNextBackbone(Backbone):
     def _cells(self) -> int:
         """Image tokens along the side of a view."""
         return self._tile // int(self.model.config.vision_config.patch_size)
-
-
-def _values(size: Any) -> list[int]:
-    """The entries that are set, of a dictionary, of transformers' ``SizeDict``, or of None."""
-    return [value for value in dict(size or {}).values() if value is not None]

@@ -23,7 +23,6 @@ manifest which preprocessing they were trained with, and that is the default wit
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from PIL import Image
@@ -39,7 +38,7 @@ def pad_picture(picture: Image.Image, image_processor: Any) -> tuple[Image.Image
     """Resize the longest side to what the vision tower gets, the other truncated to whole pixels, and pad to a square.
 
     Args:
-        picture: RGB.
+        picture: An RGB picture of any size.
         image_processor: The model's own; says the side, the resampling filter and the mean colour.
 
     Returns:
@@ -99,7 +98,7 @@ def square_side(image_processor: Any) -> int:
     # A size to crop to may be set and not used.
     crop = ("crop_size",) if getattr(image_processor, "do_center_crop", False) else ()
     for name in ("high_res_size", *crop, "size"):
-        named = {key: int(value) for key, value in _entries(getattr(image_processor, name, None)).items()}
+        named = size_entries(getattr(image_processor, name, None))
         if named:
             sides = set(named.values())
             if len(sides) == 1:
@@ -111,6 +110,6 @@ def square_side(image_processor: Any) -> int:
     )
 
 
-def _entries(size: Any) -> Mapping[str, Any]:
-    """What is set in a dictionary or in transformers' ``SizeDict``; nothing for None."""
-    return {key: value for key, value in dict(size or {}).items() if value is not None}
+def size_entries(size: Any) -> dict[str, int]:
+    """Return what is set in a dictionary or in transformers' ``SizeDict``; nothing for None."""
+    return {key: int(value) for key, value in dict(size or {}).items() if value is not None}
