@@ -17,7 +17,7 @@ def wrap_once(owner: Any, name: str, around: Callable[..., Any]) -> None:
 
     Args:
         owner: Class or module that has the function.
-        name: Name of the function.
+        name: Name of the function in `owner`.
         around: Called with the original function, then with the arguments of the call.
 
     Raises:

@@ -12,7 +12,7 @@ from flmm_plugin.nearest import did_you_mean
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """Which weights of a model are loaded, and in which form; `help_texts` says what each field is.
+    """Options that say which weights of a model are loaded, and in which form; `help_texts` describes each.
 
     Raises:
         UnknownArgument: Two options exclude each other, or a switch is neither true nor false.
@@ -77,7 +77,7 @@ class LoadOptions(WeightOptions):
 
         Args:
             caller: Function that was called, for the message.
-            given: Values by name.
+            given: Values by name of the option.
             others: Further arguments of the caller, to be offered for a misspelt name.
 
         Raises:
@@ -100,7 +100,7 @@ class LoadOptions(WeightOptions):
         4
 
         Args:
-            text: ``name=value,name=value``.
+            text: Options as ``name=value,name=value``, e.g. from a command line.
 
         Raises:
             UnknownArgument: A part without ``=``, or an option that does not exist.
@@ -113,7 +113,7 @@ def refuse_unknown(caller: str, names: Iterable[str], known: Iterable[str]) -> N
 
     Args:
         caller: Function, model or file that was given the names, for the message.
-        names: Names to look up.
+        names: Names that the caller was given.
         known: Names that exist; of a mapping, the message also shows what each means.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What every harness's model does alike: arguments, requests, answers, failures. Knows no harness."""
+"""Answer requests alike in every evaluation tool: arguments, requests, answers, failures. Knows none of the tools."""

@@ -48,7 +48,7 @@ class ModelArguments:
         heads: What to ground with, None for chat alone.
         device: Where to run, None where nobody said.
         options: Options of loading the LMM, without a device.
-        grounding: Further arguments of `GroundedLMM.from_pretrained`.
+        grounding: Those of ``sam``, ``sam_checkpoint`` and ``merge`` that were given.
         visual_cot: Which questions get a second look.
     """
 

@@ -10,10 +10,10 @@ from flmm_plugin.bundled import EMBEDDED
 
 
 class Defaults(NamedTuple):
-    """What a name for ``--model`` stands for.
+    """A name for ``--model`` and what it stands for.
 
     Attributes:
-        name: The name itself.
+        name: The name itself, such as ``flmm_llava``.
         pretrained: Folder or hub id of its checkpoint; "" if it must be given.
         heads: ``auto`` where heads are shipped for it, None for chat alone.
         families: Model types (config.json) that it is for; empty: any.

@@ -137,7 +137,7 @@ def is_answer(reply: Any) -> bool:
 
 
 def _names(lm: Any, kind: str, requests: list[Any]) -> Iterator[str]:
-    """A name for each request: who answers and what is asked; one that never comes again where that cannot be told."""
+    """Name each request by who answers and what is asked; by a name of its own where that cannot be known."""
     identity = answer_identity(lm)
     for instance in tqdm(requests, desc="flmm: what is asked", disable=getattr(lm, "rank", 0) != 0, leave=False):
         try:

@@ -1,6 +1,6 @@
 """The demo: the real harness, on real files, with and without the plugin, and one page to look at.
 
-1. The tiny world writes held-out pictures in the official layouts of RefCOCO and MME.
+1. Held-out pictures of synthetic scenes are written in the official layouts of RefCOCO and MME.
 2. ``lmms_eval --model flmm_tiny --tasks mme,refcoco_seg`` runs on them.
 3. The same LMM runs ``mme`` once more through lmms-eval's own ``llava_hf`` adapter, which has nothing of this package
    in its path; every answer must be the same string.
@@ -68,7 +68,7 @@ def run_demo(out: Path, *, pictures: int, scenes: int, seed: int) -> int:
         shutil.rmtree(out / folder, ignore_errors=True)
     files.make_folder(out / "logs")
 
-    say(1, f"the tiny world writes {pictures} held-out pictures per split into {out}")
+    say(1, f"{pictures} held-out pictures of synthetic scenes per split are written into {out}")
     from flmm_plugin.tiny.layouts import write_refer
     from flmm_plugin.tiny.layouts_questions import write_mme
 

@@ -1,4 +1,4 @@
-"""The demo's page: both arms' table, pictures with masks, attention maps, and the controls."""
+"""Write the demo's page: the numbers of both runs, pictures with masks, attention maps, and the controls."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def write(
 
     Args:
         out: The demo's work folder, its data already written.
-        table: Both arms, header first.
+        table: Numbers of both runs, header first.
         masks: Metrics of each split of masks, header first.
-        agreement: Of the two arms' answers.
+        agreement: How many answers of the two runs are the same.
         controls: What ``flmm tiny evaluate --json`` printed.
         seconds: The demo took so far.
 
@@ -64,7 +64,7 @@ def write(
         Cards(
             "Masks",
             [card for card, _ in pictures],
-            note="Held-out pictures of the embedded world; every phrase is the first expression of its object. "
+            note="Held-out pictures of synthetic scenes; every phrase is the first expression of its object. "
             "IoU against the true visible area.",
         ),
         Cards(
@@ -111,7 +111,7 @@ def looked_at(lmm: GroundedLMM, dataset: ReferDataset, items: Sequence[ReferItem
 
 
 def control_sections(measured: Mapping[str, Any]) -> list[Section]:
-    """What ``flmm tiny evaluate`` measured: grounding with its controls, chat by kind of question, captions."""
+    """Show what ``flmm tiny evaluate`` measured: grounding with its controls, chat by kind of question, captions."""
     grounding: Sequence[Mapping[str, Any]] = measured["grounding"]
     columns = [name for name in grounding[0] if name.endswith(("ciou", "miou"))]
     captions, keywords = measured["captions"], measured["keywords"]

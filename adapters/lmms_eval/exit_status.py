@@ -37,7 +37,7 @@ LISTS = ("list", "list_groups", "list_tags", "list_subtasks")
 
 @dataclass
 class Run:
-    """What this process was asked for and has delivered.
+    """Record of what this process was asked for and has delivered.
 
     Attributes:
         every_model: Whether other models' failures count too: in the ``lmms_eval`` command.

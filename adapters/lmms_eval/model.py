@@ -83,7 +83,7 @@ class FlmmModel(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where lmms-eval puts the small tensors that ranks exchange."""
+        """Device on which lmms-eval puts the small tensors that ranks exchange."""
         return self.accelerator.device if self.world_size > 1 else torch.device(self._model().backbone.device)
 
     @property
@@ -179,9 +179,9 @@ class FlmmModel(lmms):
     def _unanswered(self) -> dict[str, int]:
         """Count the documents of each task that got no answer, over all ranks."""
         mine = [{task: sorted(ids) for task, ids in UNANSWERED.items()}]
-        told: list[dict[str, list[int]]] = gather_object(mine) if self.world_size > 1 else mine
-        tasks = sorted({task for one in told for task in one})
-        return {task: len({doc_id for one in told for doc_id in one.get(task, ())}) for task in tasks}
+        gathered: list[dict[str, list[int]]] = gather_object(mine) if self.world_size > 1 else mine
+        tasks = sorted({task for one in gathered for task in one})
+        return {task: len({doc_id for one in gathered for doc_id in one.get(task, ())}) for task in tasks}
 
     def _batches(self, requests: Iterable[Request], name: str) -> Iterator[list[Request]]:
         """Batches in the order of the requests, each of one kind and one set of generation arguments."""

@@ -28,7 +28,7 @@ def remember(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Note how a model was loaded, and have the next result file of its class carry the record.
 
     Args:
-        model: A loaded `FlmmModel`.
+        model: A `FlmmModel` whose LMM is loaded.
         arguments: Values of ``--model_args`` by name.
 
     Returns:

@@ -48,9 +48,9 @@ class Backbone(ChatEncoder):
         """Load model and processor with transformers.
 
         Args:
-            folder: Folder or hub id.
+            folder: A folder on this machine, or a hub id.
             name: The model as the user called it.
-            options: Options other than `refused_options`.
+            options: Options of loading, `refused_options` not among them.
 
         Raises:
             BackboneUnsupported: transformers cannot load it.
@@ -170,7 +170,7 @@ class Backbone(ChatEncoder):
 
     @property
     def output_device(self) -> torch.device:
-        """Where the last layer runs, and so where captured rows arrive."""
+        """Device of the last layer, where captured rows arrive."""
         return execution_device(cast("nn.Module", self.decoder.norm))
 
     @torch.no_grad()
@@ -178,7 +178,7 @@ class Backbone(ChatEncoder):
         """The model's own ``generate``; nothing of this package is in its way.
 
         Args:
-            encoded: The chats.
+            encoded: The chats, as `encode` returns them.
             **gen: Options of generation, ``generation_config`` among them, as `generate` takes them. Without a length
                 in either, an answer has at most 64 new tokens.
 

@@ -77,7 +77,7 @@ class ChatEncoder(ABC):
 
     @abstractmethod
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
-        """Where the image tokens of each picture are, and how they lie on it.
+        """Locate the image tokens of each picture, and say how they lie on it.
 
         Args:
             inputs: What the processor made of the chats, padded.
@@ -91,7 +91,7 @@ class ChatEncoder(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go. Of a split or offloaded model: where its first module runs."""
+        """Device that inputs go to; of a split or offloaded model, the one on which its first module runs."""
         return execution_device(self.model)
 
     @property
@@ -266,7 +266,7 @@ class ChatEncoder(ABC):
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where a module computes: accelerate brings weights from elsewhere, so a parameter's device may not say."""
+    """Return the device on which a module computes: accelerate may keep its weights elsewhere until then."""
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
         for one in getattr(hook, "hooks", (hook,)):

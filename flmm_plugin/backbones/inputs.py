@@ -143,7 +143,7 @@ class EncodedChat:
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """What ``generate`` returned.
+    """Sequences that ``generate`` returned.
 
     Attributes:
         sequences: Prompt and answer ids, ``[b, prompt_length + t]``, answers padded on the right.

@@ -21,7 +21,7 @@ class LlavaLike(LlavaForConditionalGeneration):
     """LLaVA's text side with another picture side; `picture_features` is the family's."""
 
     def picture_features(self, pixel_values: Tensor, high_res_pixel_values: Tensor | None) -> Tensor:
-        """What the language model is shown of each picture.
+        """Compute what the language model is shown of each picture.
 
         Args:
             pixel_values: ``[p, ...]`` as the family's processor makes them.
@@ -98,7 +98,7 @@ class LlavaLike(LlavaForConditionalGeneration):
 
 
 def embedding_scale(embedding: nn.Module) -> float | None:
-    """What an embedding multiplies its rows by (Gemma's, where it does so itself), so that pictures get it too.
+    """Return the factor that an embedding scales its rows by (Gemma's), so that pictures get it too; None without one.
 
     In versions of transformers where Gemma's body scales whatever it is given, the embedding has no such number.
     """

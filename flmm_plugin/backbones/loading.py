@@ -28,9 +28,9 @@ def load_pretrained(folder: str, *, name: str, options: LoadOptions) -> tuple[An
     """Load model and processor of a checkpoint by transformers' auto classes.
 
     Args:
-        folder: Folder or hub id.
+        folder: A folder on this machine, or a hub id.
         name: The model as the user called it, for messages.
-        options: Of loading.
+        options: Options of loading; the system prompt and preprocessing play no role.
 
     Returns:
         Model and processor.
@@ -56,10 +56,10 @@ def load_strictly(model_class: Any, folder: str, *, name: str, **arguments: Any)
     """Load a model of which every stored tensor is used and every parameter is stored.
 
     Args:
-        model_class: A class of transformers.
-        folder: Folder or hub id.
-        name: The model, for messages.
-        **arguments: Of ``from_pretrained``.
+        model_class: A class of transformers with ``from_pretrained``.
+        folder: A folder on this machine, or a hub id.
+        name: The model as the user called it.
+        **arguments: Further arguments of ``from_pretrained``, such as `weight_arguments`.
 
     Raises:
         BackboneUnsupported: Files that cannot be read.
@@ -106,7 +106,7 @@ def refuse_incomplete(name: str, missing: Any, unexpected: Any = (), mismatched:
     """Refuse weights that do not fit a model.
 
     Args:
-        name: The model, for messages.
+        name: The model as the user called it.
         missing: Tensors that the model has and the file lacks.
         unexpected: Tensors that only the file has.
         mismatched: Tensors of another shape: names, or tuples that begin with one.

@@ -1,4 +1,4 @@
-"""What an image processor does to a picture, found out by looking at what comes out: for processors nobody described.
+"""Find out what an unknown image processor does to a picture, by looking at what comes out.
 
 Three pictures go through it: black, white, and ramps whose red and green say column and row. Where the white one
 differs from the black one there is picture and not padding; the ramps say which original pixel each input pixel shows.
@@ -25,13 +25,13 @@ _RIM = 2.0
 
 
 def measured_frame(image_processor: Any, image_height: int, image_width: int, name: str) -> InputFrame:
-    """How the one view that a processor makes of a picture lies on it.
+    """Measure how the one view that a processor makes of a picture lies on it.
 
     Args:
         image_processor: Called as transformers' are; must give ``pixel_values [1, 3, h, w]``.
-        image_height: H.
-        image_width: W.
-        name: The model, for messages.
+        image_height: Rows of the original picture, H.
+        image_width: Columns of the original picture, W.
+        name: The model as the user called it.
 
     Raises:
         BackboneUnsupported: It makes several views, no pixels, or moves pixels otherwise than along each axis.
@@ -76,9 +76,9 @@ def _line(values: Floats, seen: npt.NDArray[np.bool_], pixels: int, name: str, w
 
     Args:
         values: What the ramp says, 0..1 from the first pixel's centre to the last one's, ``[across, along]``.
-        seen: Where there is picture.
+        seen: Whether an input pixel shows picture rather than padding, as `values`.
         pixels: Original pixels along the axis.
-        name: The model, for messages.
+        name: The model as the user called it.
         what: Rows or columns, for messages.
     """
     shown = np.flatnonzero(seen.any(axis=0))

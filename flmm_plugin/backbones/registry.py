@@ -25,7 +25,7 @@ class Family:
     """One family: the name of its models in evaluation tools, and the classes that implement it.
 
     Attributes:
-        model: Name for ``--model``.
+        model: Name for ``--model``, which begins with ``flmm_``.
         pretrained: Checkpoint that the name stands for, where no other is given.
         classes: ``model_type`` of a checkpoint's config -> ``module:Class`` in this package.
     """
@@ -81,7 +81,7 @@ def family_class(family: str, name: str) -> type[Backbone]:
     """Return the class that implements a model type; the generic one where there is none of its own.
 
     Args:
-        family: ``model_type`` of a config.
+        family: ``model_type`` of a checkpoint's configuration.
         name: The model as the user called it, for messages.
 
     Raises:

@@ -77,9 +77,9 @@ class TextPiecesProcessor:
 
         Args:
             images: The pictures of all chats, in order of appearance.
-            text: The chats.
+            text: The chats, ``<image>`` where a picture goes.
             padding: Must be true where chats differ in length.
-            return_tensors: Only ``pt``.
+            return_tensors: Nothing but ``pt`` is known.
             add_special_tokens: Begin each chat with the tokenizer's beginning-of-sequence token.
         """
         from transformers import BatchFeature

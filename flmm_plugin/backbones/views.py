@@ -1,4 +1,4 @@
-"""How the placeholders of a picture are to be read, for families whose sequence is not one view in raster order.
+"""Describe how the placeholders of a picture lie on it, in one view or several.
 
 A family says per picture what its run of placeholders holds (`Layout`: newlines between rows, tiles one after another,
 a thumbnail last); `place` finds the runs in the sequences and makes `ImageTokens` of them.
@@ -30,7 +30,7 @@ class Layout:
         count: Placeholders in the run, those included that show nothing.
         order: Places within the run, ``[k]`` int64: of the coarse views, then of `grid`, each in raster order.
         grid: The finest view on the picture.
-        coarse: The others.
+        coarse: Views of less detail, in the order of their tokens.
     """
 
     count: int
@@ -57,10 +57,10 @@ class Layout:
         """Tiles one after another, each in raster order, then the thumbnail (InternVL).
 
         Args:
-            rows: Rows of tiles.
-            columns: Columns of tiles.
-            fine: All tiles together.
-            thumbnail: The whole picture small.
+            rows: Number of tiles from top to bottom.
+            columns: Number of tiles from left to right.
+            fine: Grid of all tiles together.
+            thumbnail: Grid of the small view of the whole picture.
         """
         height, width = fine.height // rows, fine.width // columns
         count = fine.height * fine.width
@@ -79,7 +79,7 @@ def place(placeholders: Tensor, layouts: Sequence[Sequence[Layout]], name: str) 
 
     Args:
         placeholders: Whether a token is one, bool ``[b, l]``.
-        layouts: Per sequence, per picture.
+        layouts: Of each sequence, one per picture in order of appearance.
         name: The model, for the message.
 
     Raises:
@@ -102,7 +102,7 @@ def place(placeholders: Tensor, layouts: Sequence[Sequence[Layout]], name: str) 
 
 
 class OneViewBackbone(Backbone):
-    """What such families share: a family says how its processor lays the grid on a picture, and nothing else."""
+    """Base of families with one view per picture: a family only says how its processor lays the grid on a picture."""
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
         """Split each sequence's placeholders among its pictures.

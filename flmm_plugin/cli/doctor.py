@@ -85,7 +85,7 @@ def examine(try_it: bool = False) -> Iterator[Finding]:
         ("devices", _devices),
         ("kernels", _kernels),
         ("embedded model", _weights),
-        ("lmms-eval", _seam),
+        ("lmms-eval", _lmms_eval),
     ]
     if try_it:
         checks.append(("trial", _trial))
@@ -158,7 +158,7 @@ def _weights() -> Iterator[Finding]:
     yield Finding("embedded model", heads.name, "ok", f"sha256 of tensors {manifest.sha256} verified, {size:.1f} MB")
 
 
-def _seam() -> Iterator[Finding]:
+def _lmms_eval() -> Iterator[Finding]:
     from lmms_eval.tasks import TaskManager
 
     from flmm_plugin.adapters.lmms_eval import task_folder

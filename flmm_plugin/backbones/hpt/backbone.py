@@ -152,7 +152,7 @@ def _processor(tokenizer: Any, pictures: Any, model: Any, name: str) -> TextPiec
 
 
 def _stored_dtype(folder: str, revision: str | None) -> torch.dtype:
-    """What the language model's configuration says of its weights; its parts are published in one precision."""
+    """Return the precision of the language model's weights, in which all parts are published."""
     from transformers import AutoConfig
 
     with named_failures(folder, folder):

@@ -74,7 +74,7 @@ def resize_tower(tower: Any, side: int) -> None:
 
     Args:
         tower: A ``CLIPVisionModel`` or ``SiglipVisionModel``, weights loaded; changed in place.
-        side: Input side in pixels.
+        side: New side of the square input, in pixels.
     """
     embeddings = next(module for module in tower.modules() if hasattr(module, "position_embedding"))
     patch = int(tower.config.patch_size)

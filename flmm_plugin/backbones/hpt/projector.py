@@ -36,7 +36,7 @@ def load_projector(
         name: How the user called it.
         revision: For a hub name, the commit whose code was read: 40 hexadecimal digits.
         trust_remote_code: Whether the user wants that code to run.
-        dtype: Precision of its weights.
+        dtype: Precision that its weights are converted to.
 
     Raises:
         BackboneUnsupported: Not opted in, or not pinned, or its code does not run here.

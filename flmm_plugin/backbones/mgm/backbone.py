@@ -95,7 +95,7 @@ class MGMBackbone(Backbone):
         return kind(placed(model, options), processor, name=name, options=options)
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
-        """Where the views of each picture are; HD: the whole picture first, then its tiles one after another."""
+        """Locate the views of each picture; HD: the whole picture first, then its tiles one after another."""
         layouts = [[self.layout(one.height, one.width) for one in pictures] for pictures in images]
         return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
 
@@ -139,7 +139,7 @@ class SquareLook:
     Args:
         clip_side: Side of a CLIP view in pixels.
         aux_side: Side of the ConvNeXt's input.
-        per_side: Tiles per side.
+        per_side: Tiles along one side of the picture; 1: no tiles.
         whole: Whether the whole picture is a view beside the tiles.
     """
 

@@ -1,4 +1,4 @@
-"""What a published MGM (Mini-Gemini) repository says, in the terms of transformers' classes.
+"""Read the configuration of a published MGM (Mini-Gemini) repository, in the terms of transformers' classes.
 
 Its ``config.json`` is the language model's, with ``mm_*`` entries for the rest; the two vision towers are named by the
 folders that the authors trained with, whose last part says which public model it is. Their weights are in the
@@ -44,8 +44,8 @@ def mgm_config(published: Mapping[str, Any], name: str) -> Any:
     """A ``LlavaConfig`` with what `flmm_plugin.backbones.mgm.model` needs beside it.
 
     Args:
-        published: The repository's ``config.json``.
-        name: The repository, for messages.
+        published: Content of the repository's ``config.json``.
+        name: The repository as the user called it.
 
     Returns:
         The configuration, with ``aux_config`` (numbers of the ConvNeXt), ``image_size_aux`` (its input side),

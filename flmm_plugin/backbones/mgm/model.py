@@ -24,8 +24,8 @@ class PatchInfoMining(nn.Module):
     """Each CLIP patch attends to the ConvNeXt cells that lie within it, and adds what it finds to itself.
 
     Args:
-        low: d.
-        high: e.
+        low: Hidden size of CLIP's patches, d.
+        high: Channels of the ConvNeXt's cells, e.
     """
 
     def __init__(self, low: int, high: int) -> None:

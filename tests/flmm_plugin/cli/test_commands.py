@@ -204,11 +204,11 @@ def test_status_1_if_broken_0_if_not_and_a_check_that_raises_is_broken(
         yield from ()
         raise DataNotFound("gone\naway")
 
-    for check in ("_versions", "_devices", "_kernels", "_weights", "_seam"):
+    for check in ("_versions", "_devices", "_kernels", "_weights", "_lmms_eval"):
         monkeypatch.setattr(doctor, check, fine)
     assert main(["doctor"]) == 0
     assert "  ok    n: d" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "_seam", raises)
+    monkeypatch.setattr(doctor, "_lmms_eval", raises)
     assert main(["doctor", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     bad = [one for one in report if one["status"] == "bad"]
