@@ -18,7 +18,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from flmm_plugin.adapters.answering.requests import GROUND_FLAG
-from flmm_plugin.adapters.lmms_eval.preflight import Asked, check
+from flmm_plugin.adapters.lmms_eval.preflight import Asked, check, check_model
 from flmm_plugin.adapters.preservation.faults import FAULTS
 from flmm_plugin.adapters.preservation.judge import JudgeMemo
 from flmm_plugin.adapters.preservation.record import PLAIN_TRANSFORMERS, RunSpec, StockUnusable
@@ -92,7 +92,7 @@ def evaluate(
     name = None if adapter.startswith(PLAIN_TRANSFORMERS) else adapter
     index = task_manager or TaskManager(model_name=name, include_path=spec.include_path)
     asked = Asked(spec.model, spec.model_args, spec.tasks, index, device=spec.device, batch_size=spec.batch_size)
-    if asked.pretrained == EMBEDDED:
+    if check_model(asked).pretrained == EMBEDDED:
         index.flmm_changes = check(asked)  # data that is not here is read from the embedded model's synthetic scenes
     # What lmms-eval hands to tasks that write submission files beside their scores.
     options = argparse.Namespace(output_path=str(folder), process_with_media=False)
