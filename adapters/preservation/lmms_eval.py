@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.requests import GROUND_FLAG
 from flmm_plugin.adapters.lmms_eval.preflight import Asked, check, check_model
 from flmm_plugin.adapters.preservation.faults import FAULTS
@@ -25,7 +26,7 @@ from flmm_plugin.adapters.preservation.record import PLAIN_TRANSFORMERS, RunSpec
 from flmm_plugin.adapters.preservation.stock import PLAIN, adapter_for, stock_arguments
 from flmm_plugin.adapters.preservation.verdict import Answer
 from flmm_plugin.adapters.preservation.watch import Recorder
-from flmm_plugin.bundled import EMBEDDED
+from flmm_plugin.bundled import is_model
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.records import parse_masks_json
 
@@ -53,7 +54,7 @@ def make_model(spec: RunSpec) -> tuple[str, Any]:
         if spec.plant:
             FAULTS[spec.plant](model)
         return spec.model, model
-    arguments = {**stock_arguments(spec.model_args, getattr(ours, "default_pretrained", "")), **spec.stock_args}
+    arguments = {**stock_arguments(spec.model_args, DEFAULTS[spec.model].pretrained), **spec.stock_args}
     arguments = {"device": spec.device, "batch_size": spec.batch_size, **arguments}
     name, reason = adapter_for(arguments) if spec.stock == "auto" else (spec.stock, "asked for")
     if name != PLAIN:
@@ -92,7 +93,7 @@ def evaluate(
     name = None if adapter.startswith(PLAIN_TRANSFORMERS) else adapter
     index = task_manager or TaskManager(model_name=name, include_path=spec.include_path)
     asked = Asked(spec.model, spec.model_args, spec.tasks, index, device=spec.device, batch_size=spec.batch_size)
-    if check_model(asked).pretrained == EMBEDDED:
+    if is_model(check_model(asked).pretrained):
         index.flmm_changes = check(asked)  # data that is not here is read from the embedded model's synthetic scenes
     # What lmms-eval hands to tasks that write submission files beside their scores.
     options = argparse.Namespace(output_path=str(folder), process_with_media=False)
