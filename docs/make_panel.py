@@ -126,7 +126,7 @@ def run_all(work: Path, *, limit: int | None) -> dict[str, Path] | None:
         # Tasks of a class of their own come in lmms-eval's plain form alone.
         jobs["stock"] = Job(*stock, CHAT, folder / "stock", ("--force_simple",))
     jobs[UNTRAINED] = Job("flmm_tiny", untrained(work), GIVEN_WORDS, folder / "untrained")
-    # One by one: lmms-eval's adapter of this form takes no batches, and both arms are to be run alike.
+    # One by one: lmms-eval's adapter of this form takes no batches, and both runs are to be run alike.
     settings = argparse.Namespace(batch_size=1, limit=limit, device=None, data=data)
     lacking = [f"{name}: {task}" for name, job in jobs.items() for task in complete(job, settings, folder)]
     for one in lacking:

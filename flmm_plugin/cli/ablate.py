@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from flmm_plugin.training.ablations import Measured, Part, Study
 
 _DESCRIPTION = """\
-Train one arm after the other on the same data, measure each on held-out samples, and print the study's table:
+Train one variant after the other on the same data, measure each on held-out samples, and print the study's table:
 
   decoder   Figure 5: attention of which layers, mean or max over a phrase's tokens, normalised or not, input size
-  refiner   Table 5: what SAM is told (mask, box, text), which SAM
+  refiner   Table 5: the prompts given to SAM (mask, box, text), which SAM
   selector  Table 6: the keyword selector at several thresholds, beside spaCy's noun chunks where spaCy is installed
 
-The LMM is read once for all arms. Killed, the same line goes on: finished arms are read, not made again.
+The LMM is read once for all variants. Killed, the same line goes on: finished variants are read, not made again.
 """
 _EPILOG = """\
 examples:
   flmm ablate decoder --out runs/ablations                      on the embedded model and its scenes, offline
-  flmm ablate decoder --parts layers merge --seeds 3            two of the four parts, every arm three times
+  flmm ablate decoder --parts layers merge --seeds 3            two of the four parts, every variant three times
   flmm ablate refiner --config flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sams/sam_vit_l_0b3195.pth \\
       --sams sams                                               as in the paper: DeepSeekVL-1.3B, PNG, three SAMs
 
@@ -53,23 +53,25 @@ def add_subcommand(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", choices=("decoder", "refiner", "selector"), help="what is varied")
-    parser.add_argument("changes", metavar="key=value", nargs="*", help="keys of the recipe to change, for all arms")
+    parser.add_argument(
+        "changes", metavar="key=value", nargs="*", help="keys of the recipe to change, for all variants"
+    )
     parser.add_argument(
         "--config", default="flmm_tiny_ablation", help="recipe, by name or as a YAML file (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: %(default)s")
     parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="only these (see --list)")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="ARM", help="without these arms (see --list)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train every arm N times (default: 1)")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="VARIANT", help="without these variants (see --list)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train every variant N times (default: 1)")
     parser.add_argument("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
-    parser.add_argument("--list", action="store_true", help="the study's parts and arms, and stop")
+    parser.add_argument("--list", action="store_true", help="the study's parts and variants, and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=_ablate, stopped=_stopped)
 
 
 def _stopped(args: argparse.Namespace) -> str:
     """Say what a study that somebody stops has saved."""
-    return f"finished arms, and checkpoints of the one at hand, are in {args.out}: the same line goes on from there"
+    return f"finished variants, and checkpoints of the one at hand, are in {args.out}: the same line goes on from there"
 
 
 def _ablate(args: argparse.Namespace) -> int:
@@ -116,7 +118,7 @@ def variant_rows(study: Study, found: Sequence[Measured]) -> list[dict[str, str]
     """Return a row per variant: means over seeds, half of the range behind them."""
     rows: list[dict[str, str]] = []
     for part, name, runs in _by_variant(study, found):
-        row = {"in the paper": part.table, "varied": part.title, "arm": name}
+        row = {"in the paper": part.table, "varied": part.title, "variant": name}
         row |= {heading: _mean([one.scores.get(key) for one in runs]) for heading, key in _SCORES.items()}
         if study.key == "decoder":
             row[_COST] = f"{runs[0].decoder_gflop:.2f}"

@@ -24,7 +24,7 @@ from flmm_plugin.training.samples import TrainingSet
 
 COLUMNS = {
     "method": "heads",
-    "prompt": "SAM is told",
+    "prompt": "prompt given to SAM",
     "decoder_ciou": "without SAM, cIoU",
     "refined_ciou": "with SAM, cIoU",
     "refined_miou": "with SAM, mIoU",

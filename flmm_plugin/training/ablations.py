@@ -125,7 +125,7 @@ REFINER = Study(
     (),
     (
         Part(
-            "prompts", "What SAM is told", "5a",
+            "prompts", "Prompts given to SAM", "5a",
             (Variant("no refiner", _NO_REFINER), Variant("mask", _without("box", "text")),
              Variant("mask + box", _without("text")), Variant("mask + box + text")),
         ),
@@ -197,13 +197,13 @@ def chosen(study: Study, parts: Sequence[str], skip: Sequence[str] = ()) -> Stud
     names = {one.name for part in kept for one in part.variants}
     for name in skip:
         if name not in names:
-            raise UnknownArgument(f"there is no arm {name!r} to skip; there are {', '.join(sorted(names))}")
+            raise UnknownArgument(f"there is no variant {name!r} to skip; there are {', '.join(sorted(names))}")
     cut = [
         dataclasses.replace(part, variants=tuple(one for one in part.variants if one.name not in skip)) for part in kept
     ]
     left = tuple(part for part in cut if part.variants)
     if not left:
-        raise UnknownArgument("every arm is to be skipped; leave one at least")
+        raise UnknownArgument("every variant is to be skipped; leave one at least")
     return dataclasses.replace(study, parts=left)
 
 

@@ -36,16 +36,19 @@ def test_every_arm_is_a_recipe_of_its_own(study: Any, config: str, tmp_path: Pat
     base = read_recipe(config)
     study, _ = with_sams(study, base, None)
     for part in study.parts:
-        made = [variant_recipe(config, [*study.changes, *arm.changes], 0, tmp_path).to_dict() for arm in part.variants]
+        made = [
+            variant_recipe(config, [*study.changes, *variant.changes], 0, tmp_path).to_dict()
+            for variant in part.variants
+        ]
         assert len({json.dumps(one, sort_keys=True) for one in made}) == len(made), part.key
-        names = [run_name([*study.changes, *arm.changes], 0) for arm in part.variants]
+        names = [run_name([*study.changes, *variant.changes], 0) for variant in part.variants]
         assert len(set(names)) == len(names)
 
 
 def test_the_decoder_is_studied_without_the_refiner(tmp_path: Path) -> None:
     for part in DECODER.parts:
-        for arm in part.variants:
-            recipe = variant_recipe(CONFIG, [*DECODER.changes, *arm.changes], 3, tmp_path)
+        for variant in part.variants:
+            recipe = variant_recipe(CONFIG, [*DECODER.changes, *variant.changes], 3, tmp_path)
             assert not recipe.heads.refiner.enabled
             assert recipe.seed == 3
             assert recipe.cache.folder == str(tmp_path / "features")
@@ -53,7 +56,7 @@ def test_the_decoder_is_studied_without_the_refiner(tmp_path: Path) -> None:
 
 def test_table_5a_gives_sam_one_prompt_more_per_row(tmp_path: Path) -> None:
     (prompts,) = REFINER.parts
-    made = [variant_recipe(CONFIG, arm.changes, 0, tmp_path).heads.refiner for arm in prompts.variants]
+    made = [variant_recipe(CONFIG, variant.changes, 0, tmp_path).heads.refiner for variant in prompts.variants]
     assert [one.enabled for one in made] == [False, True, True, True]
     given = [(one.prompts.mask, one.prompts.box, one.prompts.text) for one in made[1:]]
     assert given == [(True, False, False), (True, True, False), (True, True, True)]
@@ -62,12 +65,12 @@ def test_table_5a_gives_sam_one_prompt_more_per_row(tmp_path: Path) -> None:
 def test_sams_are_those_that_there_are(tmp_path: Path) -> None:
     tiny = read_recipe(CONFIG)
     study, left_out = with_sams(REFINER, tiny, None)
-    assert [arm.name for arm in study.parts[1].variants] == ["small SAM, initial weights", "small SAM, trained"]
+    assert [variant.name for variant in study.parts[1].variants] == ["small SAM, initial weights", "small SAM, trained"]
     assert "ViT-H" in left_out[0]
     (tmp_path / "sam_vit_b_01ec64.pth").touch()
     official = read_recipe(CONFIG, ["heads.refiner.sam=vit_l", "heads.refiner.checkpoint=sam_vit_l_0b3195.pth"])
     study, left_out = with_sams(REFINER, official, tmp_path)
-    assert [arm.name for arm in study.parts[1].variants] == ["SAM ViT-B", "SAM ViT-L"]
+    assert [variant.name for variant in study.parts[1].variants] == ["SAM ViT-B", "SAM ViT-L"]
     assert study.parts[1].variants[1].changes == ()  # the recipe's own
     assert left_out == ["SAM ViT-H is left out: give the folder with sam_vit_h_4b8939.pth as --sams"]
     assert with_sams(DECODER, tiny, None) == (DECODER, [])
@@ -78,8 +81,8 @@ def test_parts_and_arms_are_chosen_by_name() -> None:
     with pytest.raises(UnknownArgument, match="no part 'layer'; it has layers, merge, normalise, size"):
         chosen(DECODER, ["layer"])
     smaller = chosen(DECODER, ["merge", "size"], ["96", "max", "mean"])
-    assert [[arm.name for arm in part.variants] for part in smaller.parts] == [["token grid", "32", "64"]]
-    with pytest.raises(UnknownArgument, match="no arm 'late' to skip; there are max, mean"):
+    assert [[variant.name for variant in part.variants] for part in smaller.parts] == [["token grid", "32", "64"]]
+    with pytest.raises(UnknownArgument, match="late"):
         chosen(DECODER, ["merge"], ["late"])
     with pytest.raises(UnknownArgument, match="leave one"):
         chosen(DECODER, ["merge"], ["max", "mean"])
@@ -93,7 +96,7 @@ def test_names_of_runs_are_file_names() -> None:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder study of two parts that share an arm, run through the command."""
+    """A decoder study of two parts that share an variant, run through the command."""
     folder = tmp_path_factory.mktemp("ablations")
     words = ["ablate", "decoder", "--config", CONFIG, *SMALL, "--parts", "merge", "normalise", "--out", str(folder)]
     assert main([*words, "--quiet"]) == 0
@@ -110,9 +113,9 @@ def test_an_arm_of_two_parts_is_trained_once(out: Path) -> None:
 
 def test_the_table_says_where_it_is_from(out: Path) -> None:
     table = read_csv(out / "decoder.csv")
-    assert table["arm"].tolist() == ["mean", "max", "normalised", "as they are"]
+    assert table["variant"].tolist() == ["mean", "max", "normalised", "as they are"]
     score = "average recall (mean IoU), %"
-    assert table[score][0] == table[score][2]  # the shared arm
+    assert table[score][0] == table[score][2]  # the shared variant
     assert all(0 <= float(value) <= 100 for value in table[score])
     assert all(float(value) > 0 for value in table["decoder, GFLOP per phrase"])
     head = (out / "decoder.csv").read_text().split("in the paper")[0]
@@ -124,7 +127,7 @@ def test_the_table_says_where_it_is_from(out: Path) -> None:
 
 def test_finished_arms_are_read_and_others_are_not(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*given: Any) -> None:
-        raise AssertionError("a finished arm was trained again")
+        raise AssertionError("a finished variant was trained again")
 
     monkeypatch.setattr(ablations, "_trained", fails)
     said: list[str] = []
