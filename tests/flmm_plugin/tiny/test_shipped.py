@@ -91,8 +91,7 @@ def test_heads_have_one_hash_wherever_it_is_shown() -> None:
     from flmm_plugin.heads import read_manifest
 
     shipped = read_manifest(tiny.heads_path()).sha256
-    backbone = SimpleNamespace(device="cpu", dtype="float32", model=SimpleNamespace(config=SimpleNamespace()))
-    backbone.model.config._attn_implementation = "sdpa"
+    backbone = SimpleNamespace(device="cpu", dtype="float32", kernel="sdpa")
     assert evaluate.provenance(SimpleNamespace(backbone=backbone), tiny.heads_path())["heads_sha256"] == shipped
     for name in ("tiny_evaluate.json", "tiny_evaluate_again.json"):
         assert json.loads((RESULTS / name).read_text())["provenance"]["heads_sha256"] == shipped
