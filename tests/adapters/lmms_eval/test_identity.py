@@ -85,10 +85,10 @@ def test_configurations_count(whole: Any, monkeypatch: pytest.MonkeyPatch, where
     assert answer_identity(whole) != before
 
 
-@pytest.mark.parametrize("part", ["_versions", "code_digest"])
+@pytest.mark.parametrize("part", ["versions", "code_digest"])
 def test_libraries_and_code_count(whole: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     before = answer_identity(whole)
-    monkeypatch.setattr(identity, part, lambda: "other")
+    monkeypatch.setattr(identity, part, lambda *_: "other")
     assert answer_identity(whole) != before
 
 
