@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, StaticLayer
 
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, ImageTokens
-from flmm_plugin.context import check_encoded, check_tokens
+from flmm_plugin.context_length import check_encoded, check_tokens
 from flmm_plugin.errors import CaptureError, UnknownArgument
 from flmm_plugin.heads.manifest import MERGES
 from flmm_plugin.passages import Passage

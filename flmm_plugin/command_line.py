@@ -11,8 +11,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-from flmm_plugin.ending import FAILED, say
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.exit_codes import FAILED, say
+from flmm_plugin.suggestions import did_you_mean
 
 
 class HelpText(argparse.HelpFormatter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 #: Kinds of devices, as torch calls them.
 KINDS = ("cpu", "cuda", "mps", "xpu")

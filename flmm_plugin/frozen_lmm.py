@@ -10,7 +10,7 @@ from PIL import Image
 
 from flmm_plugin.backbones.base import Backbone, EncodedChat, Generated, Messages
 from flmm_plugin.backbones.inputs import one_turn
-from flmm_plugin.context import check_characters, check_encoded
+from flmm_plugin.context_length import check_characters, check_encoded
 from flmm_plugin.errors import EmptyPhrase, FrozenWeightsChanged
 from flmm_plugin.images import ImageSource, chat_image
 from flmm_plugin.passages import plain_tokens

@@ -28,7 +28,7 @@ from flmm_plugin.capture import (
     last_states,
     merged_rows,
 )
-from flmm_plugin.context import check_characters, check_tokens
+from flmm_plugin.context_length import check_characters, check_tokens
 from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch, UnknownArgument
 from flmm_plugin.frozen_lmm import FrozenLMM
 from flmm_plugin.geometry import ImageGrid
@@ -37,7 +37,7 @@ from flmm_plugin.heads.manifest import PROMPT, SEPARATOR
 from flmm_plugin.images import ImageSource, open_image
 from flmm_plugin.passages import GivenText, Keyword, Passage, decoded_offsets, span_tokens, text_offsets
 from flmm_plugin.records import Grounding
-from flmm_plugin.words import Span, check_text, checked_phrases, checked_spans, has_words, trimmed
+from flmm_plugin.text_checks import Span, check_text, checked_phrases, checked_spans, has_words, trimmed
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self, get_origin, get_type_hints
 
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

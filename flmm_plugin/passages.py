@@ -11,7 +11,7 @@ from typing import Any
 
 from flmm_plugin.errors import BadText, EmptyPhrase
 from flmm_plugin.images import ImageSource
-from flmm_plugin.words import Span, check_text, check_within, checked_phrases, has_words, short, trimmed
+from flmm_plugin.text_checks import Span, check_text, check_within, checked_phrases, has_words, short, trimmed
 
 
 @dataclass(frozen=True)

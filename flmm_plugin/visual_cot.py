@@ -26,12 +26,12 @@ from PIL import Image
 
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.backbones.inputs import one_turn
-from flmm_plugin.context import check_characters
+from flmm_plugin.context_length import check_characters
 from flmm_plugin.errors import EmptyPhrase, UnknownArgument
 from flmm_plugin.grounding import PhraseGrounder
 from flmm_plugin.passages import Passage, decoded_offsets
 from flmm_plugin.records import BoolMask, Grounding, mask_box, masks_json
-from flmm_plugin.words import check_text, has_words
+from flmm_plugin.text_checks import check_text, has_words
 
 Variant = Literal["v1", "v2"]
 Views = Literal["auto", "both", "crop"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.files import read_json
-from flmm_plugin.public import public
+from flmm_plugin.redaction import public
 from flmm_plugin.reports.runs import (
     Provenance,
     Run,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.images import Orientation
-from flmm_plugin.public import public_text
+from flmm_plugin.redaction import public_text
 from flmm_plugin.reports.runs import Run, named, sample_lines
 
 Rle = Mapping[str, Any]

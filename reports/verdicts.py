@@ -9,7 +9,7 @@ from typing import Any
 
 from flmm_plugin import files
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.public import public_text
+from flmm_plugin.redaction import public_text
 from flmm_plugin.reports.runs import named
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.files import read_json
-from flmm_plugin.public import public
+from flmm_plugin.redaction import public
 from flmm_plugin.reports.lmms_eval_files import OFFICIAL_DOCUMENTS
 from flmm_plugin.reports.runs import (
     Provenance,

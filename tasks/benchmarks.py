@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flmm_plugin.data.registry import Benchmark, Hub, Part, Split
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_config
 
 

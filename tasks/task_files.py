@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 TASKS_FOLDER = Path(__file__).resolve().parent
 

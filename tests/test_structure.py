@@ -148,14 +148,14 @@ def test_both_environments_share_their_pins_but_for_what_excludes_itself() -> No
 # Packages and modules of flmm_plugin, lowest first: none imports what stands in a later row, wherever in a file.
 LAYERS = [
     {
-        "errors", "bundled", "command_line", "contents", "devices", "ending", "file_kinds", "files", "json_lines",
-        "nearest", "options", "public", "strict", "yaml_text",
+        "errors", "bundled", "command_line", "content_hashes", "devices", "exit_codes", "file_kinds", "files",
+        "json_lines", "suggestions", "options", "redaction", "typed_fields", "yaml_text",
     },
-    {"geometry", "images", "records", "seal", "words"},
+    {"geometry", "images", "records", "seal", "text_checks"},
     {"attention", "heads"},
     {"backbones"},
     {
-        "capture", "context", "frozen_lmm", "grounded_lmm", "grounding", "heads_choice", "passages",
+        "capture", "context_length", "frozen_lmm", "grounded_lmm", "grounding", "heads_choice", "passages",
         "verification", "visual_cot",
     },
     {"data", "datasets"},

@@ -15,8 +15,8 @@ import torch
 
 from flmm_plugin.adapters.answering.requests import split_at_placeholders, with_placeholders
 from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.options import none_if_said
+from flmm_plugin.suggestions import did_you_mean
 
 _DEFAULT_NEW_TOKENS = 1024
 

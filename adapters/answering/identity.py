@@ -19,7 +19,7 @@ from typing import Any
 
 import flmm_plugin
 from flmm_plugin.adapters.answering.provenance import device_name
-from flmm_plugin.contents import file_digest, versions
+from flmm_plugin.content_hashes import file_digest, versions
 
 # Libraries that decide pixels, tokens or sums.
 _LIBRARIES = (

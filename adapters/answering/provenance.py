@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flmm_plugin
-from flmm_plugin.contents import versions
+from flmm_plugin.content_hashes import versions
 
 # Name in the record -> package.
 _PACKAGES = {

@@ -11,7 +11,7 @@ import sys
 
 from flmm_plugin.adapters.lmms_eval import exit_status, task_folder
 from flmm_plugin.command_line import announce
-from flmm_plugin.ending import FAILED, say, status_of
+from flmm_plugin.exit_codes import FAILED, say, status_of
 
 #: Options of lmms-eval with which no task is evaluated, or that name tasks elsewhere.
 _WITHOUT_TASKS = ("--help", "-h", "--config", "--power-analysis", "--tui", "--tasks")

@@ -26,9 +26,9 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.defaults import answers_with_masks
 from flmm_plugin.adapters.patching import wrap_once
-from flmm_plugin.ending import FAILED, INTERRUPTED, TERMINATED, Terminated, named, say, terminable
 from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed, UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.exit_codes import FAILED, INTERRUPTED, TERMINATED, Terminated, named, say, terminable
+from flmm_plugin.suggestions import did_you_mean
 
 NAME = "lmms_eval"
 #: Words for ``--tasks`` that ask for a list, not for a run.

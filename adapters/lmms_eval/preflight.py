@@ -27,8 +27,8 @@ from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
 from flmm_plugin.files import check_file_place, make_folder
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.options import none_if_said
+from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
 

@@ -120,7 +120,7 @@ def run_key(spec: RunSpec, times: int) -> str:
         12 hexadecimal digits.
     """
     from flmm_plugin.adapters.answering.identity import code_digest, digest_of
-    from flmm_plugin.contents import argument_digests
+    from flmm_plugin.content_hashes import argument_digests
 
     arguments = {**dataclasses.asdict(spec), "times": times, "judge": "", "role": ""}
     given = {"pretrained": spec.model, **spec.model_args}

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from flmm_plugin import files
 from flmm_plugin.adapters.preservation.verdict import Check, RunRecord, Verdict
-from flmm_plugin.public import public, public_text
+from flmm_plugin.redaction import public, public_text
 
 _WORD = {"unchanged": "CHAT UNCHANGED", "changed": "CHAT CHANGED", "uncomparable": "COULD NOT COMPARE"}
 _COLUMN = 56

@@ -15,8 +15,8 @@ from flmm_plugin.adapters.answering.arguments import MODEL_ARGUMENTS
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.options import refuse_unknown
+from flmm_plugin.suggestions import did_you_mean
 
 FORMATS = ("tsv", "xlsx", "json")
 #: Classes of a ``--config`` file that are this package's.

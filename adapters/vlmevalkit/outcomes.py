@@ -12,7 +12,7 @@ from typing import Any
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.messages import is_failure
 from flmm_plugin.errors import BadAnnotation
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 #: The kit's reasons for leaving a combination out that are failures.
 _FAILURES = ("invalid_dataset", "No infer result found", "Incomplete infer result", "evaluate_returned_none")

@@ -26,7 +26,7 @@ from flmm_plugin.backbones.inputs import (
 from flmm_plugin.backbones.preprocessing import Paper, pad_picture, with_pillow
 from flmm_plugin.errors import BackboneUnsupported, BadImage, UnknownArgument
 from flmm_plugin.options import LoadOptions
-from flmm_plugin.words import check_text
+from flmm_plugin.text_checks import check_text
 
 #: What processors, templates and `generate` raise for what they do not take.
 REFUSALS = (

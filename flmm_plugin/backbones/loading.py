@@ -14,8 +14,8 @@ import torch
 from flmm_plugin.backbones.processor_check import complete_processor
 from flmm_plugin.errors import BackboneUnsupported, BadCheckpoint, UnknownArgument
 from flmm_plugin.file_kinds import strangers
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.options import LoadOptions
+from flmm_plugin.suggestions import did_you_mean
 
 # Tables that older versions of transformers stored and that every version computes by itself.
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")

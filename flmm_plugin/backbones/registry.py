@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flmm_plugin import bundled
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from flmm_plugin.backbones.base import Backbone

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import flmm_plugin
 from flmm_plugin.command_line import Parser, announce
-from flmm_plugin.ending import status_of
+from flmm_plugin.exit_codes import status_of
 
 _EXAMPLES = """\
 examples:

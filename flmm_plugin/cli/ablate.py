@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flmm_plugin import files
 from flmm_plugin.cli.output import markdown_table, note
 from flmm_plugin.errors import DataNotFound, ToolNotFound
-from flmm_plugin.public import public
+from flmm_plugin.redaction import public
 
 if TYPE_CHECKING:
     from flmm_plugin.training.ablations import Measured, Part, Study

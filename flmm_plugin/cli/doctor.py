@@ -14,7 +14,7 @@ from typing import Any
 import flmm_plugin
 from flmm_plugin import bundled
 from flmm_plugin.cli.model_options import checked_model, refuse_idle
-from flmm_plugin.contents import file_digest
+from flmm_plugin.content_hashes import file_digest
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.options import LoadOptions

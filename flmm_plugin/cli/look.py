@@ -23,7 +23,7 @@ from flmm_plugin.errors import (
     OutputFailed,
     UnknownArgument,
 )
-from flmm_plugin.words import check_text, checked_phrases, has_words
+from flmm_plugin.text_checks import check_text, checked_phrases, has_words
 
 if TYPE_CHECKING:
     from PIL import Image

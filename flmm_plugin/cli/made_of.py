@@ -24,7 +24,7 @@ def made_of(model: str, arguments: str) -> dict[str, str]:
     """
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
     from flmm_plugin.adapters.answering.identity import code_digest
-    from flmm_plugin.contents import argument_digests, versions
+    from flmm_plugin.content_hashes import argument_digests, versions
 
     pretrained = DEFAULTS[model].pretrained if model in DEFAULTS else ""
     given = dict(part.split("=", 1) for part in arguments.split(",") if "=" in part)

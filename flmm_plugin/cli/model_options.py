@@ -10,8 +10,8 @@ from typing import Any
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
 from flmm_plugin.options import LoadOptions
+from flmm_plugin.suggestions import did_you_mean
 
 
 def add_model_options(parser: Any) -> None:

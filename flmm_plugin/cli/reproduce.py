@@ -22,7 +22,7 @@ from flmm_plugin import files
 from flmm_plugin.cli.made_of import made_of, set_aside
 from flmm_plugin.cli.output import note, write
 from flmm_plugin.errors import DataNotFound, OutputFailed, UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from flmm_plugin.reports.table_layouts import Layout

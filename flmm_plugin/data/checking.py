@@ -14,7 +14,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from flmm_plugin.contents import path_digest
+from flmm_plugin.content_hashes import path_digest
 from flmm_plugin.data.downloading import problem_of
 from flmm_plugin.data.registry import Archive, Benchmark, Part, Split
 from flmm_plugin.errors import FlmmError

@@ -22,7 +22,7 @@ from filelock import Timeout
 from tqdm import tqdm
 
 from flmm_plugin import files
-from flmm_plugin.contents import file_digest
+from flmm_plugin.content_hashes import file_digest
 from flmm_plugin.data.registry import Archive, Hub
 from flmm_plugin.data.unpacking import problem_of_archive, unpack
 from flmm_plugin.errors import BadAnnotation, DataNotFound

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from flmm_plugin import files
-from flmm_plugin.contents import file_digest
+from flmm_plugin.content_hashes import file_digest
 from flmm_plugin.errors import BadAnnotation
 
 T = TypeVar("T")

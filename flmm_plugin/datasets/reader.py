@@ -13,7 +13,7 @@ from flmm_plugin.data.registry import Split
 from flmm_plugin.datasets.prepared import items_of
 from flmm_plugin.datasets.problems import Problem, counted, notes
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 Item = TypeVar("Item")
 

@@ -18,7 +18,7 @@ from flmm_plugin.errors import BadCheckpoint, DataNotFound
 from flmm_plugin.heads.checkpoint import heads_file, read_manifest, verify_tensors, write_tensors
 from flmm_plugin.heads.manifest import HeadsManifest
 from flmm_plugin.heads.weights import first_lines
-from flmm_plugin.public import public
+from flmm_plugin.redaction import public
 
 FILE = "heads.safetensors"
 CARD = "README.md"

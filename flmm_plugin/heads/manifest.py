@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
-from flmm_plugin.public import public
-from flmm_plugin.strict import built
+from flmm_plugin.redaction import public
+from flmm_plugin.typed_fields import built
 
 #: The user's turn before the phrases, and the sign after each of them, in the paper's training and evaluation.
 PROMPT = "Please give me a description of the image."

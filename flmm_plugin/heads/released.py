@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads.manifest import BackboneFacts
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 DATA = "PNG narratives (train2017), RefCOCO and RefCOCO+ (unc), RefCOCOg (umd)"
 

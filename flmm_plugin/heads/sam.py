@@ -19,7 +19,7 @@ from torch import nn
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
 from flmm_plugin.heads.weights import first_lines, read_metadata, read_pth, read_safetensors, tensors_sha256
-from flmm_plugin.nearest import did_you_mean
+from flmm_plugin.suggestions import did_you_mean
 
 OFFICIAL_FILES = {
     "vit_b": "sam_vit_b_01ec64.pth",

@@ -26,13 +26,13 @@ from flmm_plugin.heads import load_heads
 from flmm_plugin.heads.checkpoint import HEADS_NAME
 from flmm_plugin.heads.sam import OFFICIAL_FILES
 from flmm_plugin.passages import text_offsets
+from flmm_plugin.text_checks import Span
 from flmm_plugin.training.features import FrozenReader
 from flmm_plugin.training.loop import Trainer
 from flmm_plugin.training.models import load_lmm
 from flmm_plugin.training.recipe import DataPart, TrainRecipe, read_recipe
 from flmm_plugin.training.run_folder import differences
 from flmm_plugin.training.samples import TrainingSet
-from flmm_plugin.words import Span
 
 FEATURES = "features"
 _RECORD, _COST = "run.json", "cost.json"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from flmm_plugin import files
-from flmm_plugin.contents import file_digest
+from flmm_plugin.content_hashes import file_digest
 from flmm_plugin.errors import BadCache, BadImage, EmptyPhrase, FlmmError
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import ImageEmbedding

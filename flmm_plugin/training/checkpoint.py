@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from flmm_plugin import files
-from flmm_plugin.contents import file_digest
+from flmm_plugin.content_hashes import file_digest
 from flmm_plugin.errors import BadCheckpoint, OutputFailed, TrainingStopped
 from flmm_plugin.training.distributed import Processes
 from flmm_plugin.training.run_folder import CHECKPOINTS, RunFolder

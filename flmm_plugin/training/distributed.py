@@ -23,8 +23,8 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from flmm_plugin.errors import FlmmError, TrainingStopped, UnknownArgument
-from flmm_plugin.strict import nearest
 from flmm_plugin.training.recipe import TrainRecipe
+from flmm_plugin.typed_fields import nearest
 
 Result = TypeVar("Result")
 

@@ -24,7 +24,7 @@ from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.errors import TrainingStopped
 from flmm_plugin.heads import GroundingHeads, save_heads
 from flmm_plugin.json_lines import Log
-from flmm_plugin.public import public
+from flmm_plugin.redaction import public
 from flmm_plugin.training.batches import BAD_GRADIENT, BAD_LOSS, Batch, Batches, Preparer
 from flmm_plugin.training.cache import BuildReport, CachedReader, CacheEstimate, FeatureCache, build, estimate
 from flmm_plugin.training.checkpoint import Checkpoints, Saver

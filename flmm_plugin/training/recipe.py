@@ -18,7 +18,7 @@ from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
 from flmm_plugin.heads.manifest import MERGES
 from flmm_plugin.options import WeightOptions
-from flmm_plugin.strict import built, change, choice, nearest, plain
+from flmm_plugin.typed_fields import built, change, choice, nearest, plain
 from flmm_plugin.yaml_text import read_yaml
 
 _CONFIGS = "configs"

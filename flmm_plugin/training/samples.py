@@ -27,8 +27,8 @@ from flmm_plugin.datasets.refer import ReferDataset, ReferItem
 from flmm_plugin.images import open_image
 from flmm_plugin.passages import Passage, piece_spans, plain_tokens
 from flmm_plugin.records import BoolMask
+from flmm_plugin.text_checks import Span, has_words
 from flmm_plugin.training.recipe import DataPart, TrainRecipe
-from flmm_plugin.words import Span, has_words
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flmm_plugin.capture import merged_rows
 from flmm_plugin.errors import BadText, EmptyPhrase, UnknownArgument
 from flmm_plugin.passages import Passage, decoded_offsets, plain_tokens, span_tokens, text_offsets
-from flmm_plugin.words import checked_phrases, checked_spans, has_words, trimmed
+from flmm_plugin.text_checks import checked_phrases, checked_spans, has_words, trimmed
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flmm_plugin import files, tiny
 from flmm_plugin.command_line import Parser
-from flmm_plugin.ending import status_of
+from flmm_plugin.exit_codes import status_of
 from tools.tiny import train_heads, train_lmm
 from tools.tiny.sam_file import make_sam
 from tools.tiny.train_sam import SamConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flmm_plugin.capture import read_sequence
-from flmm_plugin.context import context_limit
+from flmm_plugin.context_length import context_limit
 from flmm_plugin.errors import BadText
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.passages import plain_tokens

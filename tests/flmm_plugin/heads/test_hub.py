@@ -17,7 +17,7 @@ from flmm_plugin.errors import BadCheckpoint, DataNotFound
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, load_heads, read_manifest, save_heads
 from flmm_plugin.heads.checkpoint import verify_tensors, write_tensors
 from flmm_plugin.heads.hub import CARD, FILE, find_results, model_card, pull_heads, push_heads
-from flmm_plugin.public import public
+from flmm_plugin.redaction import public
 
 
 class FolderHub:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flmm_plugin.ending import status_of
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.exit_codes import status_of
 
 
 def _deep() -> int:
@@ -66,7 +66,7 @@ def test_a_stopped_command_says_what_is_saved(
 
 
 def test_output_that_cannot_be_written_is_a_failure() -> None:
-    code = "import sys; from flmm_plugin.ending import status_of; sys.exit(status_of(lambda: print('x') or 0))"
+    code = "import sys; from flmm_plugin.exit_codes import status_of; sys.exit(status_of(lambda: print('x') or 0))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

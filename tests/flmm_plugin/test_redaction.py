@@ -6,7 +6,7 @@ import getpass
 
 import pytest
 
-from flmm_plugin.public import public, public_text
+from flmm_plugin.redaction import public, public_text
 
 
 @pytest.mark.parametrize(
