@@ -326,6 +326,12 @@ def committed_text() -> Iterator[Path]:
     yield from (p for p in ROOT.iterdir() if p.is_file() and p.suffix in TEXT and not p.name.startswith(".git"))
 
 
+def test_the_checks_run_tests_that_exist() -> None:
+    named = re.findall(r"\btests/[\w/]+(?:\.py)?", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_no_file_says(what: str) -> None:
     hits = [
