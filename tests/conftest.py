@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> Iterator[Any]:
+    """A user with an empty home, and servers on this machine that play the real ones (`tests.loopback.world.World`)."""
+    from tests.loopback.world import World
+
+    with World(tmp_path / "user") as world:
+        yield world
 
 
 # --- tiny real models ----------------------------------------------------------------------------------------------
