@@ -23,13 +23,13 @@ _PUBLISHED = 1_700_000_000
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for.
+    """Hold what a client asked for.
 
     Attributes:
-        method: ``GET``, ``HEAD``, ...
-        address: ``https://host/path?query``.
-        headers: By lower-case name.
-        body: What was sent along.
+        method: One of ``GET``, ``HEAD``, ``POST``, ...
+        address: Address with its query, ``https://host/path?query``.
+        headers: Header values; names in lower case.
+        body: Bytes that came with it; empty by default.
     """
 
     method: str
@@ -52,11 +52,11 @@ class Request:
 
 @dataclass
 class Reply:
-    """What a host answers.
+    """Hold what a host answers.
 
     Attributes:
         body: Bytes, or a file to read them from.
-        status: HTTP status.
+        status: Number of the answer, as in HTTP.
         headers: Others than Content-Length, which `Proxy` writes.
     """
 
@@ -101,7 +101,7 @@ class Fault:
     """Something that goes wrong at addresses that contain a text.
 
     Attributes:
-        where: Part of the address.
+        where: Text that the address contains.
         status: Answer with this status and a web page.
         html: Answer with a web page of this text.
         cut: Close the connection after this many bytes of the body.
@@ -109,7 +109,7 @@ class Fault:
         seconds: Time before each piece of 16 kB.
         ranges: Whether a Range header is understood.
         times: Answers that it spoils; None: all.
-        method: Requests that it spoils.
+        method: Method of the requests that it spoils.
         reached: Set when an answer was spoilt.
     """
 
@@ -133,7 +133,7 @@ class Answered:
     """A request and what was sent for it.
 
     Attributes:
-        request: What was asked for.
+        request: The one `Request` that was answered.
         status: HTTP status of the answer.
         sent: Bytes of the body that were written.
         bad: Whether no host of this world answers such an address.

@@ -144,7 +144,7 @@ class Hub:
 
     Attributes:
         models, datasets: Repositories by id.
-        token: What uploads must carry.
+        token: Token that uploads must carry.
     """
 
     models: dict[str, Repo] = field(default_factory=dict)

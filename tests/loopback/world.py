@@ -1,4 +1,8 @@
-"""A user's machine in this world: an empty home, the proxy in front of every host, and a way to run commands there."""
+"""Play a user with an empty home, and servers on this machine that stand for the real ones.
+
+A forward proxy is between the user and everything else. Product code asks the real addresses; an environment variable,
+``HTTPS_PROXY``, leads it here, and another, ``SSL_CERT_FILE``, has it trust certificates made for the run.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: Hosts that hold plain files. The last two hold none: `datasets` asks them first, for what they know of a data set.
 FILE_HOSTS = (
-    "dl.fbaipublicfiles.com", "images.cocodataset.org", "bvisionweb1.cs.unc.edu", "s3.amazonaws.com",
-    "datasets-server.huggingface.co",
+    "dl.fbaipublicfiles.com", "images.cocodataset.org", "bvisionweb1.cs.unc.edu", "web.archive.org",
+    "s3.amazonaws.com", "datasets-server.huggingface.co",
 )  # fmt: skip
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -35,6 +39,7 @@ class World:
         folder: Becomes the user's home (``home``) and working folder (``work``), both empty.
         drive, hub, files: What the hosts hold; ``files`` by host name.
         proxy: What all requests go through.
+        paths: Folders in front of the path on which the user's interpreters find modules.
     """
 
     folder: Path
@@ -42,6 +47,7 @@ class World:
     hub: Hub = field(default_factory=Hub)
     files: dict[str, FileServer] = field(default_factory=lambda: {host: FileServer() for host in FILE_HOSTS})
     proxy: Proxy = field(default_factory=Proxy)
+    paths: list[Path] = field(default_factory=list)
 
     def __enter__(self) -> World:
         for folder in (self.home, self.work):
@@ -79,7 +85,7 @@ class World:
         """Return the whole environment of a command: this process's without what would lead it elsewhere."""
         kept = {name: value for name, value in os.environ.items() if not _leads_elsewhere(name)}
         threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        path = os.pathsep.join((str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])))
+        path = os.pathsep.join(map(str, (*self.paths, REPOSITORY, *filter(None, [kept.get("PYTHONPATH")]))))
         return {**kept, **threads, **self.settings, "PYTHONPATH": path, **more}
 
     def here(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +147,8 @@ class Run:
     """A command that has ended.
 
     Attributes:
-        words: The command.
-        status: Its exit status.
+        words: The command and its arguments.
+        status: Exit status of the command.
         output: What it wrote to both streams.
         answered: Requests that were made meanwhile.
     """
