@@ -137,12 +137,14 @@ class Answered:
         status: HTTP status of the answer.
         sent: Bytes of the body that were written.
         bad: Whether no host of this world answers such an address.
+        is_page: Whether the answer was a web page.
     """
 
     request: Request
     status: int = 0
     sent: int = 0
     bad: bool = False
+    is_page: bool = False
 
     def __str__(self) -> str:
         wanted = self.request.headers.get("range")
@@ -248,6 +250,7 @@ class _Connection(BaseHTTPRequestHandler):
             else:
                 start, end = _part(request, reply)
         record.status = reply.status
+        record.is_page = reply.headers.get("Content-Type", "").startswith("text/html")
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(end - start)}.items():
             self.send_header(name, value)

@@ -63,8 +63,21 @@ def publish(folder: Path) -> Path:
     with zipfile.ZipFile(folder / "refcoco.zip", "w") as archive:
         for path in sorted((folder / "coco/refcoco").iterdir()):
             archive.write(path, f"refcoco/{path.name}")
-    write_mme(folder / "datasets", scenes=MME_PICTURES)
+    mme = write_mme(folder / "datasets", scenes=MME_PICTURES)
+    write_kit_mme(mme, folder / "MME.tsv")
     return folder
+
+
+def write_kit_mme(parquet: Path, path: Path) -> None:
+    """Write MME as VLMEvalKit's server has it: one table, the pictures in base64."""
+    import base64
+
+    import pandas as pd
+
+    table = pd.read_parquet(parquet)
+    table["image"] = [base64.b64encode(image["bytes"]).decode() for image in table["image"]]
+    table.insert(0, "index", range(len(table)))
+    table.rename(columns={"question_id": "image_path"}).to_csv(path, sep="\t", index=False)
 
 
 def stock(world: World, folder: Path) -> None:
@@ -80,6 +93,7 @@ def stock(world: World, folder: Path) -> None:
     )
     world.files["dl.fbaipublicfiles.com"].files[f"/segment_anything/{SAM}"] = folder / SAM
     world.files["bvisionweb1.cs.unc.edu"].files["/licheng/referit/data/refcoco.zip"] = folder / "refcoco.zip"
+    world.files["opencompass.openxlab.space"].files["/utils/VLMEval/MME.tsv"] = folder / "MME.tsv"
     for path in (folder / "coco/train2014").iterdir():
         world.files["images.cocodataset.org"].files[f"/train2014/{path.name}"] = path
     world.paths.append(Path(__file__).parent / "small_sam")

@@ -6,7 +6,10 @@ A forward proxy is between the user and everything else. Product code asks the r
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -25,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 #: Hosts that hold plain files. The last two hold none: `datasets` asks them first, for what they know of a data set.
 FILE_HOSTS = (
     "dl.fbaipublicfiles.com", "images.cocodataset.org", "bvisionweb1.cs.unc.edu", "web.archive.org",
-    "s3.amazonaws.com", "datasets-server.huggingface.co",
+    "opencompass.openxlab.space", "s3.amazonaws.com", "datasets-server.huggingface.co",
 )  # fmt: skip
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -107,24 +110,39 @@ class World:
         monkeypatch.setattr(urllib.request, "_opener", None)
         huggingface_hub.close_session()
 
-    def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, **more: str) -> subprocess.Popen[bytes]:
         """Start a command of the package (``lmms_eval``, ``flmm``, ``flmm-vlmeval``) in the working folder."""
-        return subprocess.Popen(
-            command(*words), cwd=self.work, env=self.environment(**more), text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        with self.said.open("wb") as out:
+            return subprocess.Popen(
+                command(*words), cwd=self.work, env=self.environment(**more), stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
 
-    def run(self, *words: str, timeout: float = 280, **more: str) -> Run:
+    def run(self, *words: str, timeout: float = 600, **more: str) -> Run:
         """Run a command of the package to its end."""
         before = len(self.proxy.answered)
         process = self.start(*words, **more)
         try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-            raise AssertionError(f"{' '.join(words)} did not end in {timeout} s:\n{output}") from None
-        return Run(words, process.returncode, output, self.proxy.answered[before:])
+            status = process.wait(timeout)
+        finally:
+            self.kill(process)
+        return Run(words, status, self.output, self.proxy.answered[before:])
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """Send SIGKILL to a command and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    @property
+    def said(self) -> Path:
+        """Where the output of the last command is."""
+        return self.folder / "output.txt"
+
+    @property
+    def output(self) -> str:
+        """What the last command wrote so far, without the colours of lmms-eval's log."""
+        return re.sub(r"\x1b\[\d*m", "", self.said.read_text(errors="replace"))
 
     def break_(self, where: str, **how: Any) -> Fault:
         """Have something go wrong; see `Fault`."""
@@ -165,13 +183,19 @@ class Run:
 
     @property
     def fetched(self) -> dict[str, int]:
-        """Bytes of files that came, by address without what changes; pages, listings and empty answers left out."""
+        """Bytes of files that came, by address; pages and what the hub says about its repositories are left out."""
         found: dict[str, int] = {}
         for one in self.answered:
-            kind = one.request.address
-            if one.sent and one.status in (200, 206) and "/api/" not in kind and one.request.method == "GET":
-                found[kind] = found.get(kind, 0) + one.sent
+            address = one.request.address
+            if one.sent and one.status in (200, 206) and not one.is_page and "/api/" not in address:
+                found[address] = found.get(address, 0) + one.sent
         return found
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Values of the metrics in the table that lmms-eval prints, the last of each name."""
+        rows = re.findall(r"\|([\w@.]+)\s*\|[^|]*\|\s*([\d.]+)\s*\|", self.output)
+        return {metric: float(value) for metric, value in rows}
 
 
 _MODULES: Mapping[str, str] = {
