@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.suggestions import did_you_mean
@@ -37,6 +38,16 @@ def checked_device(asked: str | None, option: str = "--device") -> str | None:
     if int(found[2] or 0) >= _number_of(found[1]):
         raise UnknownArgument(f"{option} {asked!r} is not on this machine. {_listed()}")
     return name
+
+
+def device_name(device: Any) -> str | None:
+    """Return the kind of a device and, for a GPU, its name: ``cpu``, ``cuda (NVIDIA H100 PCIe)``; None for None."""
+    import torch
+
+    if device is None:
+        return None
+    place = torch.device(device)
+    return f"{place.type} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else place.type
 
 
 def _number_of(kind: str) -> int:

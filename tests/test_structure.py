@@ -149,7 +149,7 @@ def test_both_environments_share_their_pins_but_for_what_excludes_itself() -> No
 LAYERS = [
     {
         "errors", "bundled", "command_line", "content_hashes", "devices", "exit_codes", "file_kinds", "files",
-        "json_lines", "needs", "suggestions", "options", "redaction", "typed_fields", "yaml_text",
+        "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields", "yaml_text",
     },
     {"geometry", "images", "records", "seal", "text_checks"},
     {"attention", "heads"},

@@ -22,6 +22,7 @@ from flmm_plugin.adapters.answering.visual_cot import (
     question_of_doc,
 )
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.measured import Stopwatch
 from flmm_plugin.passages import GivenText, Keyword
 from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding, error_json, masks_json
 from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions
@@ -99,6 +100,7 @@ class Answerer:
         self._selects = heads is None or heads.keyword_selector is not None
         self._doc_of, self._chat_of = doc_of, chat_of
         self._strings: bool | None = None
+        self.watch = Stopwatch()
 
     def answer(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
         """Answer a batch, in order: masks JSON where the task asked for masks, text elsewhere.
@@ -107,7 +109,12 @@ class Answerer:
             batch: Requests of one kind and one set of generation arguments.
             failures: Notes samples without an answer.
         """
-        return self._kind(batch[0])(batch, failures)
+        before = len(failures)
+        with self.watch.lap() as lap:
+            replies = self._kind(batch[0])(batch, failures)
+            # A sample that fails takes no time that says anything about others.
+            lap.tasks = [request.task for request in batch] if len(failures) == before else []
+        return replies
 
     def refuse_what_heads_lack(self, requests: Iterable[Request]) -> None:
         """Refuse tasks that no sample could be answered for; all ranks find that out at the same moment."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import flmm_plugin
-from flmm_plugin.adapters.answering.provenance import device_name
 from flmm_plugin.content_hashes import file_digest, versions
+from flmm_plugin.devices import device_name
 
 # Libraries that decide pixels, tokens or sums.
 _LIBRARIES = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import flmm_plugin
 from flmm_plugin.content_hashes import versions
+from flmm_plugin.devices import device_name
 
 # Name in the record -> package.
 _PACKAGES = {
@@ -77,16 +78,6 @@ def commit() -> str | None:
         return None
     head = git("rev-parse", "HEAD")
     return f"{head}-dirty" if head and git("status", "--porcelain", "--untracked-files=no", ":/") else head
-
-
-def device_name(device: Any) -> str | None:
-    """Return the kind of a device and, for a GPU, its name; None for None."""
-    import torch
-
-    if device is None:
-        return None
-    place = torch.device(device)
-    return f"{place.type} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else place.type
 
 
 def _heads(heads: Any, merge: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from flmm_plugin.adapters.lmms_eval.answer_cache import keep_answers_one_by_one
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
 from flmm_plugin.adapters.lmms_eval.unanswered import NoAnswer, earn_nothing
 from flmm_plugin.errors import FrozenWeightsChanged
+from flmm_plugin.measured import remember_model
 
 Reply: TypeAlias = "str | GenerationResult"
 
@@ -113,6 +114,8 @@ class FlmmModel(lmms):
                 given += 1
         # Before the last one, behind which nobody has to come back.
         failures.report(len(asked))
+        if self.rank == 0:
+            remember_model(self._answerer.watch, self.lmm.backbone, self.batch_size)
         yield from (replies[index] for index in range(given, len(unpacked)))
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -24,6 +24,15 @@ for _benchmark in benchmarks().values():
             BENCHMARKS.update({f"{_name}_{_label}": {"": _task} for _label, _task in _tasks.items()})
 
 
+def tasks_of(name: str) -> list[str]:
+    """Return the tasks that a name for ``--data`` stands for; of the kit's own data sets, lmms-eval's name.
+
+    >>> tasks_of("RefCOCO_SEG_val"), tasks_of("MME")
+    (['flmm_refcoco_val'], ['mme'])
+    """
+    return list(BENCHMARKS[name].values()) if name in BENCHMARKS else [name.lower()]
+
+
 def headline_first(task: str, metrics: Mapping[str, float | int]) -> dict[str, float | int]:
     """Put the metric that stands for a task before its others.
 

@@ -19,8 +19,10 @@ from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.failures import FailureLog
 from flmm_plugin.adapters.answering.provenance import record_of
 from flmm_plugin.adapters.vlmevalkit import messages
+from flmm_plugin.adapters.vlmevalkit.benchmarks import tasks_of
 from flmm_plugin.adapters.vlmevalkit.run_files import Journal
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.measured import remember_model
 from flmm_plugin.options import arguments_of, as_switch
 
 
@@ -118,6 +120,8 @@ class FLMM(BaseModel):
             FrozenWeightsChanged: A weight is not what it was when it was loaded.
         """
         self._failures.report(self._asked)
+        if int(os.environ.get("RANK", 0)) == 0:
+            remember_model(self._answerer.watch, self.lmm.backbone, 1, tasks_of)
         self._failures, self._asked = FailureLog(int(os.environ.get("RANK", 0))), 0
         self.seal.verify()
         logger.info(f"flmm: the seal holds after {dataset}, no weight of the LMM changed")

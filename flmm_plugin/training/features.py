@@ -33,10 +33,14 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.grounding import question_passage
 from flmm_plugin.heads import GroundingHeads, ImageEmbedding
+from flmm_plugin.measured import Stopwatch
 from flmm_plugin.passages import Passage
 from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.samples import TrainingSample
 from flmm_plugin.training.store import ScaledFloat16
+
+#: Stages of a training, as `flmm_plugin.measured` names them: the two frozen models, and a step of the heads.
+LMM_STAGE, SAM_STAGE, HEADS_STAGE = "train: LMM", "train: SAM", "train: heads"
 
 # Counts changes of what is captured: features of another version are read anew.
 CAPTURE_VERSION = 2
@@ -132,6 +136,7 @@ class FrozenReader:
     def __init__(self, lmm: GroundedLMM) -> None:
         self.lmm = lmm
         self.heads: GroundingHeads = lmm.need_heads()
+        self.watch = Stopwatch()
         lmm.backbone.model.eval()
 
     def read(self, sample: TrainingSample) -> FrozenFeatures:
@@ -145,9 +150,13 @@ class FrozenReader:
         picture = sample.image_loader()
         return replace(self.words(sample, picture), embedding=self.picture(sample, picture))
 
-    @torch.no_grad()
     def words(self, sample: TrainingSample, picture: Image.Image | None = None) -> FrozenFeatures:
         """Read attention and hidden states with the LMM: everything but the embedding. Raises as `read`."""
+        with self.watch.lap(LMM_STAGE):
+            return self._words(sample, picture)
+
+    @torch.no_grad()
+    def _words(self, sample: TrainingSample, picture: Image.Image | None) -> FrozenFeatures:
         picture = sample.image_loader() if picture is None else picture
         backbone = self.lmm.backbone
         labels = selector = None
@@ -194,9 +203,9 @@ class FrozenReader:
         if refiner is None:
             return None
         picture = sample.image_loader() if picture is None else picture
-        with torch.autocast(self.heads.device.type, enabled=False):
+        with self.watch.lap(SAM_STAGE), torch.autocast(self.heads.device.type, enabled=False):
             embedding = refiner.encode_image(picture)
-        self._check_finite(sample, "SAM's image encoder", embedding.features.dtype, (embedding.features,))
+            self._check_finite(sample, "SAM's image encoder", embedding.features.dtype, (embedding.features,))
         return embedding
 
     def words_identity(self) -> dict[str, Any]:

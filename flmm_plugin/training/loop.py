@@ -24,12 +24,13 @@ from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.errors import TrainingStopped
 from flmm_plugin.heads import GroundingHeads, save_heads
 from flmm_plugin.json_lines import Log
+from flmm_plugin.measured import Stopwatch, remember_model
 from flmm_plugin.redaction import public
 from flmm_plugin.training.batches import BAD_GRADIENT, BAD_LOSS, Batch, Batches, Preparer
 from flmm_plugin.training.cache import BuildReport, CachedReader, CacheEstimate, FeatureCache, build, estimate
 from flmm_plugin.training.checkpoint import Checkpoints, Saver
 from flmm_plugin.training.distributed import Processes, chosen_trackers, flat
-from flmm_plugin.training.features import FrozenReader
+from flmm_plugin.training.features import HEADS_STAGE, FrozenReader
 from flmm_plugin.training.losses import TERMS, HeadsLoss, Prepared
 from flmm_plugin.training.models import load_lmm, seals_of, trainable, without_encoder
 from flmm_plugin.training.recipe import OptimiserRecipe, TrainRecipe
@@ -128,6 +129,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder.checkpoints, recipe.saving.keep)
         self.saver = Saver(self.processes, self.folder, self.checkpoints)
         self._show = progress and self.main
+        self.watch = Stopwatch()
         try:
             self.processes.by_main(lambda: self._open(restart))
             self._load(backbone)
@@ -149,7 +151,8 @@ class Trainer:
             stopped_early = self._early_stop
             with self._bar() as bar:
                 for batch in () if stopped_early else self.batches.after(self.state.step):
-                    lines = self.step(batch)
+                    with self.watch.lap(*[HEADS_STAGE] * len(batch.samples)):
+                        lines = self.step(batch)
                     step = self.state.step
                     self.state.seconds = before + time.monotonic() - started
                     bar.update()
@@ -167,6 +170,7 @@ class Trainer:
         finally:
             if isinstance(self.source, CachedReader):
                 self.source.cache.flush()
+            self._remember_times()
             self.accelerator.end_training()  # ends the process group, too
             self.close()
 
@@ -255,8 +259,16 @@ class Trainer:
             on_problem=self.preparer.note_error, progress=self._show,
         )  # fmt: skip
         self._name_problems()
+        self._remember_times()
         self.accelerator.wait_for_everyone()
         return report
+
+    def _remember_times(self) -> None:
+        """Note how long this process took for the frozen models and for the heads, for the next plan."""
+        if self.main:
+            reader = self.source.reader if isinstance(self.source, CachedReader) else self.source
+            for watch in (reader.watch, self.watch):
+                remember_model(watch, self.lmm.backbone, self.recipe.batch_size)
 
     # Beginning, and going on.
 
