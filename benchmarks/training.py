@@ -127,8 +127,8 @@ class Epochs:
         self.reader.heads.mask_refiner.clear_cache()
         if arm == "filling":
             self.fills += 1
-            with FeatureCache.of_reader(self.folder / f"filling-{self.fills}", self.reader) as cache:
-                self._learn(loss, optimizer, CachedReader(self.reader, cache).read)
+            cache = FeatureCache.of_reader(self.folder / f"filling-{self.fills}", self.reader)
+            self._learn(loss, optimizer, CachedReader(self.reader, cache).read)
             return
         sources: dict[str, Callable[[TrainingSample], FrozenFeatures]] = {
             "heads": lambda sample: self.in_memory[sample.key],
@@ -171,8 +171,7 @@ class Epochs:
         cache = FeatureCache.of_reader(self.folder / "full", self.reader)
         for sample in self.samples:
             CachedReader(self.reader, cache).read(sample)
-        cache.flush()
-        return FeatureCache.of_reader(self.folder / "full", self.reader)
+        return cache
 
 
 def words_bytes(

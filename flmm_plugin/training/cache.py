@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,16 +31,7 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import ImageEmbedding
 from flmm_plugin.training.features import FrozenFeatures, FrozenReader, rounded_embedding
 from flmm_plugin.training.samples import TrainingSample
-from flmm_plugin.training.store import (
-    SHARD_BYTES,
-    SHARD_SECONDS,
-    DiskCap,
-    ScaledFloat16,
-    ShardStore,
-    pack,
-    size_text,
-    unpack,
-)
+from flmm_plugin.training.store import DiskCap, RecordStore, ScaledFloat16, pack, size_text, unpack
 
 PROBES = 8  # samples that an estimate reads
 _SPARE = 0.95  # a disk that is filled to the last byte takes the checkpoints of the run down with it
@@ -63,7 +53,6 @@ class FeatureCache:
         words_identity: Result of `FrozenReader.words_identity`; other models have other stores.
         picture_identity: Result of `FrozenReader.picture_identity`; None: heads without a refiner.
         cap_bytes: Most that all files in the folder may take together; None: no limit.
-        shard_bytes, shard_seconds: When a shard is written, see `ShardStore`.
     """
 
     def __init__(
@@ -73,18 +62,14 @@ class FeatureCache:
         picture_identity: Mapping[str, Any] | None,
         *,
         cap_bytes: int | None = None,
-        shard_bytes: int = SHARD_BYTES,
-        shard_seconds: float = SHARD_SECONDS,
     ) -> None:
         self.folder = Path(folder)
         files.make_folder(self.folder)
         self.cap = DiskCap(self.folder, cap_bytes)
-        options: dict[str, Any] = {"cap": self.cap, "shard_bytes": shard_bytes, "shard_seconds": shard_seconds}
-        self.words = ShardStore(self.folder, "words", words_identity, **options)
-        self.pictures: ShardStore | None = None
+        self.words = RecordStore(self.folder, "words", words_identity, cap=self.cap)
+        self.pictures: RecordStore | None = None
         if picture_identity is not None:
-            self.pictures = ShardStore(self.folder, "pictures", picture_identity, **options)
-        self._stores = [store for store in (self.words, self.pictures) if store is not None]
+            self.pictures = RecordStore(self.folder, "pictures", picture_identity, cap=self.cap)
         self._hashes: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     @classmethod
@@ -107,12 +92,12 @@ class FeatureCache:
 
     def get_words(self, address: Address) -> FrozenFeatures | None:
         """Return everything but the embedding; None if it is not there."""
-        found = _get(self.words, address.words)
+        found = self.words.get(address.words)
         return None if found is None else _words_of(*found)
 
     def get_picture(self, address: Address) -> ImageEmbedding | None:
         """Return the embedding; None if it is not there."""
-        found = None if self.pictures is None else _get(self.pictures, address.picture)
+        found = None if self.pictures is None else self.pictures.get(address.picture)
         return None if found is None else _picture_of(*found)
 
     def put_words(self, address: Address, features: FrozenFeatures) -> bool:
@@ -125,30 +110,13 @@ class FeatureCache:
 
     def present_bytes(self) -> int:
         """Return the bytes on disk for these models; `DiskCap.used` counts those of others too."""
-        return sum(store.bytes_on_disk() for store in self._stores)
+        pictures = 0 if self.pictures is None else self.pictures.bytes_on_disk()
+        return self.words.bytes_on_disk() + pictures
 
     @property
     def full(self) -> bool:
         """True once nothing more is kept: the cap is reached, or the disk is full."""
         return self.cap.full
-
-    def refresh(self) -> None:
-        """Look for what other processes have written."""
-        for store in self._stores:
-            store.refresh()
-
-    def flush(self) -> None:
-        """Write what is pending."""
-        for store in self._stores:
-            store.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.flush()
 
     def _hash(self, path: Path) -> str:
         """Return the SHA-256 of an image's file, read once as long as it stays the same file, unchanged."""
@@ -186,10 +154,6 @@ class CachedReader:
         address = self.cache.address(sample)
         words, embedding = self.cache.get_words(address), self.cache.get_picture(address)
         wants_picture = self.cache.pictures is not None
-        if words is None or (wants_picture and embedding is None):
-            self.cache.refresh()
-            words = words or self.cache.get_words(address)
-            embedding = embedding or self.cache.get_picture(address)
         self.counts.found += (words is not None) + (embedding is not None)
         if words is not None and (embedding is not None or not wants_picture):
             return replace(words, embedding=embedding)
@@ -213,19 +177,6 @@ class CachedReader:
 
 
 # Features as records.
-
-_Record = tuple[dict[str, ScaledFloat16 | Tensor], dict[str, Any]]
-
-
-def _get(store: ShardStore, address: str) -> _Record | None:
-    record = store.get(address)
-    if record is None:
-        return None
-    try:
-        return unpack(record)
-    except BadCache as exc:
-        store.damaged(address, str(exc))
-        return None
 
 
 def _words_record(features: FrozenFeatures) -> bytes:
@@ -483,6 +434,5 @@ def build(
             report.read += 1
     finally:
         bar.close()
-        cache.flush()
         report.seconds = time.perf_counter() - began
     return report

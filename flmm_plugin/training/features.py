@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Protocol
@@ -71,19 +71,25 @@ class FrozenFeatures:
     selector_hidden: Tensor | None = None
     selector_labels: Tensor | None = None
 
+    def changed(self, change: Callable[[Tensor, int], Tensor]) -> FrozenFeatures:
+        """Apply a function to every tensor.
+
+        Args:
+            change: Takes a tensor, and how many of its last dimensions share a scale when it is rounded.
+        """
+        embedding, states, labels = self.embedding, self.selector_hidden, self.selector_labels
+        return FrozenFeatures(
+            change(self.attention, 2),
+            tuple(change(one, 1) for one in self.hidden),
+            self.grid,
+            None if embedding is None else replace(embedding, features=change(embedding.features, 2)),
+            None if states is None else change(states, 1),
+            None if labels is None else change(labels, 0),
+        )
+
     def to(self, device: torch.device | str) -> FrozenFeatures:
         """Copy to a device."""
-        embedding = self.embedding
-        if embedding is not None:
-            embedding = replace(embedding, features=embedding.features.to(device))
-        return FrozenFeatures(
-            self.attention.to(device),
-            tuple(states.to(device) for states in self.hidden),
-            self.grid,
-            embedding,
-            None if self.selector_hidden is None else self.selector_hidden.to(device),
-            None if self.selector_labels is None else self.selector_labels.to(device),
-        )
+        return self.changed(lambda tensor, _: tensor.to(device))
 
     def blanked(self) -> FrozenFeatures:
         """Replace everything of the LMM by zeros, but keep the image's embedding (the control ``image_only``)."""
@@ -97,17 +103,7 @@ class FrozenFeatures:
 
     def rounded(self) -> FrozenFeatures:
         """Round to what a cache returns, also where nothing is kept: no run may depend on what fitted under a cap."""
-        embedding = self.embedding
-        if embedding is not None:
-            embedding = rounded_embedding(embedding)
-        states = self.selector_hidden
-        return replace(
-            self,
-            attention=_rounded(self.attention, 2),
-            hidden=tuple(_rounded(one, 1) for one in self.hidden),
-            embedding=embedding,
-            selector_hidden=None if states is None else _rounded(states, 1),
-        )
+        return self.changed(_rounded)
 
 
 def rounded_embedding(embedding: ImageEmbedding) -> ImageEmbedding:
@@ -260,6 +256,8 @@ class FrozenReader:
 
 
 def _rounded(tensor: Tensor, trailing: int) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
     return ScaledFloat16.of(tensor, trailing).restored().to(tensor.device)
 
 

@@ -168,8 +168,6 @@ class Trainer:
                         break
             return self._finish(stopped_early)
         finally:
-            if isinstance(self.source, CachedReader):
-                self.source.cache.flush()
             self._remember_times()
             self.accelerator.end_training()  # ends the process group, too
             self.close()

@@ -73,7 +73,6 @@ def test_from_the_disk_comes_what_was_computed_rounded_to_float16(
     plain = [reader.read(sample) for sample in some]
     first = opened(tmp_path, reader)
     computed = [first.read(sample) for sample in some]
-    first.cache.flush()
     again = opened(tmp_path, reader)
     found = [again.read(sample) for sample in some]
     assert first.counts == Counts(found=2, kept=10)  # two samples showed pictures that were there already
@@ -88,9 +87,9 @@ def test_from_the_disk_comes_what_was_computed_rounded_to_float16(
 def test_the_models_are_not_asked_for_what_is_there(
     reader: FrozenReader, some: list[TrainingSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(tmp_path, reader).cache as cache:
-        for sample in some:
-            CachedReader(reader, cache).read(sample)
+    first = opened(tmp_path, reader)
+    for sample in some:
+        first.read(sample)
     again = opened(tmp_path, reader)
     monkeypatch.setattr(FrozenReader, "words", None)
     monkeypatch.setattr(FrozenReader, "picture", None)
@@ -129,7 +128,6 @@ def test_another_model_shares_embeddings_and_nothing_else(
 ) -> None:
     first = opened(tmp_path, reader)
     first.read(some[0])
-    first.cache.flush()
     other = opened(tmp_path, FrozenReader(frozen_lmm(load_llava("gqa"))))
     features = other.read(some[0])
     assert other.counts == Counts(found=1, kept=1)
@@ -142,7 +140,6 @@ def test_heads_without_a_refiner_have_a_cache_too(
     plain = FrozenReader(frozen_lmm(load_llava("mha"), sam=None))
     first = opened(tmp_path, plain)
     first.read(some[0])
-    first.cache.flush()
     again = opened(tmp_path, plain)
     assert_equal(again.read(some[0]), plain.read(some[0]).rounded())
     assert again.counts == Counts(found=1)
@@ -155,24 +152,23 @@ def test_damage_is_named_and_made_good(
     reader: FrozenReader, some: list[TrainingSample], tmp_path: Path, caplog: pytest.LogCaptureFixture,
     kind: str, damage: str,
 ) -> None:  # fmt: skip
-    with opened(tmp_path, reader).cache as cache:
-        for sample in some[:3]:
-            CachedReader(reader, cache).read(sample)
-    [shard] = tmp_path.glob(f"{kind}-*/*.safetensors")
-    content = bytearray(shard.read_bytes())
+    first = opened(tmp_path, reader)
+    for sample in some[:3]:
+        first.read(sample)
+    record = min(tmp_path.glob(f"{kind}-*/*.features"))
+    content = bytearray(record.read_bytes())
     if damage == "deleted":
-        shard.unlink()
+        record.unlink()
     elif damage == "truncated":
-        shard.write_bytes(content[: len(content) // 2])
+        record.write_bytes(content[: len(content) // 2])
     else:
         content[-300] ^= 0xFF
-        shard.write_bytes(content)
+        record.write_bytes(content)
     again = opened(tmp_path, reader)
     for sample in some[:3]:
         assert_equal(again.read(sample), reader.read(sample).rounded())
-    again.cache.flush()
     assert again.counts.kept > 0
-    assert (shard.name in caplog.text) == (damage != "deleted")
+    assert (record.name in caplog.text) == (damage != "deleted")
     third = opened(tmp_path, reader)
     for sample in some[:3]:
         third.read(sample)
@@ -182,7 +178,7 @@ def test_damage_is_named_and_made_good(
 def test_beyond_the_cap_features_are_computed_and_rounded_alike(
     reader: FrozenReader, some: list[TrainingSample], tmp_path: Path
 ) -> None:
-    capped = opened(tmp_path, reader, cap_bytes=25_000, shard_bytes=1)
+    capped = opened(tmp_path, reader, cap_bytes=25_000)
     for _ in range(2):
         for sample in some:
             assert_equal(capped.read(sample), reader.read(sample).rounded())
@@ -202,7 +198,6 @@ def test_an_estimate_is_near_to_what_is_written_and_writes_nothing(
     assert (found.samples, found.phrases, found.pictures, found.probed) == (6, 12, 4, 3)
     assert found.present_bytes == 0
     build(one, some, progress=False)
-    one.cache.refresh()
     assert one.cache.present_bytes() == pytest.approx(found.total_bytes, rel=0.2)
     text = estimate(reader, one.cache, some, probes=1).as_text()
     assert "6 samples, 12 phrases, 4 pictures" in text
@@ -258,7 +253,7 @@ def test_processes_share_the_building(reader: FrozenReader, some: list[TrainingS
 
 
 def test_building_stops_at_the_cap(reader: FrozenReader, some: list[TrainingSample], tmp_path: Path) -> None:
-    report = build(opened(tmp_path, reader, cap_bytes=25_000, shard_bytes=1), some, progress=False)
+    report = build(opened(tmp_path, reader, cap_bytes=25_000), some, progress=False)
     assert report.full
     assert 0 < report.read < 6
 
@@ -290,11 +285,11 @@ class Slow(FrozenReader):
 
 def test_a_build_that_is_killed_goes_on(reader: FrozenReader, some: list[TrainingSample], tmp_path: Path) -> None:
     def slowly() -> None:
-        build(opened(tmp_path, Slow(reader.lmm), shard_bytes=1), some, progress=False)
+        build(opened(tmp_path, Slow(reader.lmm)), some, progress=False)
 
     process = multiprocessing.get_context("fork").Process(target=slowly, daemon=True)
     process.start()
-    while not list(tmp_path.glob("pictures-*/*.safetensors")):
+    while not list(tmp_path.glob("pictures-*/*.features")):
         assert process.is_alive(), "it ended before it wrote anything"
         time.sleep(0.01)
     assert process.pid is not None
