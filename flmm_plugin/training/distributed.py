@@ -6,7 +6,6 @@ collectively.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
@@ -29,19 +29,6 @@ from flmm_plugin.typed_fields import nearest
 Result = TypeVar("Result")
 
 AUTO = "auto"
-
-# Name of a tracker in accelerate -> modules that its package brings, any of which will do.
-MODULES: Mapping[str, tuple[str, ...]] = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "comet_ml": ("comet_ml",),
-    "aim": ("aim",),
-    "mlflow": ("mlflow",),
-    "clearml": ("clearml",),
-    "dvclive": ("dvclive",),
-    "swanlab": ("swanlab",),
-    "trackio": ("trackio",),
-}
 
 
 class Processes:
@@ -138,17 +125,17 @@ def chosen_trackers(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
                 "no TensorBoard here, so progress goes to log.jsonl alone; `pip install tensorboard`, or name "
                 "another tracker: trackers=[wandb]"
             )
-        elif name not in MODULES:
-            raise UnknownArgument(f"trackers: no tracker {name!r}; {nearest(name, (*MODULES, AUTO))}")
+        elif name not in LOGGER_TYPE_TO_CLASS:
+            raise UnknownArgument(f"trackers: no tracker {name!r}; {nearest(name, (*LOGGER_TYPE_TO_CLASS, AUTO))}")
         elif not _installed(name):
-            raise UnknownArgument(f"trackers: {name} is not installed; pip install {MODULES[name][0]}, or leave it out")
+            raise UnknownArgument(f"trackers: {name} is not installed; pip install {name}, or leave it out")
         else:
             found.append(name)
     return tuple(dict.fromkeys(found)), advice
 
 
 def _installed(name: str) -> bool:
-    return any(importlib.util.find_spec(module) is not None for module in MODULES[name])
+    return any(str(one) == name for one in get_available_trackers())
 
 
 def flat(content: Mapping[str, Any], above: str = "") -> dict[str, int | float | str | bool]:
