@@ -35,15 +35,8 @@ HEADINGS = {
     "question_refined_ciou": "in questions, cIoU",
 }
 WHERE = ("caption", "refer", "question")
-CHANCE = {
-    "color": 1 / 8,
-    "size": 1 / 2,
-    "shape": 1 / 6,
-    "where": 1 / 9,
-    "count": 1 / 5,
-    "yes_no": 1 / 2,
-    "choice": 1 / 4,
-}
+# Share of right answers by chance: one in so many.
+_ANSWERS = {"color": 8, "size": 2, "shape": 6, "where": 9, "count": 5, "yes_no": 2, "choice": 4}
 
 
 @dataclass(frozen=True)
@@ -154,7 +147,7 @@ def measure_chat(lmm: Any, world: World, *, batch: int = 16) -> dict[str, dict[s
             ]
             answers = lmm.chat_batch(messages, [[p] for _, p in part], max_new_tokens=12, do_sample=False)
             hits[kind] += [a.text.strip() == t.answer for a, (t, _) in zip(answers, part, strict=True)]
-    return {k: {"exact": float(np.mean(v)), "n": len(v), "chance": CHANCE[k]} for k, v in hits.items()}
+    return {k: {"exact": float(np.mean(v)), "n": len(v), "chance": 1 / _ANSWERS[k]} for k, v in hits.items()}
 
 
 _NAMED = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
@@ -213,21 +206,34 @@ class Tally:
             self.decoder[place].append(iou_counts(coarse, target))
             self.refined[place].append(iou_counts(fine, target))
 
+    def row(self, method: str) -> dict[str, Any]:
+        """Return one line of the table; None where nothing was measured."""
+        content: dict[str, Any] = {
+            "method": method,
+            "decoder_ciou": _ciou(self.decoder, "all"),
+            "refined_ciou": _ciou(self.refined, "all"),
+            "refined_miou": miou(self.refined["all"]) if "all" in self.refined else None,
+        }
+        for where in WHERE:
+            content[f"{where}_decoder_ciou"] = _ciou(self.decoder, where)
+            content[f"{where}_refined_ciou"] = _ciou(self.refined, where)
+        return {**content, "n": len(self.refined["all"])}
+
+
+def _ciou(counts: Counts, where: str) -> float | None:
+    return ciou(counts[where]) if where in counts else None
+
 
 def measure_grounding(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> dict[str, Any]:
     """Return the row of a method: cIoU of decoder and refiner, over all phrases and by where they stand."""
     right, _ = _tallies(method, lmm, world, asked)
-    return row(method, right.decoder, right.refined)
+    return right.row(method)
 
 
 def measure_right_and_wrong(lmm: Any, world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
     """Return the row of the LMM and of its control: each phrase's mask scored against the *next* object."""
-    method = MEASURED
-    right, wrong = _tallies(method, lmm, world, asked)
-    return [
-        row(method, right.decoder, right.refined),
-        row("wrong phrase of the same scene", wrong.decoder, wrong.refined),
-    ]
+    right, wrong = _tallies(MEASURED, lmm, world, asked)
+    return [right.row(MEASURED), wrong.row("wrong phrase of the same scene")]
 
 
 def _tallies(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> tuple[Tally, Tally]:
@@ -240,25 +246,6 @@ def _tallies(method: str, lmm: Any, world: World, asked: list[list[Asked]]) -> t
                 if len(masks) > 1:
                     wrong.add(item.where, coarse, fine, masks[(index + 1) % len(masks)])
     return right, wrong
-
-
-def row(method: str, decoder: Counts, refined: Counts) -> dict[str, Any]:
-    """Return one line of the table; None where nothing was measured."""
-
-    def number(counts: Counts, where: str) -> float | None:
-        return ciou(counts[where]) if where in counts else None
-
-    content: dict[str, Any] = {
-        "method": method,
-        "decoder_ciou": number(decoder, "all"),
-        "refined_ciou": number(refined, "all"),
-        "refined_miou": miou(refined["all"]) if "all" in refined else None,
-    }
-    for where in WHERE:
-        content[f"{where}_decoder_ciou"] = number(decoder, where)
-        content[f"{where}_refined_ciou"] = number(refined, where)
-    content["n"] = len(refined.get("all") or decoder["all"])
-    return content
 
 
 def untrained_rows(world: World, asked: list[list[Asked]]) -> list[dict[str, Any]]:
@@ -283,7 +270,8 @@ def _fixed_row(
         for item in questions:
             for index in item.targets():
                 tally.add(item.where, mask, mask, masks[index])
-    return row(method, {}, tally.refined)
+    tally.decoder.clear()  # no mask decoder has a part in it
+    return tally.row(method)
 
 
 def _random_row(path: Path, world: World, asked: list[list[Asked]]) -> dict[str, Any]:

@@ -20,18 +20,10 @@ CHOICE_SUFFIX = "\nAnswer with the option's letter from the given choices direct
 LETTERS = "ABCD"
 # What a referring expression may mention, shortest first.
 _FORMS: tuple[tuple[str, ...], ...] = (
-    ("shape",),
-    ("color",),
-    ("color", "shape"),
-    ("size", "shape"),
-    ("size", "color"),
-    ("size", "color", "shape"),
-    ("place",),
-    ("shape", "place"),
-    ("color", "place"),
-    ("color", "shape", "place"),
+    ("shape",), ("color",), ("color", "shape"), ("size", "shape"), ("size", "color"), ("size", "color", "shape"),
+    ("place",), ("shape", "place"), ("color", "place"), ("color", "shape", "place"),
     ("size", "color", "shape", "place"),
-)
+)  # fmt: skip
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five")
 QUESTION_KINDS: tuple[str, ...] = ("color", "size", "shape", "where", "count", "yes_no", "choice")
 
@@ -151,7 +143,7 @@ def lookup_question(
 
     Args:
         scene: Scene whose objects the question may be about.
-        rng: Generator of the draws; the same state gives the same question.
+        rng: Generator of the draws.
         kinds: Kinds of question to draw from, each as often as it stands there.
         unsaid: Attributes that the phrase must not mention either; ``("color",)``: look for it by its shape.
     """
@@ -159,13 +151,12 @@ def lookup_question(
         thing = scene.things[int(index)]
         for drawn in rng.permutation(list(kinds)):
             kind = str(drawn)
-            attribute = "place" if kind == "where" else str(kind)
+            attribute = "place" if kind == "where" else kind
             options = referring_expressions(scene, thing, without=(attribute, "place", *unsaid))
             if options:
-                phrase, answer = pick(rng, options), attribute_of(thing, str(kind))
-                return _about(
-                    str(kind), attribute_template(str(kind)), phrase, answer, int(index), rng, short_share=0.0
-                )
+                phrase = pick(rng, options)
+                answer = attribute_of(thing, kind)
+                return _about(kind, attribute_template(kind), phrase, answer, int(index), rng, short_share=0.0)
     return attribute_question(scene, "color", rng)
 
 
@@ -295,14 +286,7 @@ _CLAIMS: dict[str, Callable[[Scene, Thing, bool, np.random.Generator], _Claim | 
 def choice_question(
     scene: Scene, rng: np.random.Generator, *, options: int = 4, kinds: tuple[str, ...] = ("color", "shape", "where")
 ) -> Turn:
-    """Return an attribute question with lettered options; the answer is the letter.
-
-    Args:
-        scene: Scene whose objects the question may be about.
-        rng: Generator of the draws; the same state gives the same question.
-        options: Number of options, 2 to 4.
-        kinds: Kinds of question to draw from, each as often as it stands there.
-    """
+    """Return an attribute question of one of some kinds with 2 to 4 lettered options; the answer is the letter."""
     return with_options(attribute_question(scene, pick(rng, list(kinds)), rng), rng, options)
 
 

@@ -1,4 +1,9 @@
-"""Synthetic scenes written in RefCOCO's official layout, and what all layouts here share."""
+"""Synthetic scenes written in RefCOCO's official layout, and what all layouts here share.
+
+Every ``write_*`` function of the layouts fills the folder ``root``, which becomes a valid ``FLMM_DATA``, with
+``scenes`` pictures per split or set, and returns it. The scenes are a function of ``seed`` and of the split or set; the
+training of the embedded model never drew from these streams.
+"""
 
 from __future__ import annotations
 
@@ -52,16 +57,9 @@ def write_refer(
     seed: int = 1000,
     names: tuple[str, ...] = tuple(_REFER),
 ) -> Path:
-    """Write RefCOCO-like data sets under ``root/coco``.
+    """Write RefCOCO-like data sets under ``root/coco``: refcoco, refcoco+ (no place) and refcocog (long descriptions).
 
-    Args:
-        root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split of evaluation; or the splits by name with their pictures, ``train`` among them.
-        seed: Scenes are a function of it, and of the split; training of the LMM never uses these streams.
-        names: Which of refcoco, refcoco+ (no words of place) and refcocog (long descriptions).
-
-    Returns:
-        ``root``.
+    ``scenes`` may give the pictures of each split by its name, ``train`` among them.
     """
     pictures = root / "coco" / "train2014"
     pictures.mkdir(parents=True, exist_ok=True)

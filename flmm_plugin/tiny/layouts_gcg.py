@@ -19,17 +19,7 @@ _GCG_STREAM, _REASONSEG_STREAM = 40, 50
 
 
 def write_grandf(root: Path, *, scenes: int = 60, seed: int = 1000, splits: Sequence[str] = ("val", "test")) -> Path:
-    """Write GranD-f's evaluation splits: captions of all objects, one label and one mask for each.
-
-    Args:
-        root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Number of pictures to write per split.
-        seed: Scenes are a function of it; training never uses these streams.
-        splits: Names of the splits to write.
-
-    Returns:
-        ``root``.
-    """
+    """Write GranD-f's evaluation splits: captions of all objects, one label and one mask for each."""
     pictures = root / "GranDf_HA_images" / "val_test"
     folder = root / "GranDf" / "annotations" / "val_test"
     for made in (pictures, folder):
@@ -71,15 +61,6 @@ def write_reasonseg(root: Path, *, scenes: int = 60, seed: int = 1000, splits: S
     Every second query is a sentence ("Where is the small star?"), the others are phrases ("the small star"). In every
     third picture another object is marked as ignored. Objects that nothing but their place tells apart are not asked
     for; such a scene is drawn anew.
-
-    Args:
-        root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Number of pictures to write per split.
-        seed: Scenes are a function of it; training never uses these streams.
-        splits: Names of the splits to write.
-
-    Returns:
-        ``root``.
     """
     for number, split in enumerate(splits):
         folder = root / "ReasonSeg" / split

@@ -41,14 +41,7 @@ def write_png(
 ) -> Path:
     """Write ``root/coco/annotations/{png_coco,panoptic}_<split>2017.json``, panoptic maps and pictures.
 
-    Args:
-        root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures per split; or the number of each split by its name.
-        seed: Scenes are a function of it; training never uses these streams.
-        splits: Names of the splits to write, ``train`` or ``val``.
-
-    Returns:
-        ``root``.
+    ``scenes`` may give the pictures of each split by its name.
     """
     for split_number, split in enumerate(splits):
         year = f"{split}2017"

@@ -52,13 +52,7 @@ POPE = YesNoBenchmark(50, ("adversarial", "popular", "random"), asked="existence
 def write_mme(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
     """Write MME's test split as ``root/lmms-lab-encoder/MME``, which the stock ``mme`` task reads when run in ``root``.
 
-    Args:
-        root: Working folder of the later run.
-        scenes: Pictures; each gives one question answered yes and one answered no, of one category in turn.
-        seed: Scenes are a function of it.
-
-    Returns:
-        The parquet file.
+    Each picture gives one question answered yes and one answered no, of one category in turn. Returns the parquet file.
     """
     rows: list[dict[str, Any]] = []
     for number, (scene, category, questions) in enumerate(MME.pictures(scenes, seed)):
@@ -76,13 +70,7 @@ def write_mme(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
 def write_pope(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
     """Write ``root/lmms-lab-encoder/POPE``, which the stock ``pope`` task reads when run in ``root``.
 
-    Args:
-        root: Working folder of the later run.
-        scenes: Pictures; each gives one question answered yes and one answered no.
-        seed: Scenes are a function of it; training never uses these streams.
-
-    Returns:
-        The parquet file.
+    Each picture gives one question answered yes and one answered no. Returns the parquet file.
     """
     rows: list[dict[str, Any]] = []
     for number, (scene, category, questions) in enumerate(POPE.pictures(scenes, seed)):

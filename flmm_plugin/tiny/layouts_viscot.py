@@ -30,15 +30,6 @@ def write_viscot(root: Path, *, scenes: int = 60, seed: int = 1000, names: Seque
     Every picture gets one question that says what its object is and never where: it has to be looked for. Every third
     picture is cut to half its height where that leaves its object whole, so that padding to a square matters; there
     nobody is asked where the object is, which the cut has changed.
-
-    Args:
-        root: Folder to write into; becomes a valid ``FLMM_DATA``.
-        scenes: Pictures, and questions, per set.
-        seed: Scenes are a function of it; training never uses these streams.
-        names: Names of the sets to write.
-
-    Returns:
-        ``root``.
     """
     home = root / "viscot"
     for folder in ("benchmark", "benchmark_det"):

@@ -39,16 +39,7 @@ def kit_root() -> Path:
 
 
 def write_tables(root: Path, *, scenes: int, seed: int) -> Path:
-    """Write all tables of `TABLES`, and their pictures under ``images``.
-
-    Args:
-        root: Folder to write the tables and the folder ``images`` into.
-        scenes: Number of pictures to write per table.
-        seed: Scenes are a function of it; training never uses these streams.
-
-    Returns:
-        ``root``.
-    """
+    """Write all tables of `TABLES`, and their pictures under ``images``."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     _write(root / "MME_TINY.tsv", _YES_NO, _yes_no(root, "mme", MME, scenes, seed))
     _write(root / "POPE_TINY.tsv", _YES_NO, _yes_no(root, "pope", POPE, scenes, seed))

@@ -68,11 +68,7 @@ def mme_root(scenes: int = SCENES, seed: int = SEED) -> Path:
 
 
 def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
-    """Write the splits ``train`` (``scenes`` pictures) and ``val`` (`VALIDATION_SCENES`) of refcoco, refcoco+ and PNG.
-
-    Returns:
-        ``root``.
-    """
+    """Write the splits ``train`` (``scenes`` pictures) and ``val`` (`VALIDATION_SCENES`) of RefCOCO, RefCOCO+, PNG."""
     sizes = {"train": scenes, "val": VALIDATION_SCENES}
     write_refer(root, scenes=sizes, seed=seed, names=("refcoco", "refcoco+"))
     write_png(root, scenes=sizes, seed=seed, splits=("val", "train"))
@@ -80,16 +76,7 @@ def write_train(root: Path, *, scenes: int, seed: int = TRAIN_SEED) -> Path:
 
 
 def write_panel(root: Path, *, scenes: int = SCENES, seed: int = SEED) -> Path:
-    """Write every layout under a root.
-
-    Args:
-        root: Becomes a valid ``FLMM_DATA``, and a working folder for the stock tasks ``mme`` and ``pope``.
-        scenes: Number of pictures to write per split.
-        seed: Scenes are a function of it.
-
-    Returns:
-        ``root``.
-    """
+    """Write every layout under a root, which becomes a working folder for the stock tasks ``mme`` and ``pope`` too."""
     write_refer(root, scenes=scenes, seed=seed, names=("refcoco",))
     write_png(root, scenes=scenes, seed=seed)
     write_grandf(root, scenes=scenes, seed=seed, splits=("val",))

@@ -31,29 +31,17 @@ COLORS: dict[str, tuple[float, float, float]] = {
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "star", "heart")
 SIZES: tuple[str, ...] = ("small", "large")
 PLACES: tuple[str, ...] = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "center",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
-)
+    "top left", "top", "top right",
+    "left", "center", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
 GROUNDS: tuple[str, ...] = ("plain", "stripes", "checks", "gradient", "dots", "waves")
 
 _RADIUS = {"small": (0.095, 0.115), "large": (0.165, 0.195)}
-_GROUND_TINTS = np.array(
-    [
-        (0.62, 0.56, 0.46),
-        (0.45, 0.52, 0.56),
-        (0.52, 0.60, 0.48),
-        (0.58, 0.50, 0.56),
-        (0.50, 0.50, 0.50),
-        (0.66, 0.62, 0.58),
-    ]
-)
+_GROUND_TINTS = np.array([
+    (0.62, 0.56, 0.46), (0.45, 0.52, 0.56), (0.52, 0.60, 0.48),
+    (0.58, 0.50, 0.56), (0.50, 0.50, 0.50), (0.66, 0.62, 0.58),
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,8 +69,8 @@ class Scene:
 
     things: tuple[Thing, ...]
     ground: str
-    tint: tuple[float, float, float]
-    ground_phase: tuple[float, float, float]
+    tint: tuple[float, ...]  # red, green, blue in 0..1
+    ground_phase: tuple[float, ...]  # three numbers in 0..1
     seed: int
 
     def in_reading_order(self) -> list[Thing]:
@@ -121,13 +109,7 @@ def sample_scene(rng: np.random.Generator, *, min_things: int = 1, max_things: i
     tint = np.clip(_GROUND_TINTS[int(rng.integers(len(_GROUND_TINTS)))] + rng.uniform(-0.05, 0.05, 3), 0, 1)
     phase = rng.random(3)
     ground = str(rng.choice(GROUNDS))
-    return Scene(
-        tuple(things),
-        ground,
-        (float(tint[0]), float(tint[1]), float(tint[2])),
-        (float(phase[0]), float(phase[1]), float(phase[2])),
-        int(rng.integers(2**31)),
-    )
+    return Scene(tuple(things), ground, tuple(tint.tolist()), tuple(phase.tolist()), int(rng.integers(2**31)))
 
 
 def _signed_distance(shape: str, u: FloatArray, v: FloatArray) -> FloatArray:
