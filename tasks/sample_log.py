@@ -37,6 +37,28 @@ class DocumentScores(dict[str, Any]):
         return {name: self[name] for name in self if name not in LOGGED_ALONE}.items()
 
 
+def reference_of(doc: Record, *fields: str) -> dict[str, Any]:
+    """Return what the log keeps of a document to score its reply again: the picture, its size, and some fields."""
+    return {
+        **{name: doc.get(name) for name in fields},
+        "size": [doc["height"], doc["width"]],
+        "image_path": doc.get("image_path"),
+    }
+
+
+def referred_document(sample: Record, *fields: str) -> dict[str, Any]:
+    """Return the document of a logged sample as far as `reference_of` kept it."""
+    reference = sample["reference"]
+    height, width = reference["size"]
+    return {
+        **{name: reference[name] for name in fields},
+        "image_path": reference["image_path"],
+        "height": height,
+        "width": width,
+        "expected_items": sample["complete"]["expected"],
+    }
+
+
 def reply_of(results: Any) -> str:
     """Return the first reply of what lmms-eval hands over or logs, however deep it is nested; "" for what is no text.
 

@@ -227,11 +227,6 @@ class VisCotDataset(SplitReader[VisCotItem]):
         """The number of boxes from each file."""
         return dict(Counter(item.box_from for item in self._items))
 
-    @property
-    def reversed_boxes(self) -> tuple[int, ...]:
-        """Question ids whose box encloses nothing."""
-        return _reversed(self._items)
-
 
 def _reversed(items: Iterable[VisCotItem]) -> tuple[int, ...]:
     return tuple(item.question_id for item in items if not encloses(item.box))
@@ -256,18 +251,6 @@ def to_padded_square(box: Box, size: tuple[int, int]) -> Box:
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
     return (box[0] + left) / side, (box[1] + top) / side, (box[2] + left) / side, (box[3] + top) / side
-
-
-def from_padded_square(box: Box, size: tuple[int, int]) -> Box:
-    """Return the inverse of `to_padded_square`.
-
-    >>> from_padded_square((0.0, 0.25, 1.0, 0.75), (50, 100))
-    (0.0, 0.0, 100.0, 50.0)
-    """
-    height, width = size
-    side = max(height, width)
-    left, top = (side - width) // 2, (side - height) // 2
-    return box[0] * side - left, box[1] * side - top, box[2] * side - left, box[3] * side - top
 
 
 def known_set(name: str) -> str:

@@ -19,7 +19,7 @@ from flmm_plugin.tasks.gcg import encoders
 from flmm_plugin.tasks.metrics import gcg, text
 from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample, Statistic, with_interval
 from flmm_plugin.tasks.metrics.totals import counted
-from flmm_plugin.tasks.sample_log import reply_of
+from flmm_plugin.tasks.sample_log import reference_of, referred_document, reply_of
 
 _PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 _MARK = re.compile(r"<[^<>]*>|\[SEG\]")
@@ -66,41 +66,28 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
         "U": pairs.union.tolist(),
         "predicted": len(said.order),
     }
+    phrases = {"labels": list(doc["labels"]), "phrases": list(said.phrases), "encoder": doc["sentence_encoder"]}
     return {
         "METEOR": captions,
         "CIDEr": captions,
         "AP50": table,
         "mIoU": table,
-        "mask_recall": {
-            **table,
-            "labels": list(doc["labels"]),
-            "phrases": list(said.phrases),
-            "encoder": doc["sentence_encoder"],
-        },
+        "mask_recall": {**table, **phrases},
         **counted(1, int(not said.usable), doc["expected_items"]),
         "reference": {
             "phrases": list(doc["labels"]),
-            "masks": list(doc["masks"]),
-            "size": list(size),
-            "image_path": doc.get("image_path"),
-            "orientation": doc.get("orientation"),
-            "image_id": doc["image_id"],
-            "caption": doc["caption"],
+            **reference_of(doc, "masks", "orientation", "image_id", "caption"),
         },
     }
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
-    reference = sample["reference"]
     return {
-        **{key: reference[key] for key in ("image_id", "caption", "masks", "image_path")},
-        "orientation": reference.get("orientation"),
-        "labels": reference["phrases"],
-        "height": reference["size"][0],
-        "width": reference["size"][1],
+        **referred_document(sample, "image_id", "caption", "masks"),
+        "orientation": sample["reference"].get("orientation"),
+        "labels": sample["reference"]["phrases"],
         "sentence_encoder": sample["mask_recall"]["encoder"],
-        "expected_items": sample["complete"]["expected"],
     }
 
 
@@ -223,7 +210,3 @@ def mask_recall(samples: Sequence[Sample], encoder: encoders.Encoder | None = No
         encoder: Compares phrases; None: the one that the records name.
     """
     return _share(_hits(samples, encoder))
-
-
-#: Metric names in the order of the README; the YAML template lists the same ones.
-METRICS = ("METEOR", "CIDEr", "AP50", "mIoU", "mask_recall", "items", "errors", "complete")

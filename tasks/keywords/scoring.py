@@ -20,17 +20,6 @@ Sample = Mapping[str, Any]
 
 _RATES = ("F1", "recall", "precision")
 
-#: In the order of the README; the YAML template lists the same ones. Those of spaCy are there if it is installed.
-METRICS = (
-    *_RATES,
-    *(f"phrase_{rate}" for rate in _RATES),
-    *(f"spacy_{rate}" for rate in _RATES),
-    *(f"spacy_phrase_{rate}" for rate in _RATES),
-    "items",
-    "errors",
-    "complete",
-)
-
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
     """Return the counts of one narrative, keyed by metric.

@@ -88,15 +88,6 @@ class RecallSums:
         return [(threshold, self.recall(threshold) or 0.0) for threshold in thresholds]
 
 
-def average_recall(counts: Iterable[IoUCounts]) -> float | None:
-    """Return the average recall of some items.
-
-    >>> average_recall([IoUCounts(0, 7)])
-    1e-05
-    """
-    return RecallSums.of(counts).average_recall()
-
-
 def pixel_accuracy(counts: Sequence[IoUCounts], pixels: Sequence[int]) -> float | None:
     """Return the mean over items of the share of pixels on which prediction and target agree.
 

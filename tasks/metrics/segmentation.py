@@ -8,7 +8,7 @@ name in papers                         function            rule
 cIoU, oIoU, overall IoU                `ciou`              sum of intersections / sum of unions
 mIoU (LAVT, mmdetection, F-LMM)        `miou`              mean of I/U, an item with U = 0 counts 0
 gIoU (LISA, ReLA), mIoU of GLaMM       `giou`              mean of I/U, an item with U = 0 counts 1
-P@K, Pr@K (LAVT: IoU >= K)             `precision_at`      share of items with IoU >= K; U = 0 counts IoU 0
+P@K, Pr@K (LAVT: IoU >= K)             `SegmentationSums`  share of items with IoU >= K; U = 0 counts IoU 0
 gIoU of ReasonSeg                      `reasoning_giou`    mean of I/(U + 1e-5), an item with U = 0 counts 1
 cIoU of ReasonSeg (F-LMM's script)     `ciou_of_shares`    as `ciou`, each I and U as share of its picture
 =====================================  ==================  =================================================
@@ -21,7 +21,7 @@ Shapes: masks are ``[H, W]`` in the image frame, any dtype; a pixel is on where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -186,15 +186,6 @@ def giou(counts: Iterable[IoUCounts]) -> float:
     return SegmentationSums.of(counts).compute()["gIoU"]
 
 
-def precision_at(counts: Iterable[IoUCounts], threshold: float) -> float:
-    """Return the share of items with IoU >= `threshold` (LAVT's rule; CRIS asks for more than it).
-
-    >>> precision_at([IoUCounts(1, 2), IoUCounts(49, 100)], 0.5)
-    0.5
-    """
-    return SegmentationSums.of(counts, [threshold]).compute()[f"P@{threshold:g}"]
-
-
 def reasoning_iou(item: IoUCounts) -> float:
     """Return what one item adds to the mean of `reasoning_giou`.
 
@@ -223,12 +214,3 @@ def ciou_of_shares(counts: Iterable[IoUCounts], pixels: Iterable[int]) -> float:
     shares = [(item.intersection / size, item.union / size) for item, size in zip(counts, pixels, strict=True)]
     either = sum(union for _, union in shares)
     return sum(intersection for intersection, _ in shares) / either if either else 0.0
-
-
-def summarise(counts: Iterable[IoUCounts]) -> Mapping[str, float]:
-    """Return every metric at once.
-
-    >>> summarise([IoUCounts(3, 4)])
-    {'cIoU': 0.75, 'mIoU': 0.75, 'gIoU': 0.75, 'P@0.5': 1.0, 'P@0.6': 1.0, 'P@0.7': 1.0, 'P@0.8': 0.0, 'P@0.9': 0.0}
-    """
-    return SegmentationSums.of(counts).compute()

@@ -18,7 +18,7 @@ from flmm_plugin.tasks.metrics.bootstrap import Ratio, with_interval
 from flmm_plugin.tasks.metrics.png import RecallSums, pixel_accuracy
 from flmm_plugin.tasks.metrics.totals import counted
 from flmm_plugin.tasks.png.benchmark import targets_of
-from flmm_plugin.tasks.sample_log import reply_of
+from flmm_plugin.tasks.sample_log import reference_of, referred_document, reply_of
 
 Sample = Mapping[str, Any]
 
@@ -27,13 +27,7 @@ RECALLS: Mapping[str, str | None] = {
     "AR": None, "AR_thing": "thing", "AR_stuff": "stuff", "AR_singular": "singular", "AR_plural": "plural",
 }  # fmt: skip
 
-_CURVE_NAMES = {
-    "AR": "all", "AR_thing": "things", "AR_stuff": "stuff", "AR_singular": "singulars", "AR_plural": "plurals",
-}  # fmt: skip
-
-#: In the order of the README; the YAML template lists the same ones.
-METRICS = (*RECALLS, "acc@0.5", "pixel_acc", "cIoU", "items", "errors", "skipped_phrases", "skipped_narratives",
-           "complete", "recall_curve")  # fmt: skip
+_CURVE_NAMES = dict(zip(RECALLS, ("all", "things", "stuff", "singulars", "plurals"), strict=True))
 
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
@@ -74,9 +68,7 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
         "reference": {
             "phrases": doc["expressions"],
             "masks": [encode_rle(target) for target in targets],
-            "size": list(size),
-            "image_path": doc["image_path"],
-            "kinds": doc["kinds"],
+            **reference_of(doc, "kinds"),
         },
     }
 
@@ -95,16 +87,9 @@ def _skipped(doc: Mapping[str, Any], phrases: int, narratives: int) -> dict[str,
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a logged sample, as far as `score_reply` needs it."""
-    reference = sample["reference"]
-    height, width = reference["size"]
     return {
-        "image_path": reference["image_path"],
-        "height": height,
-        "width": width,
-        "expressions": reference["phrases"],
-        "masks": reference["masks"],
-        "kinds": reference["kinds"],
-        "expected_items": sample["complete"]["expected"],
+        **referred_document(sample, "masks", "kinds"),
+        "expressions": sample["reference"]["phrases"],
         "left_out": {
             "phrases": sample["skipped_phrases"]["left_out"],
             "narratives": sample["skipped_narratives"]["left_out"],

@@ -21,17 +21,10 @@ from flmm_plugin.tasks.mask_scoring import counts_of, record_of
 from flmm_plugin.tasks.metrics.bootstrap import Ratio, Sample, with_interval
 from flmm_plugin.tasks.metrics.segmentation import ciou_of_shares, iou_counts, reasoning_giou, reasoning_iou
 from flmm_plugin.tasks.metrics.totals import counted
-from flmm_plugin.tasks.sample_log import reply_of
+from flmm_plugin.tasks.sample_log import reference_of, referred_document, reply_of
 
 #: Printed for all pictures, and on the test split for short and long queries too.
 IOU_METRICS = ("gIoU", "cIoU", "cIoU_shares")
-
-#: Metric names in the order of the README; the YAML templates list the same ones.
-VAL_METRICS = (*IOU_METRICS, "items", "errors", "complete")
-TEST_METRICS = (
-    *(f"{name}{part}" for part in ("", "_short", "_long") for name in IOU_METRICS),
-    *("items", "errors", "complete"),
-)
 
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
@@ -61,11 +54,7 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
             "phrases": [doc["query"]],
             "masks": [doc["mask"]],
             "ignore": [doc["ignore"]],
-            "size": list(size),
-            "image_path": doc.get("image_path"),
-            "orientation": doc.get("orientation"),
-            "split": doc["split"],
-            "is_sentence": doc["is_sentence"],
+            **reference_of(doc, "orientation", "split", "is_sentence"),
         },
     }
 
@@ -74,14 +63,11 @@ def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
     reference = sample["reference"]
     return {
-        **{key: reference[key] for key in ("image_path", "split", "is_sentence")},
+        **referred_document(sample, "split", "is_sentence"),
         "orientation": reference.get("orientation"),
         "query": reference["phrases"][0],
         "mask": reference["masks"][0],
         "ignore": reference["ignore"][0],
-        "height": reference["size"][0],
-        "width": reference["size"][1],
-        "expected_items": sample["complete"]["expected"],
     }
 
 

@@ -14,14 +14,11 @@ from typing import Any
 
 from flmm_plugin.records import decode_rle, parse_masks_json
 from flmm_plugin.tasks.mask_scoring import count_items, match_masks, record_of
-from flmm_plugin.tasks.metrics.segmentation import THRESHOLDS, SegmentationSums
+from flmm_plugin.tasks.metrics.segmentation import SegmentationSums
 from flmm_plugin.tasks.metrics.totals import counted
-from flmm_plugin.tasks.sample_log import reply_of
+from flmm_plugin.tasks.sample_log import reference_of, referred_document, reply_of
 
 _IOU_METRICS = ("cIoU", "mIoU", "gIoU")
-
-#: Metric names in the order of the README; the YAML template lists the same ones.
-METRICS = (*_IOU_METRICS, *(f"P@{threshold:g}" for threshold in THRESHOLDS), "items", "errors", "complete")
 
 
 def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]:
@@ -45,23 +42,10 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
         **dict.fromkeys(_IOU_METRICS, record_of(counts)),
         **{f"P@{threshold:g}": {"hits": found, "items": len(counts)} for threshold, found in hits.items()},
         **counted(len(counts), sum(pred is None for pred in predictions), doc["expected_items"]),
-        "reference": {
-            "phrases": list(doc["expressions"]),
-            "masks": list(doc["masks"]),
-            "size": list(size),
-            "image_path": doc.get("image_path"),
-        },
+        "reference": {"phrases": list(doc["expressions"]), **reference_of(doc, "masks")},
     }
 
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
-    reference = sample["reference"]
-    return {
-        "expressions": reference["phrases"],
-        "masks": reference["masks"],
-        "height": reference["size"][0],
-        "width": reference["size"][1],
-        "image_path": reference["image_path"],
-        "expected_items": sample["complete"]["expected"],
-    }
+    return {**referred_document(sample, "masks"), "expressions": sample["reference"]["phrases"]}

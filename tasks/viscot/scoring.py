@@ -21,17 +21,12 @@ from flmm_plugin.images import open_image
 from flmm_plugin.records import answer_of, parse_masks_json
 from flmm_plugin.tasks.metrics.totals import counted
 from flmm_plugin.tasks.metrics.viscot import anls, box_hit, exact_match
-from flmm_plugin.tasks.sample_log import reply_of
+from flmm_plugin.tasks.sample_log import reference_of, referred_document, reply_of
 
 Sample = Mapping[str, Any]
 
-#: Metrics of every run, of runs that ask for boxes, and of runs with a judge; the YAML template lists the same ones.
-ANSWER_METRICS = ("exact", "anls", "items", "errors", "complete")
-BOX_METRICS = ("box_acc@0.5", "boxes", "reversed_boxes", "whole_number_boxes", "both_views")
-JUDGE_METRICS = ("judged", "judge_items")
-
 #: What a log has that no scoring without a judge can make again.
-KEPT = JUDGE_METRICS
+KEPT = ("judged", "judge_items")
 
 
 @dataclass(frozen=True)
@@ -95,13 +90,9 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
         "anls": {"score": anls(answer, [doc["answer"]]) if answer else 0.0},
         **counted(1, int(said.failed), doc["expected_items"]),
         "reference": {
-            "question": doc["question"],
-            "answer": doc["answer"],
+            **reference_of(doc, "question", "answer", "question_id"),
             "box": list(doc["box"]),
             "box_from": doc.get("box_from", ""),
-            "size": [doc["height"], doc["width"]],
-            "image_path": doc["image_path"],
-            "question_id": doc["question_id"],
         },
     }
     if doc["with_boxes"]:
@@ -117,14 +108,10 @@ def score_reply(doc: Mapping[str, Any], reply: Any) -> dict[str, dict[str, Any]]
 
 def logged_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of a line of lmms-eval's sample log, as far as `score_reply` needs it."""
-    reference = sample["reference"]
     return {
-        **{key: reference[key] for key in ("question", "answer", "box", "image_path", "question_id")},
-        "box_from": reference.get("box_from", ""),
-        "height": reference["size"][0],
-        "width": reference["size"][1],
+        **referred_document(sample, "question", "answer", "box", "question_id"),
+        "box_from": sample["reference"].get("box_from", ""),
         "with_boxes": "boxes" in sample,
-        "expected_items": sample["complete"]["expected"],
     }
 
 

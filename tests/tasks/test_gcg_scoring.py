@@ -17,6 +17,7 @@ from flmm_plugin.tasks.gcg.benchmark import read_documents
 from flmm_plugin.tasks.metrics.bootstrap import statistic_of
 from flmm_plugin.tasks.task_files import aggregations
 from flmm_plugin.tiny import layouts_gcg
+from tests.tasks import metric_names
 
 SIZE = (6, 8)
 
@@ -56,7 +57,7 @@ def numbers(*samples: dict[str, Any]) -> dict[str, float]:
 def test_a_right_answer_scores_full_marks() -> None:
     sample = scoring.score_reply(DOC, reply("A dog on a bed.", [("dog", mask(0, 2)), ("bed", mask(4, 8))]))
     assert numbers(sample) == {"AP50": 100, "mIoU": 100, "mask_recall": 100}
-    assert set(sample) == {*scoring.METRICS, "reference"}
+    assert set(sample) == {*metric_names.GCG, "reference"}
     assert sample["METEOR"] == {"image_id": "sa_7", "caption": "A dog on a bed.", "reference": "A dog on a bed."}
     assert sample["errors"] == {"count": 0}
     assert sample["reference"]["masks"] == DOC["masks"]

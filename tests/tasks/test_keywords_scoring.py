@@ -19,6 +19,7 @@ from flmm_plugin.tasks.keywords import noun_chunks, scoring
 from flmm_plugin.tasks.keywords.noun_chunks import NounChunks, load_noun_chunks
 from flmm_plugin.tasks.metrics.bootstrap import statistic_of
 from flmm_plugin.tasks.png.benchmark import read_documents
+from tests.tasks import metric_names
 
 Folder = Callable[..., Any]
 
@@ -110,11 +111,11 @@ def test_noun_chunks_stand_beside_with_their_versions(doc: Document, monkeypatch
     # There, brown, another, cats, grass.
     assert sample["spacy_recall"] == {"right": 4, "picked": 5, "wanted": 7}
     assert sample["F1"] == {"right": 1, "picked": 1, "wanted": 7}
-    assert set(sample) == {*scoring.METRICS, "reference"}
+    assert set(sample) == {*metric_names.KEYWORDS, "reference"}
     assert len(sample["reference"]["noun_chunks"]) == 5
     logged = json.loads(json.dumps(sample))
     assert scoring.score_reply(scoring.logged_document(logged), reply(doc, "grass")) == logged
-    for name in (one for one in scoring.METRICS if one not in ("items", "errors", "complete")):
+    for name in (one for one in metric_names.KEYWORDS if one not in ("items", "errors", "complete")):
         function = {"F1": scoring.f1, "recall": scoring.recall, "precision": scoring.precision}[name.split("_")[-1]]
         assert statistic_of(function)([sample[name]]) == pytest.approx(function([sample[name]]))
 
@@ -153,5 +154,5 @@ def test_the_pipeline_is_asked_by_one_thread_at_a_time(doc: Document) -> None:
 def test_the_task_lists_the_metrics_with_their_aggregations() -> None:
     yaml.SafeLoader.add_constructor("!function", lambda loader, node: node.value)
     content = yaml.safe_load(Path(noun_chunks.__file__).with_name("flmm_keywords.yaml").read_text())
-    assert [entry["metric"] for entry in content["metric_list"]] == list(scoring.METRICS)
+    assert [entry["metric"] for entry in content["metric_list"]] == list(metric_names.KEYWORDS)
     assert content["generation_kwargs"]["flmm_given_text"] == "keywords"

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from flmm_plugin.tasks.metrics.png import STEPS, RecallSums, average_recall, pixel_accuracy
+from flmm_plugin.tasks.metrics.png import STEPS, RecallSums, pixel_accuracy
 from flmm_plugin.tasks.metrics.segmentation import IoUCounts, iou_counts
+
+
+def average_recall(counts: list[IoUCounts]) -> float | None:
+    return RecallSums.of(counts).average_recall()
 
 
 def area_by_brute_force(ious: list[Fraction]) -> float:

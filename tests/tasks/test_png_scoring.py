@@ -25,6 +25,7 @@ from flmm_plugin.tasks.png import scoring
 from flmm_plugin.tasks.png.benchmark import QUESTION, kinds_of, read_documents, targets_of
 from flmm_plugin.tasks.standalone import score_document
 from flmm_plugin.tasks.task_files import aggregations
+from tests.tasks import metric_names
 
 Folder = Callable[..., Any]
 
@@ -85,7 +86,7 @@ def test_perfect_and_partial_replies(png_folder: Folder) -> None:
     folder = png_folder()
     docs = read_documents("val", {"root": folder.root})
     perfect = [scoring.score_reply(doc, reply(targets_of(doc))) for doc in docs]
-    assert set(perfect[0]) == {*scoring.METRICS, "reference"}
+    assert set(perfect[0]) == {*metric_names.PNG, "reference"}
     numbers = printed(perfect)
     assert all(numbers[name] == pytest.approx(99.999) for name in scoring.RECALLS)
     assert (numbers["acc@0.5"], numbers["pixel_acc"], numbers["cIoU"]) == (100, 100, 100)
@@ -163,7 +164,7 @@ def test_the_template_lists_the_metrics_with_their_aggregations() -> None:
     template = Path(scoring.__file__).with_name("_png_yaml")
     yaml.SafeLoader.add_constructor("!function", lambda loader, node: node.value)
     content = yaml.safe_load(template.read_text())
-    assert [entry["metric"] for entry in content["metric_list"]] == list(scoring.METRICS)
+    assert [entry["metric"] for entry in content["metric_list"]] == list(metric_names.PNG)
     for entry in content["metric_list"]:
         module, _, name = entry["aggregation"].rpartition(".")
         assert callable(getattr(importlib.import_module(module), name))

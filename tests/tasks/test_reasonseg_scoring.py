@@ -15,6 +15,7 @@ from flmm_plugin.tasks.metrics.bootstrap import statistic_of
 from flmm_plugin.tasks.reasonseg import scoring
 from flmm_plugin.tasks.reasonseg.benchmark import read_documents
 from flmm_plugin.tiny import layouts_gcg
+from tests.tasks import metric_names
 
 SIZE = (4, 10)
 
@@ -75,8 +76,8 @@ def test_the_test_split_tells_short_from_long_and_val_does_not() -> None:
     assert {"gIoU", "gIoU_short", "cIoU_short", "cIoU_shares_short"} <= set(short)
     assert not any(name.endswith("_long") for name in short)
     assert set(long) - set(short) == {"gIoU_long", "cIoU_long", "cIoU_shares_long"}
-    assert set(short) | set(long) == {*scoring.TEST_METRICS, "reference"}
-    assert set(scoring.score_reply({**DOC, "split": "val"}, reply())) == {*scoring.VAL_METRICS, "reference"}
+    assert set(short) | set(long) == {*metric_names.REASONSEG_TEST, "reference"}
+    assert set(scoring.score_reply({**DOC, "split": "val"}, reply())) == {*metric_names.REASONSEG_VAL, "reference"}
 
 
 def test_intervals_are_of_the_printed_numbers() -> None:

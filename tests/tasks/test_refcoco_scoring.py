@@ -11,9 +11,10 @@ import pytest
 from flmm_plugin.errors import BadImage
 from flmm_plugin.records import Grounding, encode_rle, error_json, masks_json
 from flmm_plugin.tasks import mask_scoring
-from flmm_plugin.tasks.metrics.segmentation import IoUCounts, summarise
+from flmm_plugin.tasks.metrics.segmentation import IoUCounts, SegmentationSums
 from flmm_plugin.tasks.metrics.totals import is_complete, total
 from flmm_plugin.tasks.refcoco import scoring
+from tests.tasks import metric_names
 
 SIZE = (6, 8)
 
@@ -54,7 +55,7 @@ def test_our_own_reply_scores_in_order() -> None:
     sample = scoring.score_reply(BOTH, masks_json(groundings, size=SIZE))
     assert pixels(sample) == [(24, 24), (24, 24)]
     assert sample["errors"] == {"count": 0}
-    assert set(sample) == {*scoring.METRICS, "reference"}
+    assert set(sample) == {*metric_names.REFCOCO, "reference"}
     assert sample["reference"]["phrases"] == BOTH["expressions"]
     assert sample["reference"]["masks"] == BOTH["masks"]
 
@@ -112,7 +113,7 @@ def test_aggregations_agree_with_the_metrics() -> None:
     replies = [reply([LEFT, rectangle(4, 0, 7, 6)]), reply([rectangle(0, 0, 1, 6), LEFT, rectangle(0, 0, 0, 0)])]
     samples = [scoring.score_reply(doc, answer) for doc, answer in zip(documents, replies, strict=True)]
     counts = [IoUCounts(24, 24), IoUCounts(18, 24), IoUCounts(6, 24), IoUCounts(0, 48), IoUCounts(0, 0)]
-    expected = {metric: 100 * value for metric, value in summarise(counts).items()}
+    expected = {metric: 100 * value for metric, value in SegmentationSums.of(counts).compute().items()}
     got = {"cIoU": mask_scoring.ciou, "mIoU": mask_scoring.miou, "gIoU": mask_scoring.giou}
     assert {metric: function([one[metric] for one in samples]) for metric, function in got.items()} == {
         metric: expected[metric] for metric in got

@@ -20,6 +20,7 @@ from flmm_plugin.tasks.reasonseg import scoring as reasonseg
 from flmm_plugin.tasks.refcoco import scoring as refcoco
 from flmm_plugin.tasks.rescoring import Options, rescore
 from flmm_plugin.tasks.sample_log import reply_of
+from tests.tasks import metric_names
 
 SIZE = (4, 10)
 QUICK = Options(resamples=20)
@@ -68,18 +69,16 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    ("task", "samples", "module"),
-    [("flmm_reasonseg_test", REASONSEG, reasonseg), ("flmm_refcoco_val", REFCOCO, refcoco)],
+    ("task", "samples"),
+    [("flmm_reasonseg_test", REASONSEG), ("flmm_refcoco_val", REFCOCO)],
     ids=["reasonseg", "refcoco"],
 )
 @pytest.mark.parametrize("source", ["predictions", "counts", "auto"])
-def test_every_metric_comes_again(
-    write: Callable[..., Path], task: str, samples: list[Any], module: Any, source: Any
-) -> None:
+def test_every_metric_comes_again(write: Callable[..., Path], task: str, samples: list[Any], source: Any) -> None:
     result = rescore(write(task, samples), options=Options(source=source, resamples=20))
     assert (result.task, result.documents, result.changed) == (task, 6, 0)
     assert result.source == ("counts" if source == "counts" else "predictions")
-    listed = module.TEST_METRICS if module is reasonseg else module.METRICS
+    listed = metric_names.REASONSEG_TEST if task == "flmm_reasonseg_test" else metric_names.REFCOCO
     assert tuple(score.metric for score in result.scores) == tuple(listed)
     by_name = {score.metric: score for score in result.scores}
     expected = ciou([sample["cIoU"] for sample in samples])
@@ -315,10 +314,10 @@ def test_predictions_of_other_data_are_refused(world: Path, write: Callable[...,
 def test_every_task_s_functions_can_be_imported_without_lmms_eval() -> None:
     names = set(task_files.task_files())
     assert {"flmm_refcoco_val", "flmm_gcg_val", "flmm_gcg_test", "flmm_reasonseg_val", "flmm_reasonseg_test"} <= names
-    assert tuple(task_files.aggregations("flmm_gcg_val")) == gcg.METRICS
-    assert tuple(task_files.aggregations("flmm_reasonseg_val")) == reasonseg.VAL_METRICS
-    assert tuple(task_files.aggregations("flmm_reasonseg_test")) == reasonseg.TEST_METRICS
-    assert tuple(task_files.aggregations("flmm_reasonseg_tiny")) == reasonseg.TEST_METRICS
+    assert tuple(task_files.aggregations("flmm_gcg_val")) == metric_names.GCG
+    assert tuple(task_files.aggregations("flmm_reasonseg_val")) == metric_names.REASONSEG_VAL
+    assert tuple(task_files.aggregations("flmm_reasonseg_test")) == metric_names.REASONSEG_TEST
+    assert tuple(task_files.aggregations("flmm_reasonseg_tiny")) == metric_names.REASONSEG_TEST
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -21,13 +21,19 @@ from flmm_plugin.tasks.metrics.segmentation import (
     giou,
     iou_counts,
     miou,
-    precision_at,
-    summarise,
 )
 
 COUNTS = st.integers(0, 640 * 480).flatmap(
     lambda union: st.builds(IoUCounts, st.integers(0, union), st.just(union)),
 )
+
+
+def summarise(counts: list[IoUCounts]) -> dict[str, float]:
+    return SegmentationSums.of(counts).compute()
+
+
+def precision_at(counts: list[IoUCounts], threshold: float) -> float:
+    return SegmentationSums.of(counts, [threshold]).compute()[f"P@{threshold:g}"]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -19,6 +19,7 @@ from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_config
 from flmm_plugin.tasks.viscot import judge as judging
 from flmm_plugin.tasks.viscot import scoring
 from flmm_plugin.tasks.viscot.judge import Judge
+from tests.tasks import metric_names
 
 DOC = {
     "question_id": 4, "image_path": "gone.png", "question": "Where?", "instruction": "", "answer": "Main Street",
@@ -100,12 +101,12 @@ def test_an_empty_answer_is_no_right_one() -> None:
 
 def test_tasks_without_boxes_do_not_score_them() -> None:
     sample = scoring.score_reply({**DOC, "with_boxes": False}, "Main Street")
-    assert set(sample) == {*scoring.ANSWER_METRICS, "reference"}
+    assert set(sample) == {*metric_names.VISCOT_ANSWERS, "reference"}
 
 
 def test_every_printed_metric_is_one_that_is_scored() -> None:
     listed = [entry["metric"] for entry in task_config("flmm_viscot_sroie")["metric_list"]]
-    scored = (*scoring.ANSWER_METRICS, *scoring.BOX_METRICS, *scoring.JUDGE_METRICS)
+    scored = (*metric_names.VISCOT_ANSWERS, *metric_names.VISCOT_BOXES, *scoring.KEPT)
     assert sorted(listed) == sorted(scored)
 
 

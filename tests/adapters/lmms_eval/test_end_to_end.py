@@ -21,11 +21,12 @@ from PIL import Image
 
 from flmm_plugin.adapters.lmms_eval import task_folder
 from flmm_plugin.records import decode_rle, encode_rle, parse_masks_json
+from tests.tasks import metric_names
 
 torch = pytest.importorskip("torch")
 evaluator = pytest.importorskip("lmms_eval.evaluator")
 
-METRICS = {"cIoU", "mIoU", "gIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "items", "errors", "complete"}
+METRICS = set(metric_names.REFCOCO)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,6 @@ def test_every_task_file_says_what_its_name_says() -> None:
     from lmms_eval import utils
 
     from flmm_plugin.datasets.refer import OFFICIAL_SIZES, SPLITTERS
-    from flmm_plugin.tasks.refcoco.scoring import METRICS as scored
 
     names = set()
     for path in sorted((task_folder.TASKS_FOLDER / "refcoco").glob("flmm_*.yaml")):
@@ -266,7 +266,7 @@ def test_every_task_file_says_what_its_name_says() -> None:
         suffix = {"picture": "", "per_sentence": "_per_sentence"}[data["unit"]]
         assert path.stem == config["task"] == f"flmm_{data['name']}_{split}{suffix}"
         assert OFFICIAL_SIZES[data["name"], SPLITTERS[data["name"]][0]][split].sentences is not None
-        assert tuple(entry["metric"] for entry in config["metric_list"]) == scored
+        assert tuple(entry["metric"] for entry in config["metric_list"]) == metric_names.REFCOCO
         assert config["generation_kwargs"]["flmm_ground"] is True
         names.add(config["task"])
     assert len(names) == 16

@@ -17,11 +17,10 @@ from flmm_plugin.adapters.answering import grounded_chat
 from flmm_plugin.adapters.lmms_eval import task_folder
 from flmm_plugin.errors import BadAnnotation, BadImage, ToolNotFound, UnknownArgument
 from flmm_plugin.records import encode_rle, parse_masks_json
-from flmm_plugin.tasks.gcg import scoring as gcg
 from flmm_plugin.tasks.metrics import text
-from flmm_plugin.tasks.reasonseg import scoring as reasonseg
 from flmm_plugin.tasks.rescoring import Options, rescore
 from flmm_plugin.tiny import layouts_gcg
+from tests.tasks import metric_names
 
 torch = pytest.importorskip("torch")
 evaluator = pytest.importorskip("lmms_eval.evaluator")
@@ -86,11 +85,11 @@ def test_this_plugin_s_models_answer_and_ground(data: Path, arguments: str, tmp_
     bad.write_bytes(b"no picture")
     result = run(list(TASKS), "flmm_tiny", model_args=arguments, gen_kwargs="max_new_tokens=6")
     conversation, reasoning = (numbers(result, task) for task in TASKS)
-    assert set(conversation) >= set(gcg.METRICS)
+    assert set(conversation) >= set(metric_names.GCG)
     assert (conversation["items"], conversation["errors"], conversation["complete"]) == (3, 1, 0)
     assert conversation["METEOR"] is conversation["CIDEr"] is None
     assert (reasoning["items"], reasoning["complete"]) == (3, 0)
-    assert all(math.isfinite(reasoning[name]) for name in reasonseg.TEST_METRICS)
+    assert all(math.isfinite(reasoning[name]) for name in metric_names.REASONSEG_TEST)
     assert result["configs"]["flmm_gcg_val"]["metadata"]["sentence_encoder"] == "words"
     assert result["configs"]["flmm_gcg_val"]["metadata"]["annotations"].startswith("sha256:")
 
@@ -171,11 +170,11 @@ def test_every_task_file_prints_what_its_scoring_gives() -> None:
     from lmms_eval import utils
 
     expected = {
-        "gcg": {"flmm_gcg_val": gcg.METRICS, "flmm_gcg_test": gcg.METRICS, "flmm_gcg_tiny": gcg.METRICS},
+        "gcg": {"flmm_gcg_val": metric_names.GCG, "flmm_gcg_test": metric_names.GCG, "flmm_gcg_tiny": metric_names.GCG},
         "reasonseg": {
-            "flmm_reasonseg_val": reasonseg.VAL_METRICS,
-            "flmm_reasonseg_test": reasonseg.TEST_METRICS,
-            "flmm_reasonseg_tiny": reasonseg.TEST_METRICS,
+            "flmm_reasonseg_val": metric_names.REASONSEG_VAL,
+            "flmm_reasonseg_test": metric_names.REASONSEG_TEST,
+            "flmm_reasonseg_tiny": metric_names.REASONSEG_TEST,
         },
     }
     for folder, tasks in expected.items():
