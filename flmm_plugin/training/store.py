@@ -120,8 +120,8 @@ class RecordStore:
         self.identity = identity_hash.digest()
         self.folder = root / f"{kind}-{identity_hash.hexdigest()[:16]}"
         self.cap = cap or DiskCap(root)
-        files.make_folder(self.folder)
-        with files.naming(root), self.cap.alone():
+        with files.naming(root), self.cap.alone():  # what tries the folder would be swept away by another process
+            files.make_folder(self.folder)
             files.sweep(self.folder)
             described = self.folder / "identity.json"  # for people; records hold the identity themselves
             if not described.exists() or described.read_text(encoding="utf-8", errors="replace") != text:
