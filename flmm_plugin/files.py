@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -46,6 +47,8 @@ _FIXES = {
     errno.ENOENT: "its folder is gone; make it again or name another place",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
 }
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -217,6 +220,31 @@ def held(folder: Path) -> Iterator[None]:
             ) from exc
     try:
         sweep(folder)
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def turn(path: Path, doing: str) -> Iterator[None]:
+    """Make the folder of a file and keep others that would make the same file out: each waits for its turn.
+
+    Args:
+        path: The file; its lock lies beside it, and a killed process leaves it free.
+        doing: What the other process is doing with it, in words, for those who wait.
+
+    Raises:
+        OutputFailed: Its folder cannot be written.
+    """
+    make_folder(path.parent)
+    lock = Lock(path.with_name(f".{path.name}.lock"))
+    with naming(path.parent):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _log.warning("another process is %s %s; waiting for it", doing, path.name)
+            lock.acquire()
+    try:
         yield
     finally:
         lock.release()

@@ -148,8 +148,8 @@ def test_both_environments_share_their_pins_but_for_what_excludes_itself() -> No
 # Packages and modules of flmm_plugin, lowest first: none imports what stands in a later row, wherever in a file.
 LAYERS = [
     {
-        "errors", "bundled", "command_line", "content_hashes", "devices", "exit_codes", "file_kinds", "files",
-        "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields", "yaml_text",
+        "errors", "bundled", "command_line", "content_hashes", "devices", "exit_codes", "fetching", "file_kinds",
+        "files", "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields", "yaml_text",
     },
     {"geometry", "images", "records", "seal", "text_checks"},
     {"attention", "heads"},

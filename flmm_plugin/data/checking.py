@@ -15,9 +15,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from flmm_plugin.content_hashes import path_digest
-from flmm_plugin.data.downloading import problem_of
 from flmm_plugin.data.registry import Archive, Benchmark, Part, Split
 from flmm_plugin.errors import FlmmError
+from flmm_plugin.fetching import problem_of
 from flmm_plugin.file_kinds import is_web_page, kind_of
 from flmm_plugin.images import open_image
 

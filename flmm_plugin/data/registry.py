@@ -14,6 +14,7 @@ from typing import Any
 
 from flmm_plugin.data.root import DATA_ROOT_VARIABLE
 from flmm_plugin.errors import DataNotFound
+from flmm_plugin.fetching import WebFile
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Archive:
     inner: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """File name of the download."""
-        return self.urls[0].rsplit("/", 1)[1]
+    def web(self) -> WebFile:
+        """The download, under the name that it has at its first address."""
+        return WebFile(self.urls, self.urls[0].rsplit("/", 1)[1], self.size, self.sha256)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-from flmm_plugin import files
-from flmm_plugin.data import downloading
-from flmm_plugin.data.downloading import fetch, install, problem_of
+from flmm_plugin import fetching, files
+from flmm_plugin.data.downloading import install
 from flmm_plugin.data.registry import Archive
+from flmm_plugin.data.unpacking import problem_of_archive
 from flmm_plugin.errors import BadAnnotation, DataNotFound, OutputFailed
+from flmm_plugin.fetching import problem_of
 
 CONTENT = bytes(range(256)) * 40
 
@@ -89,6 +90,11 @@ def archive(server: Files, *names: str, **facts: Any) -> Archive:
     return Archive(urls, **{**known, **facts})
 
 
+def fetch(source: Archive, root: Path) -> Path:
+    """Fetch as `install` does."""
+    return fetching.fetch(source.web, root / ".flmm/downloads", None if source.sha256 else problem_of_archive)
+
+
 def test_a_file_is_fetched_once_and_verified(server: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
 
@@ -96,7 +102,7 @@ def test_a_file_is_fetched_once_and_verified(server: Files, tmp_path: Path, monk
         bars.append(tqdm(**{**options, "disable": False}))
         return bars[-1]
 
-    monkeypatch.setattr(downloading, "tqdm", bar)
+    monkeypatch.setattr(fetching, "tqdm", bar)
     path = fetch(archive(server), tmp_path)
     assert path.read_bytes() == CONTENT
     assert [(one.n, one.total) for one in bars] == [(len(CONTENT), len(CONTENT))]
@@ -137,7 +143,7 @@ def rest_of(source: Archive, root: Path) -> Path:
     """Where the rest of an interrupted download from the first address lies."""
     folder = root / ".flmm/downloads"
     folder.mkdir(parents=True, exist_ok=True)
-    return downloading._partial_file(folder / source.name, source.urls[0])
+    return fetching._partial_file(folder / source.web.name, source.urls[0])
 
 
 def zipped(**members: bytes) -> bytes:
