@@ -18,7 +18,7 @@ from .published import DEEPSEEK, HEADS, LLAVA, SAM, small_sam, with_hash
 
 
 def test_sam_has_its_hash_and_its_layout(published: Path) -> None:
-    assert hashlib.sha256((published / SAM).read_bytes()).hexdigest().startswith("0b3195")
+    assert hashlib.md5((published / SAM).read_bytes()).hexdigest().startswith("0b3195")
     with small_sam():
         first, second = build_sam("vit_l", published / SAM), build_sam("vit_l")
     assert first.prompt_encoder.embed_dim == 256
@@ -27,7 +27,7 @@ def test_sam_has_its_hash_and_its_layout(published: Path) -> None:
 
 def test_a_hash_is_found_by_trying() -> None:
     made = with_hash(b"anything that ends as an archive does\0\0", "0b")
-    assert hashlib.sha256(made).hexdigest().startswith("0b")
+    assert hashlib.md5(made).hexdigest().startswith("0b")
 
 
 @pytest.mark.parametrize("repo", [DEEPSEEK, LLAVA])
