@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from flmm_plugin import files
 from flmm_plugin.backbones.base import Backbone
@@ -178,27 +179,45 @@ class Trainer:
         Returns:
             Losses (means over samples), learning rate, norm of the gradient and number of samples.
         """
-        state, numbers, processes = self.state, self.recipe.optimiser, self.processes
-        if state.step % self.batches.steps_per_epoch == 0:
-            state.unusable = 0
-        # All processes stop together, or the others would wait for the gradients of the one that stopped.
-        mine = [len(batch.samples), batch.unusable, int(batch.stop is not None)]
-        usable, unusable, stopped = processes.summed(mine)
-        if stopped:
-            raise batch.stop or TrainingStopped("another process met a sample that cannot be used; it says which")
-        state.unusable += unusable
-        self._name_problems()
-        self._check_share()
-
+        state, numbers = self.state, self.recipe.optimiser
+        usable = self._usable(batch)
         rate = learning_rate(numbers, state.step, self.batches.steps)
         decoder_alone = state.step < decoder_steps(numbers, self.batches.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        terms, not_finite = self._backward(batch, usable, decoder_alone)
+        size = self._update(usable, not_finite, decoder_alone)
+        state.step += 1
+        means = (self.processes.reduced(terms) / max(usable, 1)).tolist()
+        losses_by_name = {"loss": sum(means), **dict(zip(TERMS, means, strict=True))}
+        return {**losses_by_name, "lr": rate, "gradient": size, "samples": float(usable)}
 
-        # Forward and backward, one sample at a time: memory does not grow with the batch. DDP averages over processes
-        # what is to be summed.
-        share = processes.count / max(usable, 1)
+    def _usable(self, batch: Batch) -> int:
+        """Count the samples of a step that all processes can use.
+
+        Raises:
+            TrainingStopped: On all processes, or the others would wait for the gradients of the one that stopped.
+        """
+        if self.state.step % self.batches.steps_per_epoch == 0:
+            self.state.unusable = 0
+        mine = [len(batch.samples), batch.unusable, int(batch.stop is not None)]
+        usable, unusable, stopped = self.processes.summed(mine)
+        if stopped:
+            raise batch.stop or TrainingStopped("another process met a sample that cannot be used; it says which")
+        self.state.unusable += unusable
+        self._name_problems()
+        self._check_share()
+        return usable
+
+    def _backward(self, batch: Batch, usable: int, decoder_alone: bool) -> tuple[Tensor, list[Prepared]]:
+        """Add up gradients, one sample at a time: memory does not grow with the batch.
+
+        Returns:
+            Sums of the losses of this process, ``float64[5]``, and its samples whose losses are not finite.
+        """
+        # DDP averages over processes what is to be summed.
+        share = self.processes.count / max(usable, 1)
         terms = torch.zeros(len(TERMS), dtype=torch.float64)
         not_finite: list[Prepared] = []
         pieces = self._pieces(batch.samples)
@@ -210,24 +229,27 @@ class Trainer:
                 self.accelerator.backward(losses[finite].sum() * share + anchor)
             terms += losses.detach()[finite].double().sum(dim=0).cpu()
             not_finite += [sample for sample, good in zip(piece, finite.tolist(), strict=True) if not good]
+        return terms, not_finite
 
+    def _update(self, usable: int, not_finite: Sequence[Prepared], decoder_alone: bool) -> float:
+        """Clip the gradient and make the optimiser's step, if the gradient is good; return its norm.
+
+        Raises:
+            TrainingStopped: There were too many bad ones in a row, or the recipe says to stop at the first.
+        """
         if decoder_alone:  # a gradient of zero would still let AdamW decay the others and count their steps
             for name, parameter in self.model.named_parameters():
                 if "mask_decoder." not in name or "mask_refiner." in name:
                     parameter.grad = None
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), numbers.clip)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
         size = 0.0 if norm is None else float(norm)
         # A scaler of fp16 skips steps that are not finite itself, and learns its scale from them.
         good = usable > 0 and (math.isfinite(size) or self.accelerator.scaler is not None)
         if good:
             self.optimizer.step()
-        state.bad_in_a_row = 0 if good else state.bad_in_a_row + 1
-        processes.together(lambda: self._check_update(not_finite, good, usable, size))
-        state.step += 1
-
-        means = (processes.reduced(terms) / max(usable, 1)).tolist()
-        losses_by_name = {"loss": sum(means), **dict(zip(TERMS, means, strict=True))}
-        return {**losses_by_name, "lr": rate, "gradient": size, "samples": float(usable)}
+        self.state.bad_in_a_row = 0 if good else self.state.bad_in_a_row + 1
+        self.processes.together(lambda: self._check_update(not_finite, good, usable, size))
+        return size
 
     # The feature cache.
 
