@@ -52,20 +52,17 @@ def add_subcommand(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("study", choices=("decoder", "refiner", "selector"), help="what is varied")
-    parser.add_argument(
-        "changes", metavar="key=value", nargs="*", help="keys of the recipe to change, for all variants"
-    )
-    parser.add_argument(
-        "--config", default="flmm_tiny_ablation", help="recipe, by name or as a YAML file (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="default: %(default)s")
-    parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="only these (see --list)")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="VARIANT", help="without these variants (see --list)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train every variant N times (default: 1)")
-    parser.add_argument("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
-    parser.add_argument("--list", action="store_true", help="the study's parts and variants, and stop")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    option = parser.add_argument
+    option("study", choices=("decoder", "refiner", "selector"), help="what is varied")
+    option("changes", metavar="key=value", nargs="*", help="keys of the recipe to change, for all variants")
+    option("--config", default="flmm_tiny_ablation", help="recipe, by name or as a YAML file (default: %(default)s)")
+    option("--out", type=Path, default=Path("runs/ablations"), help="default: %(default)s")
+    option("--parts", nargs="+", default=[], metavar="PART", help="only these (see --list)")
+    option("--skip", nargs="+", default=[], metavar="VARIANT", help="without these variants (see --list)")
+    option("--seeds", type=int, default=1, metavar="N", help="train every variant N times (default: 1)")
+    option("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
+    option("--list", action="store_true", help="the study's parts and variants, and stop")
+    option("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=_ablate, stopped=_stopped)
 
 

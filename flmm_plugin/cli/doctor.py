@@ -13,6 +13,7 @@ from typing import Any
 
 import flmm_plugin
 from flmm_plugin import bundled
+from flmm_plugin.cli.doctor_backbone import Found, findings
 from flmm_plugin.cli.model_options import checked_model, refuse_idle
 from flmm_plugin.content_hashes import file_digest
 from flmm_plugin.devices import checked_device
@@ -80,7 +81,7 @@ def add_subcommand(commands: Any) -> None:
 
 def examine(try_it: bool = False) -> Iterator[Finding]:
     """All findings, in order. ``try_it``: also run the embedded model."""
-    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+    checks: list[tuple[str, Callable[[], Iterator[Found]]]] = [
         ("versions", _versions),
         ("devices", _devices),
         ("kernels", _kernels),
@@ -91,7 +92,7 @@ def examine(try_it: bool = False) -> Iterator[Finding]:
         checks.append(("trial", _trial))
     for topic, check in checks:
         try:
-            yield from check()
+            yield from (Finding(topic, *found) for found in check())
         except Exception as exc:  # a broken installation is what this command is for: report it and go on
             yield Finding(topic, "check", "bad", f"{type(exc).__name__}: {' '.join(str(exc).split())}")
     yield from (Finding("verified", what, "note", where) for what, where in VERIFIED)
@@ -99,48 +100,46 @@ def examine(try_it: bool = False) -> Iterator[Finding]:
 
 def examine_backbone(args: argparse.Namespace) -> Iterator[Finding]:
     """All findings about one model."""
-    from flmm_plugin.cli.doctor_backbone import findings
-
-    yield from _versions()
+    yield from (Finding("versions", *found) for found in _versions())
     yield from (Finding("backbone", *found) for found in findings(args))
 
 
-def _versions() -> Iterator[Finding]:
-    yield Finding("versions", "flmm-plugin", "ok", f"{flmm_plugin.__version__}, Python {platform.python_version()}")
+def _versions() -> Iterator[Found]:
+    yield "flmm-plugin", "ok", f"{flmm_plugin.__version__}, Python {platform.python_version()}"
     for name, tested in TESTED.items():
         try:
             here = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding("versions", name, "bad", f"not installed: pip install {name}=={tested}")
+            yield name, "bad", f"not installed: pip install {name}=={tested}"
             continue
         same = here.partition("+")[0] == tested
-        yield Finding("versions", name, "ok" if same else "note", here if same else f"{here}; tests ran with {tested}")
+        yield name, "ok" if same else "note", here if same else f"{here}; tests ran with {tested}"
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Found]:
     import torch
 
     if not torch.cuda.is_available():
-        yield Finding("devices", "cpu", "ok", f"{torch.get_num_threads()} threads; no CUDA device is visible")
+        yield "cpu", "ok", f"{torch.get_num_threads()} threads; no CUDA device is visible"
         return
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        yield Finding("devices", f"cuda:{index}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+        yield f"cuda:{index}", "ok", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
 
 
-def _kernels() -> Iterator[Finding]:
+def _kernels() -> Iterator[Found]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     known = sorted(str(name) for name in ALL_ATTENTION_FUNCTIONS.valid_keys())
     if "sdpa" in known:
-        yield Finding("kernels", "attention", "ok", f"captured beside the model's own: {', '.join(known)}")
+        yield "attention", "ok", f"captured beside the model's own: {', '.join(known)}"
     else:
-        yield Finding("kernels", "attention", "bad", "transformers has no attention interface to read beside")
+        yield "attention", "bad", "transformers has no attention interface to read beside"
     flash = util.find_spec("flash_attn") is not None
-    yield Finding("kernels", "flash_attn", "note", "installed" if flash else "not installed; sdpa is used")
+    yield "flash_attn", "note", "installed" if flash else "not installed; sdpa is used"
 
 
-def _weights() -> Iterator[Finding]:
+def _weights() -> Iterator[Found]:
     from flmm_plugin.heads import load_heads
 
     try:
@@ -149,16 +148,16 @@ def _weights() -> Iterator[Finding]:
         heads = embedded.heads()
         manifest = load_heads(heads).manifest
     except FlmmError as exc:
-        yield Finding("embedded model", "weights", "bad", " ".join(str(exc).split()))
+        yield "weights", "bad", " ".join(str(exc).split())
         return
     for file in sorted(folder.glob("*.safetensors")):
         megabytes = file.stat().st_size / 1e6
-        yield Finding("embedded model", file.name, "ok", f"sha256 of file {file_digest(file)}, {megabytes:.1f} MB")
+        yield file.name, "ok", f"sha256 of file {file_digest(file)}, {megabytes:.1f} MB"
     size = heads.stat().st_size / 1e6
-    yield Finding("embedded model", heads.name, "ok", f"sha256 of tensors {manifest.sha256} verified, {size:.1f} MB")
+    yield heads.name, "ok", f"sha256 of tensors {manifest.sha256} verified, {size:.1f} MB"
 
 
-def _lmms_eval() -> Iterator[Finding]:
+def _lmms_eval() -> Iterator[Found]:
     from lmms_eval.tasks import TaskManager
 
     from flmm_plugin.adapters.lmms_eval import task_folder
@@ -167,8 +166,7 @@ def _lmms_eval() -> Iterator[Finding]:
 
     points = [point.value for point in metadata.entry_points(group="lmms_eval.models")]
     registered = any(value.startswith("flmm_plugin.") for value in points)
-    yield Finding(
-        "lmms-eval",
+    yield (
         "models",
         "ok" if registered else "bad",
         ", ".join(MODELS)
@@ -177,15 +175,14 @@ def _lmms_eval() -> Iterator[Finding]:
     )
     task_folder.install()
     extended = task_folder.extends(TaskManager)
-    yield Finding(
-        "lmms-eval",
+    yield (
         "tasks",
         "ok" if extended else "note",
         "found without a flag" if extended else f"this version needs --include_path {TASKS_FOLDER}",
     )
 
 
-def _trial() -> Iterator[Finding]:
+def _trial() -> Iterator[Found]:
     import numpy as np
 
     from flmm_plugin.grounded_lmm import GroundedLMM
@@ -196,14 +193,12 @@ def _trial() -> Iterator[Finding]:
     question = "what is in the picture ?"
     plain, grounded = lmm.chat(picture, question), lmm.grounded_chat(picture, question)
     same = plain.token_ids == grounded.token_ids
-    yield Finding(
-        "trial", "chat", "ok" if same else "bad", "same ids with and without grounding" if same else "ids differ: a bug"
-    )
+    yield ("chat", "ok" if same else "bad", "same ids with and without grounding" if same else "ids differ: a bug")
     (found,) = lmm.ground(picture, ["the red circle"])
     fits = found.mask.shape == (96, 128)
-    yield Finding("trial", "ground", "ok" if fits else "bad", f"mask {found.mask.shape} of a picture (96, 128)")
+    yield "ground", "ok" if fits else "bad", f"mask {found.mask.shape} of a picture (96, 128)"
     seal.verify()
-    yield Finding("trial", "seal", "ok", "no weight of the model changed")
+    yield "seal", "ok", "no weight of the model changed"
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -214,19 +209,19 @@ def _doctor(args: argparse.Namespace) -> int:
             raise UnknownArgument("--run is the embedded model's trial and --backbone another check; give one of them")
         args.backbone = checked_model(args.backbone, "--backbone")
         args.device = checked_device(args.device)
-    findings: list[Finding] = []
+    listed: list[Finding] = []
     topic = ""
     for finding in examine(args.try_it) if args.backbone is None else examine_backbone(args):
-        findings.append(finding)
+        listed.append(finding)
         if args.json:
             continue
         if finding.topic != topic:
             topic = finding.topic
             print(topic)
         print(f"  {finding.status:<4}  {finding.name}: {finding.detail}")
-    broken = sum(finding.status == "bad" for finding in findings)
+    broken = sum(finding.status == "bad" for finding in listed)
     if args.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        print(json.dumps([asdict(finding) for finding in listed], indent=1))
     elif broken:
         print(f"\n{broken} broken: see the lines marked bad", file=sys.stderr)
     return 1 if broken else 0

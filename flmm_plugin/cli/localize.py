@@ -30,18 +30,18 @@ def add_action(actions: Any) -> None:
         epilog=_EXAMPLE,
     )
     add_model_options(parser)
-    parser.add_argument(
-        "--data", metavar="ROOT", help="folder of the data sets; flmm_tiny_train: the embedded world (default: "
-        "FLMM_DATA, or data)",
-    )  # fmt: skip
-    parser.add_argument(
+    option = parser.add_argument
+    option(
+        "--data",
+        metavar="ROOT",
+        help="folder of the data sets; flmm_tiny_train: the embedded world (default: FLMM_DATA, or data)",
+    )
+    option(
         "--dataset", default="refcoco", choices=("refcoco", "refcoco+", "refcocog", "png"), help="default: %(default)s"
     )
-    parser.add_argument("--split", default="train", help="default: %(default)s")
-    parser.add_argument("--limit", type=positive, default=300, help="number of images (default: %(default)s)")
-    parser.add_argument(
-        "--heads", type=positive, default=3, metavar="N", help="how many to choose (default: %(default)s)"
-    )
+    option("--split", default="train", help="default: %(default)s")
+    option("--limit", type=positive, default=300, help="number of images (default: %(default)s)")
+    option("--heads", type=positive, default=3, metavar="N", help="how many to choose (default: %(default)s)")
     parser.set_defaults(run=_localize)
 
 

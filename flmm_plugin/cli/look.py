@@ -115,14 +115,15 @@ def _command(commands: Any, name: str, help_: str, description: str, example: st
 
 def _add_heads(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("heads")
-    group.add_argument(
+    option = group.add_argument
+    option(
         "--heads",
         metavar="FILE",
         help="safetensors file (default: those of flmm_tiny); or, without training: attention-argmax, "
         "attend-and-segment, localization-heads; none: chat only",
     )
-    group.add_argument("--sam", metavar="FILE", help="Meta's SAM checkpoint, where the heads ask for one")
-    group.add_argument("--no-refine", action="store_true", help="the mask decoder's coarse masks; SAM is not run")
+    option("--sam", metavar="FILE", help="Meta's SAM checkpoint, where the heads ask for one")
+    option("--no-refine", action="store_true", help="the mask decoder's coarse masks; SAM is not run")
 
 
 def _ground(args: argparse.Namespace) -> int:

@@ -45,17 +45,18 @@ def add_subcommand(commands: Any) -> None:
         "its figures, or one self-contained page.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("results", metavar="RESULTS", nargs="*", type=Path, help="result files, or folders of them")
-    parser.add_argument(
+    option = parser.add_argument
+    option("results", metavar="RESULTS", nargs="*", type=Path, help="result files, or folders of them")
+    option(
         "--table",
         action="append",
         metavar="N",
         help=f"of the paper: {', '.join(TABLE_NAMES)}, or all; several with commas",
     )
-    parser.add_argument("--format", choices=FORMATS, help="of tables (default: by the ending of --out, else md)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: standard output)")
-    parser.add_argument("--measured-only", action="store_true", help="leave the paper's rows out")
-    parser.add_argument(
+    option("--format", choices=FORMATS, help="of tables (default: by the ending of --out, else md)")
+    option("--out", type=Path, metavar="FILE", help="where to (default: standard output)")
+    option("--measured-only", action="store_true", help="leave the paper's rows out")
+    option(
         "--check",
         nargs="?",
         const="",
@@ -73,24 +74,22 @@ FIGURES = ("6", "recall", "ablation", "samples")
 
 def _add_figure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("figures (PNG, into --out)")
-    group.add_argument(
+    option = group.add_argument
+    option(
         "--figure",
         choices=FIGURES,
         help="6: chat rank against ground rank; recall: curves over IoU; ablation: bars of Table 5; "
         "samples: pictures with predicted and target masks",
     )
-    group.add_argument(
-        "--order", choices=("worst", "best", "document"), default="worst", help="order of --figure samples"
-    )
-    group.add_argument(
-        "--count", type=int, default=6, metavar="N", help="rows of --figure samples (default: %(default)s)"
-    )
+    option("--order", choices=("worst", "best", "document"), default="worst", help="order of --figure samples")
+    option("--count", type=int, default=6, metavar="N", help="rows of --figure samples (default: %(default)s)")
 
 
 def _add_page(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("page")
-    group.add_argument("--html", type=Path, metavar="OUT", help="write one self-contained page")
-    group.add_argument(
+    option = group.add_argument
+    option("--html", type=Path, metavar="OUT", help="write one self-contained page")
+    option(
         "--verdict",
         type=Path,
         action="append",
@@ -98,7 +97,7 @@ def _add_page(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a verdict.json of flmm preserve, or its folder, to show first (those under RESULTS are found)",
     )
-    group.add_argument(
+    option(
         "--page-megabytes",
         type=float,
         default=150,

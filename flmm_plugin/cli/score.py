@@ -41,31 +41,29 @@ def add_subcommand(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "samples", metavar="SAMPLES", nargs="+", type=Path, help="*_samples_TASK.jsonl files, or folders with some"
-    )
-    parser.add_argument("--task", help="whose samples they are (default: as the file's name says)")
-    parser.add_argument("--metrics", help="only these, e.g. cIoU,mIoU (default: all of the task)")
-    parser.add_argument(
-        "--from", dest="source", default="auto", choices=("auto", "predictions", "counts"),
+    option = parser.add_argument
+    option("samples", metavar="SAMPLES", nargs="+", type=Path, help="*_samples_TASK.jsonl files, or folders with some")
+    option("--task", help="whose samples they are (default: as the file's name says)")
+    option("--metrics", help="only these, e.g. cIoU,mIoU (default: all of the task)")
+    option(
+        "--from",
+        dest="source",
+        default="auto",
+        choices=("auto", "predictions", "counts"),
         help="score replies anew, or sum up what was logged per document (default: replies where the log has all that "
         "they are compared with)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--encoder", metavar="NAME", help="compare phrases by this model, or `words` (default: as in the run)"
     )
-    parser.add_argument(
-        "--resamples", type=_count, default=1000, help="draws for the intervals, 0 for none (default: %(default)s)"
+    option("--encoder", metavar="NAME", help="compare phrases by this model, or `words` (default: as in the run)")
+    option("--resamples", type=_count, default=1000, help="draws for the intervals, 0 for none (default: %(default)s)")
+    option("--level", type=_share, default=0.95, help="share of the draws within an interval (default: %(default)s)")
+    option("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    option(
+        "--controls",
+        action="store_true",
+        help="also score controls made of the same replies: whole picture, centre "
+        "box, another phrase's masks, another picture's reply, always the same answer, the truth",
     )
-    parser.add_argument(
-        "--level", type=_share, default=0.95, help="share of the draws within an interval (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument(
-        "--controls", action="store_true", help="also score controls made of the same replies: whole picture, centre "
-        "box, another phrase's masks, another picture's reply, always the same answer, the truth"
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    option("--json", action="store_true", help="one JSON object instead of tables")
     parser.set_defaults(run=_score)
 
 

@@ -28,8 +28,6 @@ def add_subcommands(subparsers: Any) -> None:
         description="Measure the embedded LMM on fresh scenes of any seed. Progress goes to stderr, the result to "
         "stdout; any seed draws scenes that training never saw.",
     )
-    measure.add_argument("--seed", type=int, default=1, help="of the scenes (default: %(default)s)")
-    measure.add_argument("--scenes", type=int, default=100, help="how many (default: %(default)s, some minutes)")
     measure.add_argument("--no-controls", action="store_true", help="leave out the two trained controls")
     measure.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     measure.add_argument("--lmm", type=Path, help="another checkpoint folder (default: the embedded one)")
@@ -42,8 +40,9 @@ def add_subcommands(subparsers: Any) -> None:
         description="Do I need trained heads? Measures the shipped ones and heads=attention-argmax, "
         "attend-and-segment and localization-heads on the same fresh scenes.",
     )
-    baselines.add_argument("--seed", type=int, default=1, help="of the scenes (default: %(default)s)")
-    baselines.add_argument("--scenes", type=int, default=100, help="how many (default: %(default)s, some minutes)")
+    for parser in (measure, baselines):
+        parser.add_argument("--seed", type=int, default=1, help="of the scenes (default: %(default)s)")
+        parser.add_argument("--scenes", type=int, default=100, help="how many (default: %(default)s, some minutes)")
     baselines.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table, with where it is from")
     baselines.set_defaults(run=_baselines)
 

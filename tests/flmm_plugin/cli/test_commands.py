@@ -171,36 +171,36 @@ def test_versions_tell_tested_other_and_missing_apart(monkeypatch: pytest.Monkey
         return here[name]
 
     monkeypatch.setattr(doctor.metadata, "version", version)
-    found = {one.name: one for one in doctor._versions()}
-    assert found["torch"].status == "ok"
-    assert (found["numpy"].status, found["numpy"].detail) == ("note", "9.9; tests ran with 2.4.6")
-    assert found["pycocotools"].status == "bad"
-    assert "pip install pycocotools==" in found["pycocotools"].detail
+    found = {name: (status, detail) for name, status, detail in doctor._versions()}
+    assert found["torch"][0] == "ok"
+    assert found["numpy"] == ("note", "9.9; tests ran with 2.4.6")
+    assert found["pycocotools"][0] == "bad"
+    assert "pip install pycocotools==" in found["pycocotools"][1]
 
 
 def test_embedded_weights_are_missed_and_damage_is_seen(weights: Path) -> None:
-    (finding,) = doctor._weights()
-    assert finding.status == "bad"
-    assert "reinstall" in finding.detail
+    [(_, status, detail)] = doctor._weights()
+    assert status == "bad"
+    assert "reinstall" in detail
     (weights / "lmm").mkdir()
     (weights / "lmm" / "config.json").write_text("{}")
     (weights / "heads.safetensors").write_bytes(b"\x08")
-    (finding,) = doctor._weights()
-    assert finding.status == "bad"
-    assert "truncated" in finding.detail
+    [(_, status, detail)] = doctor._weights()
+    assert status == "bad"
+    assert "truncated" in detail
 
 
 def test_kernels_and_devices_of_this_machine() -> None:
-    assert all(finding.status != "bad" for finding in [*doctor._kernels(), *doctor._devices()])
+    assert all(status != "bad" for _, status, _ in [*doctor._kernels(), *doctor._devices()])
 
 
 def test_status_1_if_broken_0_if_not_and_a_check_that_raises_is_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fine() -> Iterator[doctor.Finding]:
-        yield doctor.Finding("t", "n", "ok", "d")
+    def fine() -> Iterator[doctor.Found]:
+        yield "n", "ok", "d"
 
-    def raises() -> Iterator[doctor.Finding]:
+    def raises() -> Iterator[doctor.Found]:
         yield from ()
         raise DataNotFound("gone\naway")
 
