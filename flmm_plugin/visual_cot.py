@@ -41,7 +41,6 @@ THINK = "First think which object in this image is most relevant to the question
 THOUGHT = " The object most relevant to the question is"
 THOUGHT_TOKENS = 16
 ANSWER_TOKENS = 32
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LEAST_HALF = 8
 
 
@@ -122,7 +121,7 @@ class CotQuestion:
     Attributes:
         image: The picture, RGB, any size.
         question: The user's words about it.
-        instruction: Written behind the question when it is to be answered, e.g. `SHORT_ANSWER`; the first look does not
+        instruction: Written behind the question when it is to be answered; the first look does not
             see it.
         system: Turns before the user's, in transformers' form.
     """

@@ -24,9 +24,9 @@ from flmm_plugin.data.registry import Hub, Part
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import fields_of, inside, name_of, read_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.datasets.reader import SplitReader
+from flmm_plugin.datasets.reader import SplitReader, known_name
 from flmm_plugin.datasets.segmentations import has_pixels, segmentation_rle
-from flmm_plugin.errors import BadAnnotation, UnknownArgument
+from flmm_plugin.errors import BadAnnotation
 from flmm_plugin.images import Orientation
 
 SPLITS = ("val", "test")
@@ -92,9 +92,7 @@ class GranDfDataset(SplitReader[GranDfItem]):
     """
 
     def __init__(self, root: str | os.PathLike[str] | None, split: str) -> None:
-        if split not in SPLITS:
-            raise UnknownArgument(f"GranD-f has the evaluation splits {' and '.join(SPLITS)}, not {split!r}")
-        self.split = split
+        self.split = known_name("split of GranD-f", split, SPLITS)
         folder = data_root(root)
         self.caption_path = annotation_part(split, "caption").path(folder, "gcg")
         self.mask_path = annotation_part(split, "mask").path(folder, "gcg")

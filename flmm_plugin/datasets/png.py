@@ -31,9 +31,9 @@ from flmm_plugin.data.registry import Archive, Part
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import STRANGE, fields_of, integer, name_of, read_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.datasets.reader import SplitReader
+from flmm_plugin.datasets.reader import SplitReader, known_name
 from flmm_plugin.datasets.refer import COCO_ADDRESS, COCO_LICENCE
-from flmm_plugin.errors import BadAnnotation, BadImage, UnknownArgument
+from flmm_plugin.errors import BadAnnotation, BadImage
 from flmm_plugin.images import Orientation, open_image
 from flmm_plugin.records import BoolMask
 
@@ -178,9 +178,7 @@ class PngDataset(SplitReader[Narrative]):
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, split: str = "val") -> None:
-        if split not in SPLITS:
-            raise UnknownArgument(f"no split {split!r} of PNG; known: {', '.join(SPLITS)}")
-        self.split = split
+        self.split = known_name("split of PNG", split, SPLITS)
         folder = data_root(root)
         found = [part.path(folder, "png") for part in parts(split)]
         self.narratives_path, self.panoptic_path = found[:2]

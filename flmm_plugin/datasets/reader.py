@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from flmm_plugin.data.registry import Split
 from flmm_plugin.datasets.prepared import items_of
-from flmm_plugin.datasets.problems import Problem, counted, notes
+from flmm_plugin.datasets.problems import Problem, notes
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.suggestions import did_you_mean
 
@@ -67,11 +67,6 @@ class SplitReader(Sequence[Item]):
     def source(self) -> str:
         """The place of the annotations, for messages."""
         return str(self.annotations[0])
-
-    @property
-    def problem_counts(self) -> dict[str, int]:
-        """The number of problems of each kind."""
-        return counted(self.problems)
 
     @property
     def digest(self) -> str:

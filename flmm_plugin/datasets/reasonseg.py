@@ -31,8 +31,8 @@ from flmm_plugin.data.registry import Part
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import STRANGE, coordinate, fields_of, read_json, text_of
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.datasets.reader import SplitReader
-from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound, UnknownArgument
+from flmm_plugin.datasets.reader import SplitReader, known_name
+from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound
 from flmm_plugin.images import Orientation, image_size
 from flmm_plugin.records import BoolMask
 
@@ -98,9 +98,7 @@ class ReasonSegDataset(SplitReader[ReasonSegItem]):
     """
 
     def __init__(self, root: str | os.PathLike[str] | None, split: str) -> None:
-        if split not in OFFICIAL_SIZES:
-            raise UnknownArgument(f"ReasonSeg has the splits {', '.join(OFFICIAL_SIZES)}, not {split!r}")
-        self.split = split
+        self.split = known_name("split of ReasonSeg", split, OFFICIAL_SIZES)
         data = data_root(root)
         inside_archive = data.name.lower() == "reasonseg" and (data / split).is_dir()
         self.folder = data / split if inside_archive else split_part(split).path(data, "reasonseg")

@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path, content())
     with pytest.raises(DataNotFound, match="test_gcg_coco_caption_gt"):
         GranDfDataset(tmp_path, "test")
-    with pytest.raises(UnknownArgument, match="val and test"):
+    with pytest.raises(UnknownArgument, match="val, test"):
         GranDfDataset(tmp_path, "train")
     (tmp_path / "GranDf_HA_images" / "val_test").rmdir()
     with pytest.raises(DataNotFound, match="no pictures"):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from flmm_plugin.datasets import prepared
 from flmm_plugin.datasets.prepared import items_of, writing
+from flmm_plugin.datasets.problems import counted
 from flmm_plugin.datasets.refer import ReferDataset
 
 
@@ -167,7 +168,7 @@ def test_narratives_are_prepared_with_their_problems(tmp_path: Path, monkeypatch
     assert list(quick) == list(plain)
     assert quick.in_file == plain.in_file == len(told) + 1
     assert quick.problems == plain.problems
-    assert "no phrase names a segment" in quick.problem_counts
+    assert "no phrase names a segment" in counted(quick.problems)
     assert [m.sum() for m in quick.masks(quick[0])] == [m.sum() for m in plain.masks(plain[0])]
 
 

@@ -149,7 +149,7 @@ def test_a_sentence_without_a_text_is_counted_and_never_read_as_none(
 def test_an_object_of_another_picture_is_refused(refer_folder: Callable[..., Any]) -> None:
     folder = refer_folder()
     change(folder.root / "coco/refcoco/instances.json", lambda content: content["annotations"][0].update(image_id=12))
-    with pytest.raises(BadAnnotation, match=r"ref 0 .*annotation is of image 12"):
+    with pytest.raises(BadAnnotation, match="image 12"):
         ReferDataset(folder.root, "refcoco", "val")
 
 
@@ -200,7 +200,7 @@ def test_an_id_that_means_two_things_is_refused(refer_folder: Callable[..., Any]
     change(path, lambda content: content[what].append(content[what][0]))
     assert len(ReferDataset(folder.root, "refcoco", "val")) == 3
     change(path, lambda content: content[what].append({**content[what][0], "height": 1, "iscrowd": 1}))
-    with pytest.raises(BadAnnotation, match=r"lists id \d+ twice with different content"):
+    with pytest.raises(BadAnnotation, match="twice"):
         ReferDataset(folder.root, "refcoco", "val")
 
 

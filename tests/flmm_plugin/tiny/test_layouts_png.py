@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flmm_plugin.datasets.png import PngDataset
+from flmm_plugin.datasets.problems import counted
 from flmm_plugin.images import open_image
 from flmm_plugin.tiny.layouts_png import write_png
 
@@ -23,7 +24,7 @@ def test_every_kind_of_phrase_occurs(dataset: PngDataset) -> None:
     assert {thing for phrase in phrases for thing in phrase.things} == {True, False}
     assert all(len(phrase.segment_ids) > 1 for phrase in phrases if phrase.plural)
     assert (dataset.in_file, len(dataset)) == (26, 25)
-    assert dataset.problem_counts == {"no phrase names a segment": 1}
+    assert counted(dataset.problems) == {"no phrase names a segment": 1}
 
 
 def test_the_narrative_is_a_sentence_and_its_pieces_join(dataset: PngDataset) -> None:
