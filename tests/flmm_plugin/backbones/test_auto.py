@@ -83,7 +83,7 @@ def test_an_unknown_family_goes_the_generic_way(load_family: Load) -> None:
     assert type(backbone) is auto.AutoBackbone
     assert backbone.cells(16, (56, 56)) == (4, 4, 14)
     assert backbone.cells(4, (56, 56)) == (2, 2, 28)  # blocks of patches that were merged
-    with pytest.raises(BackboneUnsupported, match=r"7 image tokens are no grid over 4 x 4 patches.*add-a-backbone"):
+    with pytest.raises(BackboneUnsupported, match="7 image tokens"):
         backbone.cells(7, (56, 56))
 
 
@@ -100,19 +100,19 @@ def test_tokens_in_another_order_are_found_out(load_family: Load, monkeypatch: p
 
     monkeypatch.setattr(type(backbone.model.model), "get_image_features", elsewhere)
     monkeypatch.setattr(backbone, "_tested", set())
-    with pytest.raises(BackboneUnsupported, match="not the cells of a grid in reading order"):
+    with pytest.raises(BackboneUnsupported, match="reading order"):
         _ = backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]]).image_tokens
 
 
 def test_processor_and_model_must_name_their_parts(load_family: Load) -> None:
     whole = load_family("auto_vipllava")
-    with pytest.raises(BackboneUnsupported, match="not a processor of pictures and text"):
+    with pytest.raises(BackboneUnsupported, match="not a processor"):
         auto.AutoBackbone(whole.model, SimpleNamespace(chat_template="x"), name="it")
     model = SimpleNamespace(config=SimpleNamespace(), eval=lambda: SimpleNamespace(requires_grad_=lambda _: model))
     nameless = auto.AutoBackbone(model, SimpleNamespace(tokenizer=whole.tokenizer, chat_template="x"), name="it")
     with pytest.raises(BackboneUnsupported, match="names no image token"):
         _ = nameless.image_token_id
-    with pytest.raises(BackboneUnsupported, match="which part is its language model"):
+    with pytest.raises(BackboneUnsupported, match="language model"):
         _ = nameless.facts
 
 
@@ -138,5 +138,5 @@ def test_tiles_of_an_unknown_family_are_refused_by_name(tmp_path: Path) -> None:
     save_idefics3(tmp_path)
     backbone = load_backbone(tmp_path, device="cpu")
     assert type(backbone) is auto.AutoBackbone
-    with pytest.raises(BackboneUnsupported, match=r"recovered: its processor makes pixel_values .* of 1 pictures"):
+    with pytest.raises(BackboneUnsupported, match="pixel_values"):
         _ = backbone.encode([user("Where?")], [[Image.new("RGB", (100, 60))]]).image_tokens

