@@ -9,32 +9,22 @@ view of a picture that is not cut serves as both.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
-from PIL import Image
-from torch import Tensor
-
-from flmm_plugin.backbones.base import Backbone, ImageTokens
-from flmm_plugin.backbones.views import Layout, place
+from flmm_plugin.backbones.views import Layout, LayoutBackbone
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import InputFrame
 
 
-class InternVLBackbone(Backbone):
+class InternVLBackbone(LayoutBackbone):
     """``InternVLForConditionalGeneration``."""
 
     family: ClassVar[str] = "internvl"
     maps_per_image: ClassVar[int] = 2
     several_images: ClassVar[bool] = True
 
-    def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
-        """Tiles and thumbnail of each picture."""
-        layouts = [[self.layout(one.height, one.width) for one in pictures] for pictures in images]
-        return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
-
-    def layout(self, image_height: int, image_width: int) -> Layout:
-        """The run of a picture of this size.
+    def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:
+        """The run of a picture of this size: tiles and thumbnail.
 
         Raises:
             BackboneUnsupported: The processor cuts other tiles than its configuration says.

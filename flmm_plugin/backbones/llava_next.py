@@ -14,34 +14,25 @@ its maps for the whole picture, and heads released for it are read that way (``p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from flmm_plugin.backbones.base import Backbone, ImageTokens
 from flmm_plugin.backbones.preprocessing import Paper, size_entries
-from flmm_plugin.backbones.views import Layout, place
+from flmm_plugin.backbones.views import Layout, LayoutBackbone
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid, InputFrame
 
 
-class LlavaNextBackbone(Backbone):
+class LlavaNextBackbone(LayoutBackbone):
     """``LlavaNextForConditionalGeneration`` on Vicuna or Mistral (grouped-query attention)."""
 
     family: ClassVar[str] = "llava_next"
     maps_per_image: ClassVar[int] = 2
     paper: ClassVar[Paper] = "pillow"
 
-    def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
-        """Base view and rows of each picture, newline tokens left out."""
-        layouts = [[self.layout(one.height, one.width, len(pictures)) for one in pictures] for pictures in images]
-        return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
-
     def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:
-        """The run of a picture of this size in a chat with so many pictures."""
+        """The run of a picture of this size: base view and rows, newline tokens left out."""
         return Layout.base_and_rows(
             self.base_grid(image_height, image_width), self.fine_grid(image_height, image_width)
         )

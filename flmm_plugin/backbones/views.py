@@ -101,7 +101,20 @@ def place(placeholders: Tensor, layouts: Sequence[Sequence[Layout]], name: str) 
     return found
 
 
-class OneViewBackbone(Backbone):
+class LayoutBackbone(Backbone):
+    """Base of families whose run of placeholders follows from a picture's size: a family only says its layout."""
+
+    def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
+        """Split each sequence's placeholders among its pictures."""
+        layouts = [[self.layout(one.height, one.width, len(some)) for one in some] for some in images]
+        return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
+
+    @abstractmethod
+    def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:
+        """The run of a picture of this size in a chat with so many pictures."""
+
+
+class OneViewBackbone(LayoutBackbone):
     """Base of families with one view per picture: a family only says how its processor lays the grid on a picture."""
 
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
@@ -117,8 +130,11 @@ class OneViewBackbone(Backbone):
                 f"the image processor of {self.name} makes {made} pixels, its configuration says {seen}; masks would "
                 "be misplaced, so restore the processor files that came with the model"
             )
-        layouts = [[Layout.raster(self.grid(one.height, one.width)) for one in some] for some in images]
-        return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
+        return super().image_tokens(inputs, images)
+
+    def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:
+        """The run of a picture of this size."""
+        return Layout.raster(self.grid(image_height, image_width))
 
     @abstractmethod
     def grid(self, image_height: int, image_width: int) -> ImageGrid:

@@ -12,7 +12,6 @@ LLaVA-NeXT's, which come view by view.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -21,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_plugin.backbones.base import Backbone, ImageTokens
+from flmm_plugin.backbones.base import ImageTokens
 from flmm_plugin.backbones.llava_like import as_tiles
 from flmm_plugin.backbones.loading import load_strictly, named_failures, placed, weight_arguments
 from flmm_plugin.backbones.mgm.config import mgm_config
 from flmm_plugin.backbones.mgm.model import MGMForConditionalGeneration, key_mapping
 from flmm_plugin.backbones.preprocessing import Paper
 from flmm_plugin.backbones.text_pieces import WORDS, TextPiecesProcessor
-from flmm_plugin.backbones.views import Layout, place
+from flmm_plugin.backbones.views import Layout, LayoutBackbone
 from flmm_plugin.geometry import ImageGrid, InputFrame
 from flmm_plugin.options import LoadOptions
 
@@ -54,7 +53,7 @@ TEMPLATES = {
 }
 
 
-class MGMBackbone(Backbone):
+class MGMBackbone(LayoutBackbone):
     """24 x 24 tokens of a picture padded to a square."""
 
     family: ClassVar[str] = "mgm"
@@ -94,13 +93,8 @@ class MGMBackbone(Backbone):
         kind = MGMHDBackbone if config.image_global else MGMBackbone
         return kind(placed(model, options), processor, name=name, options=options)
 
-    def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
-        """Locate the views of each picture; HD: the whole picture first, then its tiles one after another."""
-        layouts = [[self.layout(one.height, one.width) for one in pictures] for pictures in images]
-        return place(inputs["input_ids"] == self.image_token_id, layouts, self.name)
-
-    def layout(self, image_height: int, image_width: int) -> Layout:
-        """The run of placeholders of a picture of this size."""
+    def layout(self, image_height: int, image_width: int, pictures: int = 1) -> Layout:
+        """The run of a picture of this size; HD: the whole picture first, then its tiles one after another."""
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         whole = InputFrame.of_image(image_height, image_width).padded_to_square().divided(side, side)
