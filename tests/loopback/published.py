@@ -33,7 +33,7 @@ SPLITS = {"val": 2, "testA": 1, "testB": 1, "train": 1}
 MME_PICTURES = 2
 
 #: Found by trying; another version of torch may write other bytes, for which one is found again.
-_NONCE = b"0000660394"
+_NONCE = b"0004585315"
 _ATTEMPTS = 1 << 28
 
 #: Layers, heads and hidden size of both tiny models.

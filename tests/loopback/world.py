@@ -194,7 +194,7 @@ class Run:
     @property
     def scores(self) -> dict[str, float]:
         """Values of the metrics in the table that lmms-eval prints, the last of each name."""
-        rows = re.findall(r"\|([\w@.]+)\s*\|[^|]*\|\s*([\d.]+)\s*\|", self.output)
+        rows = re.findall(r"\|([\w@.]+)\s*\|[↑↓]\s*\|\s*([\d.]+)\s*\|", self.output)
         return {metric: float(value) for metric, value in rows}
 
 
