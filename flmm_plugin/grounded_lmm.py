@@ -16,11 +16,14 @@ from flmm_plugin.backbones import load_backbone
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.capture import capture_answers
+from flmm_plugin.files import cache_folder
 from flmm_plugin.frozen_lmm import check_question
 from flmm_plugin.grounding import PhraseGrounder, chosen_phrases
 from flmm_plugin.heads import GroundingHeads
-from flmm_plugin.heads_choice import check_heads, choose_heads
+from flmm_plugin.heads_choice import check_heads, choose_heads, needs_for
+from flmm_plugin.hub_files import weights_need
 from flmm_plugin.images import ImageSource, chat_image, open_image
+from flmm_plugin.needs import provide
 from flmm_plugin.options import LoadOptions
 from flmm_plugin.passages import Passage, decoded_offsets
 from flmm_plugin.records import GroundedAnswer
@@ -52,6 +55,7 @@ class GroundedLMM(PhraseGrounder):
         sam: str | None = None,
         sam_checkpoint: str | PathLike[str] | None = None,
         merge: str | None = None,
+        fetch: bool = True,
         options: LoadOptions | None = None,
         **given: Any,
     ) -> GroundedLMM:
@@ -59,26 +63,61 @@ class GroundedLMM(PhraseGrounder):
 
         Args:
             backbone: A hub name, a folder, or ``flmm_tiny`` for the model that the package carries.
-            heads: A heads file, heads in memory, ``"auto"`` for those that ship with the embedded model, a method
-                that needs no training (``attention-argmax``, ``attend-and-segment``, ``localization-heads``), or None
-                to chat only.
+            heads: ``"auto"``: those that ship with the model, else those in the store for it, else the paper's own,
+                which are fetched once; where there are none, the model chats. All other values are those of
+                `flmm_plugin.heads_choice.choose_heads`: a file, a hub repository, a method that needs no training,
+                heads in memory, or None to chat only.
             sam: ``none``: masks of the mask decoder alone, SAM is not loaded. Any other name must be that of the SAM
                 that the heads were trained with.
-            sam_checkpoint: Meta's SAM file, for heads of an official SAM size and for methods without training.
+            sam_checkpoint: A SAM file or size, for heads of an official SAM size and for methods without training.
+                Where it is left out, Meta's own file is fetched once.
             merge: ``mean`` or ``max``, instead of what the heads were trained with.
+            fetch: Whether anything may be fetched; if not, all that is missing is listed in one error.
             options: Options of loading the backbone, instead of the next.
             **given: Fields of `flmm_plugin.options.LoadOptions` by name: ``dtype``, ``device``, ``preprocessing``, ...
 
         Raises:
             UnknownArgument: An argument that does not exist; offers the nearest.
+            NotReady: Something is not on this machine, and nothing may be fetched.
         """
         if options is None:
-            others = ("heads", "sam", "sam_checkpoint", "merge")
+            others = ("heads", "sam", "sam_checkpoint", "merge", "fetch")
             options = LoadOptions.of("GroundedLMM.from_pretrained", given, others)
-        check_heads(fspath(backbone), heads, sam=sam, sam_checkpoint=sam_checkpoint)  # what is wrong costs no loading
+        name = fspath(backbone)
+        of_sam: dict[str, Any] = {"sam": sam, "sam_checkpoint": sam_checkpoint}
+        if not fetch:
+            needs = needs_for(name, heads, **of_sam, revision=options.revision, required=False)
+            provide([weights_need(name, options.revision), *needs], fetch=False, folder=cache_folder())
+        # What is wrong costs no loading.
+        chosen = check_heads(name, heads, **of_sam, revision=options.revision, fetch=fetch)
         model = load_backbone(backbone, options)
-        chosen = choose_heads(model, heads, sam=sam, sam_checkpoint=sam_checkpoint)
-        return cls(model, chosen, merge=merge, preprocessing=options.preprocessing)
+        lmm = cls(model, choose_heads(model, chosen, **of_sam), merge=merge, preprocessing=options.preprocessing)
+        lmm.searched = heads == "auto"
+        return lmm
+
+    def load_heads(
+        self,
+        heads: str | PathLike[str] | GroundingHeads | None = "auto",
+        *,
+        sam: str | None = None,
+        sam_checkpoint: str | PathLike[str] | None = None,
+        revision: str | None = None,
+        fetch: bool = True,
+    ) -> None:
+        """Load other heads for this model and ground with them from now on.
+
+        Args:
+            heads: File, hub repository, method, heads in memory, None, or ``"auto"``, as for `from_pretrained`.
+            sam: ``none``: masks of the mask decoder alone; else the name of the SAM that the heads need.
+            sam_checkpoint: SAM file or size; None: Meta's own of the size that is needed, fetched once.
+            revision: Version of the model that ``auto`` must find heads for; None: any.
+            fetch: Whether anything may be fetched.
+        """
+        chosen = choose_heads(
+            self.backbone, heads, sam=sam, sam_checkpoint=sam_checkpoint, revision=revision, fetch=fetch
+        )
+        self.use(chosen)
+        self.searched = heads == "auto"
 
     def grounded_chat(
         self,

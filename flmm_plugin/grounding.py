@@ -34,6 +34,7 @@ from flmm_plugin.frozen_lmm import FrozenLMM
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import GroundingHeads, KeywordSelector
 from flmm_plugin.heads.manifest import PROMPT, SEPARATOR
+from flmm_plugin.heads_choice import no_heads_text
 from flmm_plugin.images import ImageSource, open_image
 from flmm_plugin.passages import GivenText, Keyword, Passage, decoded_offsets, span_tokens, text_offsets
 from flmm_plugin.records import Grounding
@@ -57,6 +58,11 @@ class AttentionMaps:
 class PhraseGrounder(FrozenLMM):
     """A frozen backbone, and heads that turn its attention into masks of given words.
 
+    Attributes:
+        heads: The heads, None for chat and attention maps only.
+        merge: ``mean`` or ``max`` over a phrase's tokens.
+        searched: Whether heads were looked for (``auto``), so that without them none exist.
+
     Args:
         backbone: The frozen model with its processor.
         heads: Heads that were trained for it; None: chat and attention maps only.
@@ -68,6 +74,8 @@ class PhraseGrounder(FrozenLMM):
         HeadsMismatch: Heads of another backbone's shape.
     """
 
+    searched = False
+
     def __init__(
         self,
         backbone: Backbone,
@@ -76,14 +84,24 @@ class PhraseGrounder(FrozenLMM):
         merge: str | None = None,
         preprocessing: str | None = None,
     ) -> None:
-        if heads is not None:
-            heads.manifest.check_fits(backbone.facts)
-            preprocessing = preprocessing or heads.manifest.preprocessing or None
-        backbone.preprocess(preprocessing)
         super().__init__(backbone)
-        self.heads = heads
+        self._asked = (merge, preprocessing)
+        self.use(heads)
+
+    def use(self, heads: GroundingHeads | None) -> None:
+        """Ground with these heads from now on; chat is not touched by them.
+
+        Raises:
+            HeadsMismatch: Heads of another backbone's shape.
+        """
+        merge, preprocessing = self._asked
+        if heads is not None:
+            heads.manifest.check_fits(self.backbone.facts)
+            preprocessing = preprocessing or heads.manifest.preprocessing or None
+        self.backbone.preprocess(preprocessing)
         self.merge = merge or (heads.manifest.merge if heads is not None else "mean")
         check_merge(self.merge)
+        self.heads = heads
 
     def ground(
         self,
@@ -315,7 +333,11 @@ class PhraseGrounder(FrozenLMM):
             HeadsMismatch: The model was loaded to chat only.
         """
         if self.heads is None:
-            raise HeadsMismatch(f"{self.backbone.name} was loaded to chat only; pass heads=... to from_pretrained")
+            raise HeadsMismatch(
+                no_heads_text(self.backbone.name, self.backbone.facts.revision)
+                if self.searched
+                else f"{self.backbone.name} was loaded to chat only; pass heads=... to from_pretrained"
+            )
         return self.heads
 
     def need_selector(self, threshold: float | None = None) -> tuple[KeywordSelector, float]:

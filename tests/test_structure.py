@@ -149,7 +149,8 @@ def test_both_environments_share_their_pins_but_for_what_excludes_itself() -> No
 LAYERS = [
     {
         "errors", "bundled", "command_line", "content_hashes", "devices", "exit_codes", "fetching", "file_kinds",
-        "files", "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields", "yaml_text",
+        "files", "hub_files", "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields",
+        "yaml_text",
     },
     {"geometry", "images", "records", "seal", "text_checks"},
     {"attention", "heads"},

@@ -14,6 +14,7 @@ from PIL import Image
 
 from flmm_plugin.adapters.answering import chat, given_text, grounded_chat
 from flmm_plugin.adapters.answering.failures import FailureLog
+from flmm_plugin.adapters.answering.needs import needs_heads
 from flmm_plugin.adapters.answering.requests import Request, question_of
 from flmm_plugin.adapters.answering.visual_cot import (
     VisualCotMode,
@@ -80,7 +81,8 @@ class Answerer:
     Args:
         lmm: A loaded `GroundedLMM`, with heads or without.
         visual_cot: Says which requests get a second look.
-        grounds: Whether the model was loaded with heads.
+        grounds: Whether heads were asked for; without them the model only chats.
+        take_heads: Loads the heads if they are not loaded yet; called before the first request that needs them.
         doc_of: Gives the document of a request.
         chat_of: Gives the chat of a request, in transformers' form.
     """
@@ -91,13 +93,12 @@ class Answerer:
         *,
         visual_cot: VisualCotMode,
         grounds: bool,
+        take_heads: Callable[[], None],
         doc_of: Callable[[Request], Any],
         chat_of: ChatOf,
     ) -> None:
         self.lmm, self.visual_cot = lmm, visual_cot
-        self._grounds = grounds
-        heads = getattr(lmm, "heads", None)
-        self._selects = heads is None or heads.keyword_selector is not None
+        self._grounds, self._take_heads = grounds, take_heads
         self._doc_of, self._chat_of = doc_of, chat_of
         self._strings: bool | None = None
         self.watch = Stopwatch()
@@ -117,21 +118,24 @@ class Answerer:
         return replies
 
     def refuse_what_heads_lack(self, requests: Iterable[Request]) -> None:
-        """Refuse tasks that no sample could be answered for; all ranks find that out at the same moment."""
-        if not self._grounds and any(self._needs_heads(request) for request in requests):
+        """Load heads if a request needs them, and refuse tasks that no sample could be answered for.
+
+        All ranks find that out at the same moment.
+        """
+        needing = [request for request in requests if needs_heads(request.options, self.visual_cot)]
+        if not needing:
+            return
+        if not self._grounds:
             raise UnknownArgument(
-                "this model was loaded with heads=none and can only chat; give --model_args heads=<file>"
+                "this model was loaded with heads=none and can only chat; give --model_args heads=auto or heads=<file>"
             )
-        if not self._selects and any(request.wants_keywords for request in requests):
+        self._take_heads()
+        heads = getattr(self.lmm, "heads", None)
+        if heads is not None and heads.keyword_selector is None and any(one.wants_keywords for one in needing):
             raise UnknownArgument(
                 "these heads have no keyword selector (released checkpoints have none) and a task asks for keywords; "
                 "give --model_args heads=<file> of heads that were trained with one"
             )
-
-    def _needs_heads(self, request: Request) -> bool:
-        return (
-            request.wants_masks or request.gives_text or request.wants_grounded_chat or self.visual_cot.wants(request)
-        )
 
     def _kind(self, request: Request) -> Callable[[Sequence[Request], FailureLog], list[Reply]]:
         """Return the method that answers requests of this kind; a batch holds one kind."""

@@ -15,13 +15,11 @@ class Defaults(NamedTuple):
     Attributes:
         name: The name itself, such as ``flmm_llava``.
         pretrained: Folder or hub id of its checkpoint; "" if it must be given.
-        heads: ``auto`` where heads are shipped for it, None for chat alone.
         families: Model types (config.json) that it is for; empty: any.
     """
 
     name: str
     pretrained: str = ""
-    heads: str | None = None
     families: tuple[str, ...] = ()
 
 
@@ -29,8 +27,8 @@ class Defaults(NamedTuple):
 AUTO = Defaults("flmm_auto")
 
 _MODELS = (
-    Defaults(EMBEDDED, EMBEDDED, "auto"),
-    *(Defaults(family.model, family.pretrained, None, tuple(family.classes)) for family in FAMILIES),
+    Defaults(EMBEDDED, EMBEDDED),
+    *(Defaults(family.model, family.pretrained, tuple(family.classes)) for family in FAMILIES),
     AUTO,
 )
 

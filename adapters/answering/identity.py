@@ -42,20 +42,22 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object in memory: another 
 _OF_ORIGIN = ("backbone", "revision", "data", "notes", "created_by", "storage", "sha256")
 
 
-def answer_identity(model: Any) -> str:
+def answer_identity(model: Any, *, grounds: bool = True) -> str:
     """Name all that decides the answers of a loaded model: 64 hexadecimal digits, the same in every process.
 
     Args:
         model: A loaded model of either harness: an object with ``lmm`` (a `GroundedLMM`), ``visual_cot`` and
             ``batch_size``. What it lacks counts as None.
+        grounds: Whether heads have a part in the answers. Chat is the same with heads, without, and before they are
+            loaded, so its answers are not named by them.
 
     Returns:
         SHA-256 of `answer_facts`.
     """
-    return digest_of(answer_facts(model))
+    return digest_of(answer_facts(model, grounds=grounds))
 
 
-def answer_facts(model: Any) -> dict[str, Any]:
+def answer_facts(model: Any, *, grounds: bool = True) -> dict[str, Any]:
     """Name each part of `answer_identity`, JSON-able, to tell what two identities differ in.
 
     Weights are named by the seal of the frozen LMM and by a hash of every tensor of the heads, SAM included; paths,
@@ -79,9 +81,9 @@ def answer_facts(model: Any) -> dict[str, Any]:
         "tokenizer": digest_of(_tokenizer(tokenizer)),
         "template": digest_of([getattr(one, "chat_template", None) for one in (processor, tokenizer)]),
         "system_prompt": getattr(backbone, "system_prompt", None),
-        "preprocessing": getattr(backbone, "preprocessing", None),
-        "heads": None if heads is None else _heads(heads),
-        "merge": getattr(lmm, "merge", None),
+        "preprocessing": getattr(backbone, "preprocessing", None) if grounds else None,
+        "heads": _heads(heads) if grounds and heads is not None else None,
+        "merge": getattr(lmm, "merge", None) if grounds else None,
         "visual_cot": _visual_cot(getattr(model, "visual_cot", None)),
         "batch_size": getattr(model, "batch_size", None),
     }

@@ -88,6 +88,7 @@ def _heads(heads: Any, merge: str) -> dict[str, Any]:
         "backbone": manifest.backbone,
         "data": manifest.data,
         "created_by": manifest.created_by,
+        "source": manifest.notes.get("source"),
         "sam": manifest.sam if isinstance(manifest.sam, str) else "small" if manifest.sam else None,
         "prompts": " + ".join(name for name in ("mask", "box", "text", "point") if prompts.get(name)) or "no refiner",
         "merge": merge,

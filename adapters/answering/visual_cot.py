@@ -63,8 +63,13 @@ class VisualCotMode:
         Raises:
             UnknownArgument: A mark that does not exist.
         """
-        mark = mark_of(request)
-        return self.always if mark is None else mark != "none"
+        mark_of(request)
+        return self.looks_twice(request.options)
+
+    def looks_twice(self, options: Mapping[str, Any]) -> bool:
+        """Tell the same of a task by its generation arguments."""
+        mark = options.get(VISUAL_COT_FLAG)
+        return self.always if mark is None else str(mark).lower() not in ("none", "false")
 
     def options_of(self, request: Request) -> VisualCotOptions:
         """Return the options of a request: a task that names a variant keeps it."""

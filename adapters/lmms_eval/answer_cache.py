@@ -15,6 +15,7 @@ added to what it does with their requests:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from flmm_plugin import files, json_lines
 from flmm_plugin.adapters.answering.identity import answer_identity, asked_digest
+from flmm_plugin.adapters.answering.needs import needs_heads
 from flmm_plugin.adapters.answering.requests import SHOWN
 from flmm_plugin.adapters.answering.visual_cot import answers_json
 from flmm_plugin.adapters.lmms_eval.requests import chat_of, unpack
@@ -99,6 +101,8 @@ def _execute(original: Callable[..., list[Any]], self: Any, lm: Any, reqtype: st
         if not hasattr(self, "_flmm_model"):
             self._flmm_model = lm
             self._flmm_taken = _take_over(self)
+        if reqtype == "generate_until":
+            lm.get_ready(unpack(requests))  # its heads have a part in the names of answers with masks
         named = [_Named(one, name) for one, name in zip(requests, _names(lm, reqtype, requests), strict=True)]
         found = original(self, _Asking(lm), reqtype, named)
     return [_as_given(one, answer) for one, answer in zip(named, found, strict=True)]
@@ -138,10 +142,11 @@ def is_answer(reply: Any) -> bool:
 
 def _names(lm: Any, kind: str, requests: list[Any]) -> Iterator[str]:
     """Name each request by who answers and what is asked; by a name of its own where that cannot be known."""
-    identity = answer_identity(lm)
+    identity = functools.cache(lambda grounds: answer_identity(lm, grounds=grounds))
     for instance in tqdm(requests, desc="flmm: what is asked", disable=getattr(lm, "rank", 0) != 0, leave=False):
         try:
-            yield f"{identity} {_asked(lm, kind, instance)}"
+            grounds = kind == "generate_until" and needs_heads(next(iter(unpack([instance]))).options, lm.visual_cot)
+            yield f"{identity(grounds)} {_asked(lm, kind, instance)}"
         except Exception as exc:  # the same trouble is met, and said, when the model is asked
             logger.debug(f"flmm: a request cannot be named ({type(exc).__name__}: {exc}); it is asked anew every time")
             yield uuid.uuid4().hex

@@ -23,6 +23,7 @@ from flmm_plugin.adapters.answering.answerer import Answerer, TextReply
 from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_batch_size
 from flmm_plugin.adapters.answering.defaults import AUTO, Defaults
 from flmm_plugin.adapters.answering.failures import UNANSWERED, FailureLog
+from flmm_plugin.adapters.answering.provenance import record_of
 from flmm_plugin.adapters.answering.requests import Request
 from flmm_plugin.adapters.lmms_eval import exit_status, provenance
 from flmm_plugin.adapters.lmms_eval.answer_cache import keep_answers_one_by_one
@@ -60,22 +61,33 @@ class FlmmModel(lmms):
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.visual_cot = arguments.visual_cot
+        self.arguments = arguments
         self.lmm = self.load(arguments, self._place(arguments.device))
         self._answerer: Any = Answerer(
             self.lmm,
             visual_cot=self.visual_cot,
             grounds=arguments.heads is not None,
+            take_heads=self._take_heads,
             doc_of=self._doc,
             chat_of=chat_of,
         )
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
         self._seal = self.lmm.seal
-        said = {name: value for name, value in given.items() if name != "batch_size" and value != ""}
-        self.provenance = provenance.remember(self, said)
+        self._said = {name: value for name, value in given.items() if name != "batch_size" and value != ""}
+        self.provenance = provenance.remember(self, self._said)
 
     def load(self, arguments: ModelArguments, device: str) -> Any:
         """Load the `GroundedLMM` that answers."""
         return arguments.load(device)
+
+    def get_ready(self, requests: Iterable[Request]) -> None:
+        """Load the heads if a request needs them, and refuse what no sample could be answered for."""
+        self._model()
+        self._answerer.refuse_what_heads_lack(requests)
+
+    def _take_heads(self) -> None:
+        if self.arguments.take_heads(self._model()):
+            self.provenance.update(record_of(self, self._said))
 
     @property
     def batch_size(self) -> int:
@@ -101,8 +113,7 @@ class FlmmModel(lmms):
         unpacked = list(unpack(requests))
         asked = [request for request in unpacked if not request.padding]
         # Of all requests, padding too: a rank with nothing else must raise with the others, not wait for them.
-        self._model()
-        self._answerer.refuse_what_heads_lack(unpacked)
+        self.get_ready(unpacked)
         replies: dict[int, Reply] = {request.index: "" for request in unpacked if request.padding}
         failures = FailureLog(self.rank)
         given = 0

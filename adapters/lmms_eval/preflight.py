@@ -7,26 +7,26 @@ kept in the result file as the task's metadata.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_batch_size
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
+from flmm_plugin.adapters.answering.needs import model_needs, needs_heads
 from flmm_plugin.bundled import SCENES_ROOT, is_model
 from flmm_plugin.data.registry import Part
 from flmm_plugin.data.root import DATA_ROOT_VARIABLE, data_root
 from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.devices import checked_device
-from flmm_plugin.errors import DataNotFound, FlmmError, UnknownArgument
-from flmm_plugin.files import check_file_place, make_folder
+from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.files import cache_folder, check_file_place, make_folder
+from flmm_plugin.hub_files import hub_answers as _hub_answers
+from flmm_plugin.needs import NotReady, provide
 from flmm_plugin.options import none_if_said
 from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
@@ -39,10 +39,6 @@ _IN_THE_SCENES = {
 #: Benchmarks whose parts are of one split or set each, which their names say.
 _PER_SPLIT = ("gcg", "reasonseg", "viscot")
 _REPOS_OF_SCENES = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
-
-
-class NotReady(DataNotFound):
-    """Something that a run needs is not on this machine; the message lists all of it, a line each."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,11 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     if asked.use_cache:
         cache = Path(asked.use_cache)
         check_file_place(cache) if cache.suffix == ".db" else make_folder(cache)
-    missing = list(_missing_model(arguments))
+    grounds = any(
+        needs_heads(config.get("generation_kwargs") or {}, arguments.visual_cot) for _, config in tasks.values()
+    )
+    needed = model_needs(arguments, grounds=grounds)
+    missing: list[tuple[str, str]] = []
     changes: dict[str, dict[str, Any]] = {}
     absent: dict[str, list[str]] = {}
     for name, (folder, config) in tasks.items():
@@ -123,12 +123,14 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     for fix, names in absent.items():
         missing.append((", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""), fix))
     if missing:
+        missing = [(need.what, need.command) for need in needed if not need.here] + missing
         width = max(len(what) for what, _ in missing)
         listed = "\n".join(f"  {what.ljust(width)}  {fix}" for what, fix in missing)
         raise NotReady(
             f"nothing was loaded, because this is missing (files that lie elsewhere: {DATA_ROOT_VARIABLE}=<their "
             f"folder>):\n{listed}"
         )
+    provide(needed, fetch=arguments.fetch, folder=cache_folder())
     return changes
 
 
@@ -195,28 +197,6 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
 
     for name in names:
         yield from walk(name)
-
-
-def _missing_model(arguments: ModelArguments) -> Iterator[tuple[str, str]]:
-    """List what is not here of checkpoint, heads and SAM: a word for it, and what to do."""
-    name = arguments.pretrained
-    if not is_model(name) and not Path(name).expanduser().exists():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            yield "model", f"{name}: there is no such folder; give --model_args pretrained=<folder or hub id>"
-        elif not _cached("models", name) and not _hub_answers():
-            yield "model", f"{name} is not here and the hub does not answer: hf download {name}"
-    if arguments.heads not in (None, "auto"):
-        from flmm_plugin.heads import read_manifest
-        from flmm_plugin.heads.training_free import method_of
-
-        if method_of(str(arguments.heads)) is None:
-            try:
-                read_manifest(str(arguments.heads))
-            except FlmmError as exc:
-                yield "heads", " ".join(str(exc).split())
-    sam = arguments.grounding.get("sam_checkpoint")
-    if sam is not None and not Path(str(sam)).expanduser().exists():
-        yield "sam", f"{sam}: there is no such file"
 
 
 def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
@@ -313,20 +293,3 @@ def _cached(kind: str, repo: str) -> bool:
 def _letters(name: str) -> str:
     """Drop what `datasets` changes in a name."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-@functools.cache
-def _hub_answers() -> bool:
-    """Try once, for seconds only, whether the hub can be reached; behind a proxy, nobody can tell."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    place = urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((str(place.hostname), place.port or 443), timeout=3):
-            return True
-    except OSError:
-        return False

@@ -73,6 +73,11 @@ class FlmmBenchmark(ImageBaseDataset):
             rows.append({**row, "question": task.prompt(doc), "answer": _in_words(doc)})
         return pd.DataFrame(rows)
 
+    @property
+    def task_options(self) -> list[Mapping[str, Any]]:
+        """The generation arguments of its tasks, which say what is wanted of a model."""
+        return [task.generation_kwargs for task in self._tasks.values()]
+
     def build_prompt(self, line: Any) -> list[Mapping[str, Any]]:
         """Write the message about a row: its picture, the prompt, and what is wanted of a model of this package."""
         index = int(line if isinstance(line, int) else line["index"])

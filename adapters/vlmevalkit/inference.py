@@ -48,7 +48,8 @@ def journalled(
 
     def answered() -> tuple[Any, DataSetRun, dict[str, str]]:
         one = _built(supported_VLM[model], options) if isinstance(model, str) else model
-        run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), answer_facts(one))
+        facts = answer_facts(one, grounds=one.get_ready(dataset))
+        run = DataSetRun(Path(work_dir), model_name, str(dataset.dataset_name), facts)
         dataset.build_prompt = _forgiving(dataset.build_prompt)
         result, keys, journal = _result(work_dir, model_name, dataset), run.keys(dataset), run.journal()
         if not set(keys) <= run.held(result, dataset.data["index"], keys, journal):

@@ -17,6 +17,7 @@ from flmm_plugin.adapters.answering.answerer import Answerer, TextReply
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, ModelArguments
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.failures import FailureLog
+from flmm_plugin.adapters.answering.needs import needs_heads
 from flmm_plugin.adapters.answering.provenance import record_of
 from flmm_plugin.adapters.vlmevalkit import messages
 from flmm_plugin.adapters.vlmevalkit.benchmarks import tasks_of
@@ -34,7 +35,7 @@ class FLMM(BaseModel):
     Args:
         name: Name of a model as ``--model`` takes it: a key of `DEFAULTS` in `flmm_plugin.adapters.answering.defaults`.
         pretrained: Folder or hub id of the LMM, if it is not the name's own.
-        heads: Grounding heads: a file, ``auto`` (those that belong to the LMM), ``none`` for chat alone.
+        heads: Grounding heads: ``auto`` (those that belong to the LMM), a file, ``none`` for chat alone.
         device: Where to run; the default is the first GPU that the kit left visible to this process.
         **options: `flmm_plugin.adapters.answering.arguments` lists them; an unknown one is refused. What the variable
             ``FLMM_MODEL_ARGS`` says counts where none is given here.
@@ -58,7 +59,7 @@ class FLMM(BaseModel):
         self.arguments: Mapping[str, Any] = {"name": name, **given}
         if int(given.pop("batch_size", 1)) != 1:
             raise UnknownArgument("VLMEvalKit asks one sample at a time; leave batch_size out")
-        read = ModelArguments.read(DEFAULTS[name], given)
+        read = self._read = ModelArguments.read(DEFAULTS[name], given)
         self.visual_cot = read.visual_cot
         self.lmm: Any = read.load(read.device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         # Taken now: the seal is made when it is first asked for, and must know the weights before the first answer.
@@ -67,6 +68,7 @@ class FLMM(BaseModel):
             self.lmm,
             visual_cot=read.visual_cot,
             grounds=read.heads is not None,
+            take_heads=self._take_heads,
             doc_of=messages.document_of,
             chat_of=messages.chat_of,
         )
@@ -75,7 +77,28 @@ class FLMM(BaseModel):
         self._asked = 0
         # The kit hides the number of processes while a model is made.
         self.world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self.provenance = record_of(self, {**self.arguments, "pretrained": read.pretrained})
+        self.provenance = self._record()
+
+    def get_ready(self, dataset: Any) -> bool:
+        """Load the heads if a data set needs them.
+
+        Args:
+            dataset: One of the kit's data sets, or of this package's.
+
+        Returns:
+            Whether it needs heads.
+        """
+        grounds = any(needs_heads(options, self.visual_cot) for options in getattr(dataset, "task_options", ({},)))
+        if grounds:
+            self._take_heads()
+        return grounds
+
+    def _take_heads(self) -> None:
+        if self._read.take_heads(self.lmm):
+            self.provenance = self._record()
+
+    def _record(self) -> dict[str, Any]:
+        return record_of(self, {**self.arguments, "pretrained": self._read.pretrained})
 
     def generate(self, message: Any, dataset: str | None = None) -> str:
         """Answer a message: text, masks JSON where the data set asked for masks, or a mark of failure.

@@ -1,9 +1,10 @@
-"""``flmm heads``: convert released heads, show what a heads file holds, push heads to the hub and pull them."""
+"""``flmm heads``: get heads by name, list them, convert and show files, push heads to the hub and pull them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
 from flmm_plugin.cli.localize import add_action as add_localize
+from flmm_plugin.cli.model_options import add_no_fetch
 from flmm_plugin.cli.output import aligned, markdown_table, print_json
 from flmm_plugin.errors import BadCheckpoint, DataNotFound
 
@@ -39,15 +41,41 @@ def add_subcommand(commands: Any) -> None:
     """Add ``heads`` to the parser of ``flmm``."""
     parser = commands.add_parser(
         "heads",
-        help="convert released heads, show what a file holds, push to and pull from the hub",
+        help="get heads by name, list them, convert and show files, push to and pull from the hub",
         description="Trained heads are one safetensors file with a manifest that says which model they were trained "
         "for.",
     )
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_get_and_list(actions)
     _add_convert(actions)
-    _add_show_and_list(actions)
+    _add_show(actions)
     _add_push_and_pull(actions)
     add_localize(actions)
+
+
+def _add_get_and_list(actions: Any) -> None:
+    get = actions.add_parser(
+        "get",
+        help="put heads into the store by name: those of the paper, or of a hub repository",
+        description="Fetch the heads that were released for an LMM of the paper, convert them, join them with SAM, and "
+        "put them into the store, where heads=auto finds them. Of a hub repository, fetch its heads. Heads that are in "
+        "the store are not fetched again; an interrupted fetch goes on where it was.",
+        epilog="examples:\n  flmm heads get DeepSeekVL-1.3B\n  flmm heads get me/flmm-llava-1.5-7b@v1",
+    )
+    get.add_argument("name", metavar="NAME", help="the paper's name of an LMM, its hub name, or owner/name[@revision]")
+    get.add_argument("--out", type=Path, metavar="FILE", help="also write a copy, .safetensors")
+    get.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    add_no_fetch(get)
+    get.set_defaults(run=_get)
+    released = actions.add_parser(
+        "list",
+        help="released heads and those in the store",
+        description="List the heads of the paper's LMMs with their numbers and whether they are in the store, and all "
+        "other heads in the store.",
+    )
+    released.add_argument("--markdown", action="store_true", help="print the table of docs/heads.md")
+    released.add_argument("--json", action="store_true", help="print one JSON list instead of text")
+    released.set_defaults(run=_list)
 
 
 def _add_convert(actions: Any) -> None:
@@ -76,7 +104,7 @@ def _add_convert(actions: Any) -> None:
     parser.set_defaults(run=_convert)
 
 
-def _add_show_and_list(actions: Any) -> None:
+def _add_show(actions: Any) -> None:
     show = actions.add_parser(
         "show",
         help="what a heads file holds and which models it fits",
@@ -86,15 +114,6 @@ def _add_show_and_list(actions: Any) -> None:
     show.add_argument("file", type=Path, metavar="FILE", help=".safetensors, or a released .pth")
     show.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     show.set_defaults(run=_show)
-    released = actions.add_parser(
-        "list",
-        help="the LMMs that heads were released for",
-        description="List the paper's LMMs: their names for --backbone, the numbers of their heads, and how those "
-        "were trained.",
-    )
-    released.add_argument("--markdown", action="store_true", help="print the table of docs/heads.md")
-    released.add_argument("--json", action="store_true", help="print one JSON list instead of text")
-    released.set_defaults(run=_list)
 
 
 def _add_push_and_pull(actions: Any) -> None:
@@ -128,6 +147,31 @@ def _add_push_and_pull(actions: Any) -> None:
     pull.set_defaults(run=_pull)
 
 
+def _get(args: argparse.Namespace) -> int:
+    from flmm_plugin.heads.checkpoint import read_manifest
+    from flmm_plugin.heads.store import get_heads
+
+    if args.out is not None:
+        _check_out(args.out, args.overwrite)
+    numbers = lambda: _own_numbers(args.name)  # noqa: E731
+    path = get_heads(args.name, fetch=not args.no_fetch, facts=numbers)
+    manifest = read_manifest(path)
+    print(f"{path}: heads for {manifest.backbone}, {_megabytes(path)}, sha256 of tensors {manifest.sha256}")
+    if args.out is not None:
+        with files.new_file(args.out) as part:
+            shutil.copyfile(path, part)
+        print(f"wrote {args.out}")
+    return 0
+
+
+def _own_numbers(name: str) -> BackboneFacts | None:
+    """Return what the configuration of a released LMM's checkpoint says, None where it cannot be read."""
+    from flmm_plugin.heads.released import need_released
+    from flmm_plugin.heads_choice import own_facts
+
+    return own_facts(name if "/" in name else need_released(name).hub, None)
+
+
 def _convert(args: argparse.Namespace) -> int:
     from flmm_plugin.heads import save_heads
     from flmm_plugin.heads.official import convert, read_official
@@ -142,7 +186,7 @@ def _convert(args: argparse.Namespace) -> int:
         join=not args.no_join,
         template=args.template,
         placement=args.placement,
-        source=args.official.name,
+        notes={"converted_from": args.official.name},
     )
     manifest = save_heads(args.out, heads, storage=args.storage)
     print(f"wrote {args.out}: heads for {manifest.backbone}, {len(state)} released tensors, {_megabytes(args.out)}")
@@ -203,7 +247,10 @@ def _show(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     from flmm_plugin.heads.released import RELEASED
+    from flmm_plugin.heads.store import stored_heads
 
+    stored = [] if args.markdown else stored_heads()
+    here = {one.released.name: str(one.path) for one in stored if one.released is not None}
     rows = [
         {
             "model": one.name,
@@ -216,15 +263,22 @@ def _list(args: argparse.Namespace) -> int:
         }
         for one in RELEASED
     ]
+    others = [one for one in stored if one.released is None]
     if args.json:
-        print_json(rows)
+        listed = [{**row, "in the store": here.get(row["model"])} for row in rows]
+        print_json([*listed, *({"in the store": str(one.path), **asdict(one.manifest)} for one in others)])
     elif args.markdown:
         code = ("--backbone", "template of the phrases' turn")
         cells = [[f"`{value}`" if name in code else value for name, value in row.items()] for row in rows]
         print(markdown_table(list(rows[0]), cells))
     else:
         shown = ("model", "--backbone", "maps", "hidden size", "masks")
-        print(aligned([shown, *([row[name] for name in shown] for row in rows)]))
+        header = (*shown, "in the store")
+        print(aligned([header, *([*(row[name] for name in shown), here.get(row["model"], "no")] for row in rows)]))
+        for one in others:
+            source = one.manifest.notes.get("source", "unknown")
+            print(f"{one.path}: heads for {one.manifest.backbone}, from {source}")
+        print("flmm heads get MODEL brings released heads; heads=auto finds what is in the store")
     return 0
 
 

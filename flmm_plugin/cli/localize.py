@@ -16,8 +16,7 @@ choice, each phrase chooses its own heads.
 _EXAMPLE = """\
 example:
   flmm heads localize --model llava-hf/llava-1.5-7b-hf --data data --dataset refcoco --limit 300
-  flmm ground street.jpg "his dog" --model llava-hf/llava-1.5-7b-hf --heads localization-heads:463+521+530 \\
-      --sam sam_vit_l_0b3195.pth
+  flmm ground street.jpg "his dog" --model llava-hf/llava-1.5-7b-hf --heads localization-heads:463+521+530
 """
 
 
@@ -58,7 +57,12 @@ def _localize(args: argparse.Namespace) -> int:
     recipe = TrainRecipe(data=data, heads=HeadsRecipe(separator="."))
     samples = TrainingSet(recipe)
     lmm = GroundedLMM.from_pretrained(
-        args.model, heads="attention-argmax", revision=args.revision, dtype=args.dtype, device=args.device
+        args.model,
+        heads="attention-argmax",
+        fetch=not args.no_fetch,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=args.device,
     )
     problems: list[str] = []
     method = localization_heads(lmm, samples, kept=args.heads, problems=problems)

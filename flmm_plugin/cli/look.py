@@ -119,10 +119,10 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
     option(
         "--heads",
         metavar="FILE",
-        help="safetensors file (default: those of flmm_tiny); or, without training: attention-argmax, "
-        "attend-and-segment, localization-heads; none: chat only",
+        help="auto: those of the model, fetched once (the default); a file, owner/name on the hub; without training: "
+        "attention-argmax, attend-and-segment, localization-heads; none: chat only",
     )
-    option("--sam", metavar="FILE", help="Meta's SAM checkpoint, where the heads ask for one")
+    option("--sam", metavar="FILE", help="SAM file or size, where heads need one (default: Meta's own, fetched once)")
     option("--no-refine", action="store_true", help="the mask decoder's coarse masks; SAM is not run")
 
 
@@ -223,31 +223,25 @@ def _begin(args: argparse.Namespace) -> Image.Image:
 
 
 def _heads(args: argparse.Namespace) -> str:
-    """Return the heads to load, if they can be loaded at all.
+    """Return the heads to load.
 
     Raises:
         BadCheckpoint: There is no such file.
-        HeadsMismatch: No heads ship for the model.
         UnknownArgument: Options that exclude each other.
     """
-    heads: str = args.heads or "auto"
-    if heads == "none":
+    if args.heads == "none":
         raise UnknownArgument(
             "--heads none loads no heads, and without heads nothing is grounded; flmm chat --no-ground only chats, and "
             "--heads attention-argmax grounds without training"
         )
-    if heads == "auto" and args.model != EMBEDDED:
-        raise HeadsMismatch(
-            f"no heads ship for {args.model}; give --heads FILE that was trained for it, or a method without training: "
-            "attention-argmax, attend-and-segment, localization-heads"
-        )
     if args.no_refine:
         refuse_idle(args, ("sam",), "with --no-refine: SAM is not run")
-    if heads == "auto":
+    heads: str = args.heads or "auto"
+    if heads == "auto" and args.model == EMBEDDED:
         refuse_idle(args, ("sam",), f"for the heads of {EMBEDDED}, which have their own")
-    if args.sam is not None and not isfile(args.sam):
-        raise BadCheckpoint(f"there is no SAM file {args.sam}; give the one that Meta's segment-anything page offers")
-    if heads != "auto" and not exists(heads) and (Path(heads).suffix or "/" in heads):
+    if args.sam is not None and Path(args.sam).suffix and not isfile(args.sam):
+        raise BadCheckpoint(f"there is no SAM file {args.sam}; give vit_b, vit_l or vit_h to fetch Meta's own")
+    if heads.endswith(".safetensors") and not exists(heads):
         raise BadCheckpoint(f"there is no heads file {heads}; give the .safetensors file that training wrote")
     return heads
 
@@ -260,14 +254,23 @@ def _load(args: argparse.Namespace, heads: str | None) -> GroundedLMM:
             file=sys.stderr,
         )
     from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.heads_choice import check_heads, no_heads_text
 
+    sam = "none" if heads is not None and args.no_refine else None
+    fetch = not args.no_fetch
+    chosen = None
+    if heads is not None:
+        chosen = check_heads(args.model, heads, sam=sam, sam_checkpoint=args.sam, revision=args.revision, fetch=fetch)
+        if chosen is None:
+            raise HeadsMismatch(no_heads_text(args.model, args.revision))
     return GroundedLMM.from_pretrained(
         args.model,
-        heads=heads,
+        heads=chosen,
+        fetch=fetch,
         revision=args.revision,
         dtype=args.dtype,
         device=args.device,
-        sam="none" if heads is not None and args.no_refine else None,
+        sam=sam,
         sam_checkpoint=args.sam,
     )
 

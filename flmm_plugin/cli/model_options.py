@@ -15,11 +15,17 @@ from flmm_plugin.suggestions import did_you_mean
 
 
 def add_model_options(parser: Any) -> None:
-    """Add ``--model``, ``--revision``, ``--device`` and ``--dtype``."""
+    """Add ``--model``, ``--revision``, ``--device``, ``--dtype`` and ``--no-fetch``."""
     parser.add_argument("--model", help=f"{EMBEDDED}, a folder or a hub name (default: {EMBEDDED})")
     texts = LoadOptions.help_texts()
     for name, default in (("revision", None), ("device", None), ("dtype", "auto")):
         parser.add_argument(f"--{name}", default=default, help=texts[name])
+    add_no_fetch(parser)
+
+
+def add_no_fetch(parser: Any) -> None:
+    """Add ``--no-fetch``."""
+    parser.add_argument("--no-fetch", action="store_true", help="fetch nothing; list what is missing, with its size")
 
 
 def check_model_options(args: argparse.Namespace) -> None:

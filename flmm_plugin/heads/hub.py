@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,9 @@ from flmm_plugin.redaction import public
 
 FILE = "heads.safetensors"
 CARD = "README.md"
+
+#: Tag of a repository with heads, by which the hub finds them.
+TAG = "f-lmm"
 
 
 class Hub(Protocol):
@@ -120,11 +123,39 @@ def pull_heads(
         downloaded = Path(client.hf_hub_download(repository, FILE, revision=revision))
     except Exception as exc:
         raise _refused(f"pull {FILE} from {repository}", exc) from exc
-    manifest = read_manifest(downloaded)
-    verify_tensors(downloaded)
-    with files.new_file(Path(out)) as part:
-        shutil.copyfile(downloaded, part)
+    manifest, state = read_manifest(downloaded), verify_tensors(downloaded)
+    origin = {"source": hub_address(repository)}
+    if downloaded.parent.parent.name == "snapshots":  # of the hub's cache, where a folder is named by its commit
+        origin["source_commit"] = downloaded.parent.name
+    manifest = replace(manifest, notes={**manifest.notes, **origin})
+    write_tensors(Path(out), state, manifest)
     return manifest
+
+
+def hub_address(repository: str) -> str:
+    """Return the address of a repository's page."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def shared_heads(backbone: str, *, most: int = 3) -> list[str]:
+    """Name hub repositories that say they hold heads for a model; nothing vouches for them.
+
+    Args:
+        backbone: Hub id of the model.
+        most: Length limit of the list.
+
+    Returns:
+        ``owner/name`` of each; empty where the hub cannot be asked.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi(library_name="flmm-plugin").list_models(filter=[TAG, f"base_model:{backbone}"], limit=most)
+        return [one.id for one in found]
+    except Exception:  # it is a hint, and the hub need not be there
+        return []
 
 
 def _link_or_copy(path: Path, place: Path) -> None:
@@ -184,7 +215,7 @@ def model_card(
         "library_name": "flmm-plugin",
         "base_model": manifest.backbone,
         "pipeline_tag": "image-segmentation",
-        "tags": ["grounding", "referring-expression-segmentation", "f-lmm"],
+        "tags": ["grounding", "referring-expression-segmentation", TAG],
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---", ""]
     lines += [
@@ -194,8 +225,7 @@ def model_card(
         "model itself is not in this repository and stays as it is: with these heads or without, it answers the same.",
         "",
         "```",
-        f"flmm heads pull {repository} heads.safetensors",
-        f'flmm ground picture.jpg "the man on the left" --model {manifest.backbone} --heads heads.safetensors',
+        f'flmm ground picture.jpg "the man on the left" --model {manifest.backbone} --heads {repository}',
         "```",
         "",
         "| | |",

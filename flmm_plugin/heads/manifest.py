@@ -50,6 +50,11 @@ class BackboneFacts:
         """Channels of the mask decoder."""
         return self.layers * self.heads * self.maps_per_image
 
+    @property
+    def entries(self) -> dict[str, Any]:
+        """The same as entries of a `HeadsManifest`."""
+        return {"backbone": self.name, **{name: value for name, value in asdict(self).items() if name != "name"}}
+
 
 @dataclass(frozen=True)
 class HeadsManifest:
@@ -197,7 +202,7 @@ class HeadsManifest:
                 f"heads expect hidden states of size {self.hidden_size} but {backbone.name} gives "
                 f"{backbone.hidden_size}; {fix}"
             )
-        if _last_part(self.backbone) != _last_part(backbone.name):
+        if last_part(self.backbone) != last_part(backbone.name):
             warnings.warn(
                 f"heads were trained on {self.backbone}, not on {backbone.name}: the shapes fit, the masks may not",
                 stacklevel=3,
@@ -214,5 +219,10 @@ def _maps(facts: HeadsManifest | BackboneFacts) -> str:
     return f"{facts.attention_maps} attention maps ({facts.layers} layers x {facts.heads} heads{per_image})"
 
 
-def _last_part(name: str) -> str:
+def last_part(name: str) -> str:
+    """Return the last part of a hub id or folder in lower case, by which models are compared.
+
+    >>> last_part("YanweiLi/MGM-2B"), last_part("models/MGM-2B/")
+    ('mgm-2b', 'mgm-2b')
+    """
     return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].lower()

@@ -108,7 +108,8 @@ def convert(
     join: bool = True,
     template: str | None = None,
     placement: str | None = None,
-    source: str = "",
+    facts: BackboneFacts | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> GroundingHeads:
     """Turn released heads into this package's; `save_heads` writes them.
 
@@ -120,7 +121,8 @@ def convert(
         join: Store the image encoder of ``sam_checkpoint`` with the heads, so that one file is all there is.
         template: Text around ``{image}`` and ``{prompt}``; None: of the `ReleasedLMM`, else the model's chat template.
         placement: How logits are laid on the picture; None: of the `ReleasedLMM`, else ``cells``.
-        source: Where the file is from, for the manifest.
+        facts: Numbers of the checkpoint that the heads will read; None: those of ``backbone``.
+        notes: Where the file is from, for the manifest.
 
     Returns:
         Heads in evaluation mode. Without ``sam_checkpoint`` their image encoder is random: save and load them.
@@ -129,9 +131,10 @@ def convert(
         HeadsMismatch: They are another backbone's, or the SAM file is another SAM's.
         BadCheckpoint: Missing, unknown or wrong-shaped tensors, each named with what it should have been.
     """
-    facts = backbone.facts if isinstance(backbone, ReleasedLMM) else backbone
-    _check_backbone(state, facts)
     released = backbone if isinstance(backbone, ReleasedLMM) else None
+    if facts is None:
+        facts = backbone.facts if isinstance(backbone, ReleasedLMM) else backbone
+    _check_backbone(state, facts)
     small = not isinstance(sam, str)
     if small and sam_checkpoint is None:
         raise BadCheckpoint("a SAM given by numbers is stored whole; pass sam_checkpoint=... with its weights")
@@ -139,12 +142,7 @@ def convert(
         meta = OFFICIAL_FILES.get(str(sam), "the file of that SAM")
         raise BadCheckpoint(f"{_POSITIONS} is not in the released file; it is in SAM's: pass --sam-checkpoint {meta}")
     manifest = HeadsManifest(
-        backbone=facts.name,
-        layers=facts.layers,
-        heads=facts.heads,
-        hidden_size=facts.hidden_size,
-        revision=facts.revision,
-        maps_per_image=facts.maps_per_image,
+        **facts.entries,
         decoder={"base_channels": _base_channels(state), "upsample_to": 64},
         sam=sam if isinstance(sam, str) else dict(sam),
         sam_joined=join and not small and sam_checkpoint is not None,
@@ -152,7 +150,7 @@ def convert(
         preprocessing="paper" if released is not None else "",
         placement=placement if placement is not None else released.placement if released is not None else "cells",
         data=DATA,
-        notes={"converted_from": source} if source else {},
+        notes=dict(notes or {}),
     )
     official_sam = build_sam(sam, sam_checkpoint)
     positions = official_sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.clone()

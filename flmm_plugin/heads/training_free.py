@@ -108,13 +108,8 @@ class TrainingFreeHeads(GroundingHeads):
         if sam is not None and not method.prompt:
             raise UnknownArgument(f"{method.name} does not use SAM; leave sam and sam_checkpoint out")
         own = dataclasses.replace(
-            manifest or HeadsManifest(facts.name, facts.layers, facts.heads, facts.hidden_size),
-            backbone=facts.name,
-            layers=facts.layers,
-            heads=facts.heads,
-            hidden_size=facts.hidden_size,
-            maps_per_image=facts.maps_per_image,
-            revision=facts.revision,
+            manifest or HeadsManifest(**facts.entries),
+            **facts.entries,
             merge="mean",
             decoder={},
             sam=variant if sam is not None else None,

@@ -101,14 +101,8 @@ def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> Grou
         decoder["normalise"] = False
     if heads.decoder.layers != "all":
         decoder["maps"] = maps_of_layers(backbone, layer_numbers(heads.decoder.layers, backbone.num_layers))
-    facts = backbone.facts
     manifest = HeadsManifest(
-        backbone=facts.name,
-        layers=facts.layers,
-        heads=facts.heads,
-        hidden_size=facts.hidden_size,
-        revision=facts.revision,
-        maps_per_image=facts.maps_per_image,
+        **backbone.facts.entries,
         merge=heads.merge,
         decoder=decoder,
         sam=refiner.sam if refiner.enabled else None,

@@ -13,6 +13,7 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.caching.response_cache import ResponseCache
 from PIL import Image
 
+from flmm_plugin.adapters.answering.visual_cot import VisualCotMode
 from flmm_plugin.adapters.lmms_eval import answer_cache
 from flmm_plugin.adapters.lmms_eval.answer_cache import is_answer, keep_answers_one_by_one
 from flmm_plugin.errors import OutputFailed
@@ -59,6 +60,10 @@ class Ours(Stock):
 
     answers_with_masks = True
     answers = losses = Stock.each
+    visual_cot = VisualCotMode()
+
+    def get_ready(self, requests: Any) -> None:
+        """It answers chats alone."""
 
 
 def instances(kind: str, **options: Any) -> list[Instance]:

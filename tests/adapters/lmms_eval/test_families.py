@@ -59,7 +59,7 @@ def test_arguments_of_loading_arrive_as_what_they_mean() -> None:
         pretrained="x", device="cpu", load_in_4bit="True", load_in_8bit="false", preprocessing="paper", sam="none"
     )
     asked = model.asked
-    assert (asked.pretrained, asked.heads, asked.device) == ("x", None, "cpu")
+    assert (asked.pretrained, asked.heads, asked.device) == ("x", "auto", "cpu")
     assert asked.options == LoadOptions(load_in_4bit=True, preprocessing="paper")
     assert asked.grounding == {"sam": "none"}
     with pytest.raises(UnknownArgument, match="did you mean 'preprocessing'"):

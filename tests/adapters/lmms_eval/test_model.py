@@ -29,8 +29,15 @@ class FakeLMM:
         self.calls: list[tuple[str, int]] = []
         self.options: dict[str, Any] = {}
         self.seal = SimpleNamespace(verify=lambda: None)
+        self.heads, self.loaded = None, ""
         tokenizer = SimpleNamespace(eos_token_id=2)
         self.backbone = SimpleNamespace(tokenizer=tokenizer, image_token="<image>", device="cpu", render=str)
+
+    def load_heads(self, heads: str, **_: Any) -> None:
+        self.loaded = heads
+
+    def need_heads(self) -> None:
+        """It has no real ones."""
 
     def chat_batch(self, messages: list[Any], images: list[Any], **options: Any) -> list[ChatAnswer]:
         self.calls.append(("chat", len(messages)))
@@ -53,7 +60,7 @@ class FakeLMM:
 
 
 class FakeModel(FlmmModel):
-    defaults = Defaults("flmm_fake", "fake", "auto")
+    defaults = Defaults("flmm_fake", "fake")
 
     def load(self, arguments: ModelArguments, device: str) -> FakeLMM:
         self.asked = (arguments, device)

@@ -25,7 +25,7 @@ class Loaded:
     def __init__(self) -> None:
         manifest = SimpleNamespace(
             sha256="feed" * 16, backbone="b", data="d", created_by="c", sam="vit_l",
-            sam_prompts={"box": True, "mask": True, "text": False},
+            sam_prompts={"box": True, "mask": True, "text": False}, notes={"source": "https://host/heads"},
         )  # fmt: skip
         backbone = SimpleNamespace(
             name="org/lmm", family="llava", revision=None, dtype="torch.bfloat16", device="cpu",
@@ -57,6 +57,7 @@ def test_the_record_travels_from_model_to_report(tmp_path: Path) -> None:
     provenance.remember(model, {"heads": "h.safetensors", "device": None})
     content = saved(tmp_path, f"{__name__}.Loaded (chat)")
     assert content["flmm"]["dtype"] == "bfloat16"
+    assert content["flmm"]["heads"]["source"] == "https://host/heads"
     run = read_run(content["path"])
     assert run.flmm
     assert (run.options["heads"], run.options["heads.prompts"], run.weights) == (

@@ -26,8 +26,15 @@ class FakeLMM:
     def __init__(self) -> None:
         self.looks: list[tuple[int, Any, dict[str, Any]]] = []
         self.seal = SimpleNamespace(verify=lambda: None)
+        self.heads, self.loaded = None, ""
         tokenizer = SimpleNamespace(eos_token_id=2)
         self.backbone = SimpleNamespace(tokenizer=tokenizer, image_token="<image>", device="cpu", render=str)
+
+    def load_heads(self, heads: str, **_: Any) -> None:
+        self.loaded = heads
+
+    def need_heads(self) -> None:
+        """It has no real ones."""
 
     def chat_batch(self, messages: list[Any], images: list[Any], **_: Any) -> list[ChatAnswer]:
         return [ChatAnswer("plain", (5,)) for _ in messages]
@@ -46,7 +53,7 @@ class FakeLMM:
 
 
 class FakeModel(FlmmModel):
-    defaults = Defaults("flmm_fake", "fake", "auto")
+    defaults = Defaults("flmm_fake", "fake")
 
     def load(self, arguments: ModelArguments, device: str) -> FakeLMM:
         self.asked = arguments

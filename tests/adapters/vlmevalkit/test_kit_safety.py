@@ -86,12 +86,15 @@ def test_rows_of_another_model_under_the_same_names_are_refused(
     before = weight.clone()
     asked = says("No")
     try:
-        weight += 1  # other heads, loaded from the same path
-        assert run(out, *words, "6") == 1
+        weight += 1  # other heads, loaded from the same path; chat does not depend on them
+        with monkeypatch.context() as changed:
+            changed.setattr(flmm.lmm.backbone, "system_prompt", "Be brief.")
+            assert run(out, *words, "6") == 1
     finally:
         weight.copy_(before)
-    said = capfd.readouterr().err.strip().splitlines()[-3:]
-    assert sum("FAILED" in line and "other options (heads)" in line for line in said) == 2
+    said = [line for line in capfd.readouterr().err.strip().splitlines()[-3:] if "FAILED" in line]
+    assert sum("other options" in line and "system_prompt" in line for line in said) == 2
+    assert sum("heads" in line.partition("other options")[2].partition(")")[0] for line in said) == 1
     assert run(out, *words, "2") == 1, "rows that were answered would be lost"
     assert "leaves out 1 of their rows" in capfd.readouterr().err
     assert asked == []

@@ -153,11 +153,12 @@ def test_push_and_pull(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "| mme | score | 12.5 |" in (folder / "hub" / "README.md").read_text()
     assert main(["heads", "pull", "me/heads", "pulled.safetensors"]) == 0
     assert stored.sha256 in capsys.readouterr().out
-    assert load_heads("pulled.safetensors").manifest == stored
+    pulled = load_heads("pulled.safetensors").manifest
+    assert (pulled.sha256, pulled.notes["source"]) == (stored.sha256, "https://huggingface.co/me/heads")
 
 
 def test_every_command_has_help_that_shows_how(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("convert", "show", "list", "push", "pull"):
+    for command in ("get", "convert", "show", "list", "push", "pull"):
         with pytest.raises(SystemExit) as exit_:
             main(["heads", command, "--help"])
         assert exit_.value.code == 0
@@ -171,7 +172,7 @@ def test_the_documented_table_is_that_of_the_command(capsys: pytest.CaptureFixtu
     assert table in page.read_text(encoding="utf-8")
     assert main(["heads", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert "deepseek-community/deepseek-vl-1.3b-chat" in lines[4]
     assert main(["heads", "list", "--json"]) == 0
     assert [row["masks"] for row in json.loads(capsys.readouterr().out)].count("whole") == 2
