@@ -38,15 +38,15 @@ def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 
-def dice_loss(logits: Tensor, target: Tensor, eps: float = 1.0) -> Tensor:
-    """Compute ``1 - (2 |p t| + eps) / (|p| + |t| + eps)`` of each mask ``[n, ...]``: mean over masks.
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute ``1 - (2 |p t| + 1) / (|p| + |t| + 1)`` of each mask ``[n, ...]``: mean over masks.
 
     >>> float(dice_loss(torch.tensor([[20.0, -20.0]]), torch.tensor([[1.0, 0.0]])))
     0.0
     """
     probability, truth = logits.float().sigmoid().flatten(1), target.float().flatten(1)
     overlap = (probability * truth).sum(dim=1)
-    return (1 - (2 * overlap + eps) / (probability.sum(dim=1) + truth.sum(dim=1) + eps)).mean()
+    return (1 - (2 * overlap + 1) / (probability.sum(dim=1) + truth.sum(dim=1) + 1)).mean()
 
 
 def run_heads(heads: GroundingHeads, features: FrozenFeatures, refine: bool = True) -> HeadOutput:

@@ -42,14 +42,13 @@ def load_lmm(recipe: TrainRecipe, device: str, backbone: Backbone | None = None,
 
 
 @torch.no_grad()
-def draw_weights(backbone: Backbone, seed: int = 12345) -> Backbone:
-    """Give a model freshly initialised weights (the control ``random``), and return it."""
+def draw_weights(backbone: Backbone) -> None:
+    """Give a model freshly initialised weights (the control ``random``)."""
     model = backbone.model
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(12345)
         fresh = type(model)(model.config)
     model.load_state_dict(fresh.state_dict())
-    return backbone
 
 
 class _NoEncoder(nn.Module):
