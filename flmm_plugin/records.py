@@ -181,15 +181,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> B
 
 
 def checked_rle(rle: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Rewrite a run-length code of either of COCO's forms as `encode_rle` does; no pixel is decoded.
-
-    Args:
-        rle: ``{"size": [H, W], "counts": text or list of run lengths}``.
-        size: ``(H, W)`` that it must have; None: any.
-
-    Raises:
-        BadAnnotation: As `decode_rle`.
-    """
+    """Rewrite a run-length code as `encode_rle` does; no pixel is decoded. Takes and raises what `decode_rle` does."""
     height, width, runs = _runs(rle, size)
     code = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
     return {"size": [height, width], "counts": code["counts"].decode("ascii")}
@@ -216,10 +208,10 @@ def masks_json(groundings: Sequence[Grounding], text: str = "", size: tuple[int,
     return json.dumps(reply, ensure_ascii=False)
 
 
-def error_json(exc: BaseException, text: str = "") -> str:
+def error_json(exc: BaseException) -> str:
     """Write the reply of a sample that failed: no masks, and what went wrong."""
     error = {"type": type(exc).__name__, "message": str(exc)}
-    reply = {"text": text, "phrases": [], "masks": [], "boxes": [], "scores": [], "error": error}
+    reply = {"text": "", "phrases": [], "masks": [], "boxes": [], "scores": [], "error": error}
     return json.dumps(reply, ensure_ascii=False)
 
 

@@ -132,10 +132,10 @@ class CotQuestion:
     system: tuple[dict[str, Any], ...] = ()
 
 
-def crop_box(mask: BoolMask, *, scale: float = 1.0, least_half: int = LEAST_HALF) -> PixelBox:
+def crop_box(mask: BoolMask, *, scale: float = 1.0) -> PixelBox:
     """Return the region to cut out around a mask ``bool[H, W]``, never empty, never outside the picture.
 
-    Each half side is at least ``least_half`` pixels, then scaled, then clipped; fractions are cut off. The box runs
+    Each half side is at least `LEAST_HALF` pixels, then scaled, then clipped; fractions are cut off. The box runs
     from the first to the last pixel of the mask without adding 1, as in the released evaluation.
 
     >>> mask = np.zeros((100, 100), dtype=bool)
@@ -149,7 +149,8 @@ def crop_box(mask: BoolMask, *, scale: float = 1.0, least_half: int = LEAST_HALF
         return 0, 0, width, height
     sides = []
     for found, limit in ((columns, width), (rows, height)):
-        middle, half = (found[0] + found[-1]) / 2, max((found[-1] - found[0]) / 2, least_half) * scale
+        middle = (found[0] + found[-1]) / 2
+        half = max((found[-1] - found[0]) / 2, LEAST_HALF) * scale
         start = min(int(max(middle - half, 0)), limit - 1)
         sides.append((start, max(int(min(middle + half, limit)), start + 1)))
     (x0, x1), (y0, y1) = sides

@@ -92,10 +92,7 @@ _FILES = {
     "benchmark_det/textvqa.jsonl": (133278, "49989fe731546efebab72a6408943196d6da995df1626402a5613212147be8ba"),
     "benchmark_det/dude.jsonl": (137184, "7803ca08a2c66793012850c5adfb27a7c29290f74c30899d124e330c8b24ce64"),
     "benchmark_det/sroie.jsonl": (146976, "b3182bbf19b009cfd8db367b0d40d1a2fa722731a4eb47899765c72c5b7416e9"),
-    "benchmark_det/infographicsvqa.jsonl": (
-        101955,
-        "861391b99ed1289f23714a2235b333c101aaa179bf53dde99cfc1da05f8a8a24",
-    ),
+    "benchmark_det/infographicsvqa.jsonl": (101955, "861391b99ed1289f23714a2235b333c101aaa179bf53dde99cfc1da05f8a8a24"),
 }
 _PICTURE_PAGES = {
     "docvqa": "register at https://www.docvqa.org/datasets/docvqa (CC BY 4.0 for research)",
@@ -204,12 +201,8 @@ class VisCotDataset(SplitReader[VisCotItem]):
             raise BadAnnotation(f"{self.path} has no records; fetch it again")
         regions = _regions(self.regions_path) if self.regions_path.is_file() else {}
         items = list(_records(records, regions, self.path, self.root))
-        problems += [
-            Problem(
-                "its box is reversed; as in the benchmark's own code, no prediction can meet it", f"question {number}"
-            )
-            for number in _reversed(items)
-        ]
+        reversed_box = "its box is reversed; as in the benchmark's own code, no prediction can meet it"
+        problems += [Problem(reversed_box, f"question {item.question_id}") for item in items if not encloses(item.box)]
         return items, {}
 
     @property
@@ -226,10 +219,6 @@ class VisCotDataset(SplitReader[VisCotItem]):
     def boxes_from(self) -> dict[str, int]:
         """The number of boxes from each file."""
         return dict(Counter(item.box_from for item in self._items))
-
-
-def _reversed(items: Iterable[VisCotItem]) -> tuple[int, ...]:
-    return tuple(item.question_id for item in items if not encloses(item.box))
 
 
 def encloses(box: Box) -> bool:

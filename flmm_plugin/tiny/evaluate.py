@@ -23,6 +23,7 @@ from flmm_plugin.tiny.scenes import COLORS, SHAPES, BoolArray, Scene, render, sa
 
 Picture = npt.NDArray[np.uint8]
 SIZE = 224
+_BATCH = 16  # questions that are answered at once
 #: The row that is no control.
 MEASURED = "frozen LMM + heads"
 #: Numbers of a row that tables show -> their headings.
@@ -128,7 +129,7 @@ def asked_about(scene: Scene, rng: np.random.Generator) -> list[Asked]:
     ]
 
 
-def measure_chat(lmm: Any, world: World, *, batch: int = 16) -> dict[str, dict[str, float]]:
+def measure_chat(lmm: Any, world: World) -> dict[str, dict[str, float]]:
     """Measure how often ``generate()`` answers exactly, with one question of each kind per scene."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for kind in _progress(list(language.QUESTION_KINDS), "chat"):
@@ -139,8 +140,8 @@ def measure_chat(lmm: Any, world: World, *, batch: int = 16) -> dict[str, dict[s
                 turn = language.yes_no_question(scene, rng, short_share=1.0)
             if turn.kind == kind:
                 todo.append((turn, picture))
-        for start in range(0, len(todo), batch):
-            part = todo[start : start + batch]
+        for start in range(0, len(todo), _BATCH):
+            part = todo[start : start + _BATCH]
             messages = [
                 [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": t.question}]}]
                 for t, _ in part

@@ -143,7 +143,7 @@ def lookup_question(
 
     Args:
         scene: Scene whose objects the question may be about.
-        rng: Generator of the draws.
+        rng: Generator of the draws; the same state gives the same question.
         kinds: Kinds of question to draw from, each as often as it stands there.
         unsaid: Attributes that the phrase must not mention either; ``("color",)``: look for it by its shape.
     """

@@ -65,23 +65,19 @@ def initialise(model: Any) -> None:
 
 
 @torch.no_grad()
-def clear_position(model: Any, directions: int = 8) -> Tensor:
+def clear_position(model: Any) -> None:
     """Take the pictures' content out of the directions in which positions differ most.
 
     Patches fill all channels of the tower; a linear map read the place from that mixture to within two tokens only, too
     coarse to answer "where".
-
-    Returns:
-        The cleared directions, ``[vision width, directions]``.
     """
     tower = model.model.vision_tower
     position = next(m for n, m in tower.named_modules() if n.endswith("position_embedding")).weight[1:]
     patch = next(m for n, m in tower.named_modules() if n.endswith("patch_embedding")).weight
     _, _, rows = torch.linalg.svd(position - position.mean(0), full_matrices=False)
-    basis: Tensor = rows[:directions].T.contiguous()
+    basis = rows[:8].T.contiguous()
     flat = patch.flatten(1)
     patch.copy_((flat - basis @ (basis.T @ flat)).view_as(patch))
-    return basis
 
 
 def sine_cosine(grid: int, width: int) -> Tensor:

@@ -37,7 +37,7 @@ class NounChunks:
             return [(int(chunk.start_char), int(chunk.end_char)) for chunk in self._nlp(text).noun_chunks]
 
 
-def load_noun_chunks(pipeline: str = PIPELINE) -> NounChunks:
+def load_noun_chunks() -> NounChunks:
     """Load spaCy's pipeline.
 
     Raises:
@@ -48,15 +48,15 @@ def load_noun_chunks(pipeline: str = PIPELINE) -> NounChunks:
     except ImportError as exc:
         raise ToolNotFound(
             f"noun chunks need spaCy, which is not installed ({exc}): pip install spacy && python -m spacy download "
-            f"{pipeline}"
+            f"{PIPELINE}"
         ) from exc
     try:
-        nlp = spacy.load(pipeline)
+        nlp = spacy.load(PIPELINE)
         # A pipeline without a parser loads, and fails at the first text: find out now, not after hours of answers.
         list(nlp("A dog.").noun_chunks)
     except (OSError, ValueError) as exc:
         raise ToolNotFound(
-            f"spaCy {spacy.__version__} has no pipeline {pipeline} that finds noun chunks ({exc}): python -m spacy "
-            f"download {pipeline}"
+            f"spaCy {spacy.__version__} has no pipeline {PIPELINE} that finds noun chunks ({exc}): python -m spacy "
+            f"download {PIPELINE}"
         ) from exc
-    return NounChunks(nlp, f"spacy {spacy.__version__} {pipeline} {nlp.meta.get('version', '?')}")
+    return NounChunks(nlp, f"spacy {spacy.__version__} {PIPELINE} {nlp.meta.get('version', '?')}")

@@ -129,7 +129,7 @@ def recall_hits(iou: FloatTable, similarity: FloatTable) -> int:
     return hits
 
 
-def match_detections(iou: FloatTable, threshold: float = THRESHOLD) -> list[bool]:
+def match_detections(iou: FloatTable) -> list[bool]:
     """Tell which of a picture's first 100 predictions are true positives, by COCO's matching, in their order.
 
     A prediction takes the annotated mask of largest IoU among those still free, the later one of equals; it is true if
@@ -142,7 +142,7 @@ def match_detections(iou: FloatTable, threshold: float = THRESHOLD) -> list[bool
     free = set(range(table.shape[0]))
     matched: list[bool] = []
     for column in range(table.shape[1]):
-        reached = [row for row in sorted(free) if table[row, column] >= min(threshold, 1 - 1e-10)]
+        reached = [row for row in sorted(free) if table[row, column] >= THRESHOLD]
         best = max(reached, key=lambda row: (table[row, column], row), default=None)
         matched.append(best is not None)
         free.discard(-1 if best is None else best)

@@ -60,7 +60,7 @@ def edit_distance(left: str, right: str) -> int:
     return row[-1]
 
 
-def anls(answer: str, references: Sequence[str], threshold: float = ANLS_THRESHOLD) -> float:
+def anls(answer: str, references: Sequence[str]) -> float:
     """Return the average normalised Levenshtein similarity of one question: its best reference.
 
     Case and runs of spaces do not count; two empty texts are equal.
@@ -76,7 +76,7 @@ def anls(answer: str, references: Sequence[str], threshold: float = ANLS_THRESHO
         wanted = normalised(reference)
         longest = max(len(given), len(wanted))
         best = max(best, 1.0 if longest == 0 else 1 - edit_distance(given, wanted) / longest)
-    return best if best >= threshold else 0.0
+    return best if best >= ANLS_THRESHOLD else 0.0
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
@@ -96,13 +96,13 @@ def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
     return float(shared / (sum(areas) - shared))
 
 
-def box_hit(box: Sequence[float], truth: Sequence[float], threshold: float = BOX_THRESHOLD) -> bool:
+def box_hit(box: Sequence[float], truth: Sequence[float]) -> bool:
     """Return whether the IoU of a box exceeds the threshold; exactly the threshold is a miss.
 
     >>> box_hit((0, 0, 2, 1), (0, 0, 1, 1)), box_hit((0, 0, 1.9, 1), (0, 0, 1, 1))
     (False, True)
     """
-    return box_iou(box, truth) > threshold
+    return box_iou(box, truth) > BOX_THRESHOLD
 
 
 def judge_score(reply: str) -> float | None:
