@@ -148,6 +148,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint} known: {', '.join(options)}".lstrip()
 
 
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested plain data in which ``over`` replaces values of ``base``; lists are replaced whole.
+
+    >>> merged({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}})
+    {'a': {'b': 1, 'c': [3]}}
+    """
+    found = dict(base)
+    for key, value in over.items():
+        known = found.get(key)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            found[key] = merged(known, value)
+        else:
+            found[key] = value
+    return found
+
+
 def plain(value: Any) -> Any:
     """Return mappings and sequences as dicts and lists, all the way down."""
     if isinstance(value, Mapping):

@@ -31,8 +31,7 @@ _EPILOG = """\
 examples:
   flmm ablate decoder --out runs/ablations                      on the embedded model and its scenes, offline
   flmm ablate decoder --parts layers merge --seeds 3            two of the four parts, every variant three times
-  flmm ablate refiner --config flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sams/sam_vit_l_0b3195.pth \\
-      --sams sams                                               as in the paper: DeepSeekVL-1.3B, PNG, three SAMs
+  flmm ablate refiner --config flmm_deepseekvl                  as in the paper: DeepSeekVL-1.3B, PNG, three SAMs
 
 Writes OUT/STUDY.csv and OUT/STUDY.png; runs and their heads are in folders beside them.
 """
@@ -60,7 +59,6 @@ def add_subcommand(commands: Any) -> None:
     option("--parts", nargs="+", default=[], metavar="PART", help="only these (see --list)")
     option("--skip", nargs="+", default=[], metavar="VARIANT", help="without these variants (see --list)")
     option("--seeds", type=int, default=1, metavar="N", help="train every variant N times (default: 1)")
-    option("--sams", type=Path, metavar="FOLDER", help="holds Meta's SAM files, for Table 5b")
     option("--list", action="store_true", help="the study's parts and variants, and stop")
     option("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=_ablate, stopped=_stopped)
@@ -75,13 +73,10 @@ def _ablate(args: argparse.Namespace) -> int:
     from flmm_plugin.training.ablations import STUDIES, chosen, run_study, variant_recipe, with_sams
 
     base = variant_recipe(args.config, args.changes, 0, args.out)
-    study, left_out = with_sams(STUDIES[args.study], base, args.sams)
-    study = chosen(study, args.parts, args.skip)
+    study = chosen(with_sams(STUDIES[args.study], base), args.parts, args.skip)
     if args.list:
         print("\n".join(f"{part.key:<10} {', '.join(one.name for one in part.variants)}" for part in study.parts))
         return 0
-    for line in left_out:
-        note(line)
     files.make_folder(args.out)
     found: list[Measured] = []
     rows: list[dict[str, str]] = []

@@ -27,8 +27,9 @@ kept on disk and feeds the later epochs. Killed at any moment, the same line goe
 _EPILOG = """\
 examples:
   flmm train flmm_tiny --out runs/tiny                      the embedded model on its own scenes: offline, an hour
-  flmm train flmm_deepseekvl data.root=/data heads.refiner.checkpoint=sam_vit_l_0b3195.pth --out runs/deepseek
-  flmm train my.yaml optimiser.lr=2e-4 epochs=4             a file of your own; any key can be changed behind it
+  flmm train flmm_deepseekvl --out runs/deepseek            the paper's recipe; SAM by name, data in data/ or data.root
+  flmm train flmm_auto backbone.pretrained=OWNER/NAME       any other LMM, in its own chat template
+  flmm train my.yaml optimiser.lr=2e-4 epochs=4             a file of your own, e.g. `extends: flmm_auto` and three keys
   flmm train flmm_llava ... --estimate                      how large will the feature cache be, and does it pay?
   flmm train flmm_llava ... --build-cache-only              fill it, e.g. on many machines, and train later
   accelerate launch --num_processes 8 "$(command -v flmm)" train flmm_llava ...

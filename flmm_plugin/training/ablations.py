@@ -143,44 +143,27 @@ SELECTOR = Study(
 STUDIES = {study.key: study for study in (DECODER, REFINER, SELECTOR)}
 
 
-def with_sams(study: Study, recipe: TrainRecipe, folder: Path | None) -> tuple[Study, list[str]]:
-    """Add the SAMs that are there (Table 5b) to the refiner's study.
+def with_sams(study: Study, recipe: TrainRecipe) -> Study:
+    """Add the comparison of SAMs (Table 5b) to the refiner's study; other studies are returned as they are.
 
     Args:
-        study: `REFINER`; others are returned as they are.
-        recipe: The recipe, with a SAM of its own. A small one is compared with itself before any training.
-        folder: Holds Meta's files; None: none are there.
-
-    Returns:
-        The study, and a sentence for each size that is left out.
+        study: A study by its paper's name, one of `STUDIES`.
+        recipe: A small SAM of its own is compared with itself before any training, an official one with other sizes.
     """
     if study.key != REFINER.key:
-        return study, []
+        return study
     own = recipe.heads.refiner.sam
-    if not isinstance(own, str):
-        variants = (
-            Variant("small SAM, initial weights", (f"{_REFINER}checkpoint=null",)),
-            Variant("small SAM, trained"),
+    if isinstance(own, str):
+        others = {size: (f"{_REFINER}sam={size}", f"{_REFINER}checkpoint=null") for size in OFFICIAL_FILES}
+        variants = tuple(
+            Variant(f"SAM ViT-{size[-1].upper()}", () if size == own else changes) for size, changes in others.items()
         )
-        part = Part("sam", "Which SAM", "5b", variants, "ViT-B 63.0, ViT-L 64.9, ViT-H 65.0")
-        return dataclasses.replace(study, parts=(*study.parts, part)), [
-            "SAM ViT-B, ViT-L and ViT-H are of no use here: the recipe has a small SAM of its own scenes"
-        ]
-    found: list[Variant] = []
-    missing: list[str] = []
-    for size, name in OFFICIAL_FILES.items():
-        path = None if folder is None else folder / name
-        label = f"SAM ViT-{size[-1].upper()}"
-        if size == own and recipe.heads.refiner.checkpoint is not None:
-            found.append(Variant(label))
-        elif path is not None and path.is_file():
-            found.append(Variant(label, (f"{_REFINER}sam={size}", f"{_REFINER}checkpoint={path}")))
-        else:
-            missing.append(f"{label} is left out: give the folder with {name} as --sams")
-    if len(found) < 2:  # nothing to compare
-        return study, missing
-    part = Part("sam", "Which SAM", "5b", tuple(found))
-    return dataclasses.replace(study, parts=(*study.parts, part)), missing
+        part = Part("sam", "Which SAM", "5b", variants)
+    else:
+        untrained = Variant("small SAM, initial weights", (f"{_REFINER}checkpoint=null",))
+        said = "ViT-B 63.0, ViT-L 64.9, ViT-H 65.0"
+        part = Part("sam", "Which SAM", "5b", (untrained, Variant("small SAM, trained")), said)
+    return dataclasses.replace(study, parts=(*study.parts, part))
 
 
 def chosen(study: Study, parts: Sequence[str], skip: Sequence[str] = ()) -> Study:

@@ -1,5 +1,7 @@
-"""Read the recipe of a training run: one YAML file, strict, with ``key.sub=value`` changes from the command line.
+"""Read the recipe of a training run: a YAML file, strict, with ``key.sub=value`` changes from the command line.
 
+A file states what differs from the recipe that its key ``extends`` names: one of the package, or a file beside it.
+Mappings are merged key by key; lists and values replace those of the other recipe.
 Every setting is a field of a frozen dataclass, so that a recipe can be hashed, stored and compared.
 The defaults are the paper's (F-LMM, arXiv 2406.05821, sections 4.1 and A1.3).
 """
@@ -18,10 +20,11 @@ from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
 from flmm_plugin.heads.manifest import MERGES
 from flmm_plugin.options import WeightOptions
-from flmm_plugin.typed_fields import built, change, choice, nearest, plain
+from flmm_plugin.typed_fields import built, change, choice, merged, nearest, plain
 from flmm_plugin.yaml_text import read_yaml
 
 _CONFIGS = "configs"
+_EXTENDS = "extends"  # key of a recipe that names the one whose other settings it takes over
 CONTROLS = ("none", "random", "image_only")
 
 Layers = Literal["all", "early", "mid", "late"] | tuple[int, ...]
@@ -61,8 +64,8 @@ class RefinerRecipe:
 
     enabled: bool = True  # False trains the mask decoder alone
     sam: str | dict[str, Any] = "vit_l"  # ``vit_b | vit_l | vit_h``, or the numbers of a small SAM
-    # Weights: Meta's ``.pth``, a heads file that holds a SAM, the name of a model that a package ships, or None for
-    # initial weights (only for tests: the encoder stays as it is).
+    # Weights: Meta's ``.pth``, a heads file that holds a SAM, or the name of a model that a package ships. None: Meta's
+    # file of that size, fetched once; of a SAM given by numbers initial weights (only for tests).
     checkpoint: str | None = None
     prompts: PromptsRecipe = field(default_factory=PromptsRecipe)
 
@@ -181,6 +184,10 @@ class TrainRecipe:
     control: str = "none"
 
     def __post_init__(self) -> None:
+        if not self.backbone.pretrained:
+            raise UnknownArgument(
+                "no model is named: give backbone.pretrained=OWNER/NAME, or a folder with its weights"
+            )
         choice("heads.merge", self.heads.merge, MERGES)
         choice("heads.placement", self.heads.placement, ("exact", "cells", "whole"))
         choice("heads.preprocessing", self.heads.preprocessing, ("", "stock", "paper"))
@@ -239,12 +246,7 @@ def read_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Tra
     Raises:
         UnknownArgument: No such recipe, or an unknown key or value.
     """
-    text, source = _text_of(path)
-    content = read_yaml(text, source)
-    if not isinstance(content, dict):
-        raise UnknownArgument(
-            f"{source} holds no keys; a recipe begins with e.g. `backbone: {{pretrained: flmm_tiny}}`"
-        )
+    content, source = _content_of(path)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -257,6 +259,29 @@ def recipes() -> tuple[str, ...]:
     """Return the names of the recipes that the package carries."""
     folder = resources.files("flmm_plugin.training") / _CONFIGS
     return tuple(sorted(one.name[: -len(".yaml")] for one in folder.iterdir() if one.name.endswith(".yaml")))
+
+
+def _content_of(path: str | PathLike[str], above: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """Return a recipe's keys, those of the recipes that it extends included, and its name.
+
+    Args:
+        path: A file, or a recipe of the package.
+        above: Names of the recipes that extend it, outermost first.
+    """
+    text, source = _text_of(path)
+    if source in above:
+        raise UnknownArgument(f"recipes extend each other in a circle: {' -> '.join((*above, source))}")
+    content = read_yaml(text, source)
+    if not isinstance(content, dict):
+        raise UnknownArgument(f"{source} holds no keys; a recipe begins with e.g. `extends: flmm_auto`")
+    base = content.pop(_EXTENDS, None)
+    if base is None:
+        return content, source
+    if not isinstance(base, str):
+        raise UnknownArgument(f"{source}: {_EXTENDS} is {base!r}; name one recipe, or a file beside this one")
+    beside = Path(path).parent / base
+    inherited, _ = _content_of(beside if beside.is_file() else base, (*above, source))
+    return merged(inherited, content), source
 
 
 def _short(override: str) -> str:

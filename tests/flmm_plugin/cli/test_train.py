@@ -12,7 +12,9 @@ import yaml
 
 from flmm_plugin.cli import build_parser, main
 from flmm_plugin.cli.train import write_validation_page
+from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.training.validation import Scores, ValidationReport
+from tests.flmm_plugin.backbones.families import save_vipllava
 
 SAM = {
     "image_size": 32, "patch_size": 4, "encoder_dim": 16, "depth": 1, "heads": 2, "prompt_dim": 16,
@@ -52,6 +54,30 @@ def test_estimate_build_train_and_the_page(config: Path, tmp_path: Path, capsys:
     assert main(["heads", "show", str(tmp_path / "run" / "heads.safetensors")]) == 0
     assert main(["train", str(config), "steps=1", "epochs=9", "--out", str(tmp_path / "run"), "--quiet"]) == 2
     assert "epochs: 8, now 9" in capsys.readouterr().err
+
+
+def test_a_model_without_a_family_of_its_own_gets_heads(
+    refer_folder: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "vipllava", tmp_path / "run"
+    save_vipllava(model)
+    refer_folder()
+    small = {
+        "backbone.pretrained": model, "data.root": tmp_path, "data.parts": "[{dataset: refcoco, split: val}]",
+        "validation.parts": "[]", "heads.refiner.sam": json.dumps(SAM), "heads.decoder.base_channels": 4,
+        "heads.decoder.upsample_to": 16, "trackers": "[]", "steps": 1,
+    }  # fmt: skip
+    changes = [f"{key}={value}" for key, value in small.items()]
+    assert main(["train", "flmm_auto", *changes, "--out", str(out), "--quiet"]) == 0
+    assert "1 steps" in capsys.readouterr().out
+    lmm = GroundedLMM.from_pretrained(str(model), heads=str(out), device="cpu")
+    assert lmm.heads is not None
+    manifest = lmm.heads.manifest
+    assert (type(lmm.backbone).__name__, lmm.backbone.preprocessing) == ("AutoBackbone", "stock")
+    assert (manifest.template, manifest.placement, manifest.separator) == ("", "exact", ";")
+    picture = min((tmp_path / "coco" / "train2014").glob("*.jpg"))
+    (found,) = lmm.ground(picture, ["the thing"])
+    assert found.mask.shape == (60, 100)
 
 
 def test_flags_change_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ SMALL = ["data.scenes=2", "steps=1", "batch_size=2", "validation.parts=[{dataset
 @pytest.mark.parametrize("config", [CONFIG, "flmm_deepseekvl"])  # the small one, and the paper's
 def test_every_arm_is_a_recipe_of_its_own(study: Any, config: str, tmp_path: Path) -> None:
     base = read_recipe(config)
-    study, _ = with_sams(study, base, None)
+    study = with_sams(study, base)
     for part in study.parts:
         made = [
             variant_recipe(config, [*study.changes, *variant.changes], 0, tmp_path).to_dict()
@@ -62,18 +62,18 @@ def test_table_5a_gives_sam_one_prompt_more_per_row(tmp_path: Path) -> None:
     assert given == [(True, False, False), (True, True, False), (True, True, True)]
 
 
-def test_sams_are_those_that_there_are(tmp_path: Path) -> None:
+def test_sams_are_compared_by_name() -> None:
     tiny = read_recipe(CONFIG)
-    study, left_out = with_sams(REFINER, tiny, None)
-    assert [variant.name for variant in study.parts[1].variants] == ["small SAM, initial weights", "small SAM, trained"]
-    assert "ViT-H" in left_out[0]
-    (tmp_path / "sam_vit_b_01ec64.pth").touch()
-    official = read_recipe(CONFIG, ["heads.refiner.sam=vit_l", "heads.refiner.checkpoint=sam_vit_l_0b3195.pth"])
-    study, left_out = with_sams(REFINER, official, tmp_path)
-    assert [variant.name for variant in study.parts[1].variants] == ["SAM ViT-B", "SAM ViT-L"]
-    assert study.parts[1].variants[1].changes == ()  # the recipe's own
-    assert left_out == ["SAM ViT-H is left out: give the folder with sam_vit_h_4b8939.pth as --sams"]
-    assert with_sams(DECODER, tiny, None) == (DECODER, [])
+    small = with_sams(REFINER, tiny).parts[1].variants
+    assert [variant.name for variant in small] == ["small SAM, initial weights", "small SAM, trained"]
+    official = (
+        with_sams(REFINER, read_recipe("flmm_deepseekvl", ["heads.refiner.checkpoint=own.pth"])).parts[1].variants
+    )
+    assert [variant.name for variant in official] == ["SAM ViT-B", "SAM ViT-L", "SAM ViT-H"]
+    assert official[1].changes == ()  # the recipe's own
+    made = variant_recipe("flmm_deepseekvl", official[2].changes, 0, Path("out")).heads.refiner
+    assert (made.sam, made.checkpoint) == ("vit_h", None)
+    assert with_sams(DECODER, tiny) == DECODER
 
 
 def test_parts_and_arms_are_chosen_by_name() -> None:
