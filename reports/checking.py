@@ -137,7 +137,8 @@ def _csv(text: str) -> Iterator[Shown]:
     for line in reader:
         if None in line or None in line.values():
             raise ValueError(f"line {reader.line_num} has not as many cells as there are headings")
-        yield Shown(line["table"], line["group"], line["row"], line["column"], line["value"])
+        if _NUMBER.fullmatch(line["value"]):
+            yield Shown(line["table"], line["group"], line["row"], line["column"], line["value"])
 
 
 def _markdown(text: str) -> Iterator[Shown]:

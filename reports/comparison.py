@@ -3,7 +3,8 @@
 Rows are the paper's, in its order; then every run, F-LMM's and stock adapters'; then differences. A number is marked,
 and a sentence below the table says why, if it was not measured by its column's reference protocol, not on the whole
 official split, by another judge, or under other conditions than the measured row above it. Differences are computed
-only between numbers that may be compared; elsewhere stands a dash.
+only between numbers that may be compared; elsewhere stands a dash. A difference from the paper, or its dash, carries
+every reason that the result file gives for it: protocol, documents, precision, preprocessing, heads, refiner.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ VARIANT_TABLES = ("4", "5a", "5b")
 _PUBLISHED_JUDGE = "gpt-3.5-turbo-1106"
 #: Metrics that a judge gives; others of the same task are computed.
 _JUDGED = frozenset({"judged", "gpt_eval_score", "gpt_eval_llava_all"})
+#: How the paper's released heads refine masks, as result files say it: names of facts and their values.
+_PAPER_HEADS = {"sam": "vit_l", "prompts": "mask + box + text", "merge": "mean"}
 _SAM_NAMES = {"vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H"}
 _GROUPS = {
     "grounding": "Published: other models and methods",
@@ -202,7 +205,7 @@ def _measured_rows(layout: Layout, runs: Iterable[Run]) -> Iterator[Row]:
 
 
 #: Facts about heads that follow from which heads they are; named last when rows are distinguished.
-_MINOR = ("heads.sha256", "heads.created_by", "heads.data", "heads.backbone")
+_MINOR = ("heads.sha256", "heads.created_by", "heads.data", "heads.backbone", "heads.released")
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -324,8 +327,12 @@ def _mark_best(rows: list[Row]) -> list[Row]:
 
 def _differences(layout: Layout, measured: Sequence[Row], printed: Sequence[Row]) -> Iterator[Row]:
     for one, other, name, documents in _pairs(layout, measured, printed):
-        cells = tuple(_minus(a, b, documents) for a, b in zip(one.cells, other.cells, strict=True))
-        if any(cell.value is not None for cell in cells):
+        pairs = list(zip(one.cells, other.cells, strict=True))
+        cells = tuple(_minus(a, b, documents) for a, b in pairs)
+        if other.kind == "published":
+            own = set() if layout.table in VARIANT_TABLES else set(_PAPER_HEADS)
+            cells = tuple(_explained(cell, a, b, own) for cell, (a, b) in zip(cells, pairs, strict=True))
+        if any(cell.value is not None or cell.marks for cell in cells):
             yield Row(f"{one.label} minus {name}", one.variant, "Differences", "difference", cells)
 
 
@@ -349,6 +356,45 @@ def _pairs(layout: Layout, measured: Sequence[Row], printed: Sequence[Row]) -> I
                 continue
             if layout.table not in VARIANT_TABLES or paper.variant in ("", row.variant):
                 yield row, paper, "published", False
+
+
+def _explained(cell: Cell, one: Cell, paper: Cell, facts: set[str]) -> Cell:
+    """Add the reasons that a measured and a published number may differ for, as far as the result file records them.
+
+    Args:
+        cell: Their difference, or the dash in its place.
+        one: The measured number.
+        paper: The published one.
+        facts: Those of `_PAPER_HEADS` that the table does not vary.
+    """
+    if one.measured is None or one.value is None or paper.value is None:
+        return cell
+    reasons = [*_marks(one.column, one.measured), *paper.marks]
+    reasons += [Mark(text, blocks=False) for text in _own_conditions(one.measured, one.column.needs_flmm, facts)]
+    return replace(cell, marks=tuple(dict.fromkeys(reasons)))
+
+
+def _own_conditions(measured: Measured, masks: bool, facts: set[str]) -> Iterator[str]:
+    """Name the conditions of a run that the paper does not state, or states otherwise."""
+    provenance, options = measured.task.provenance, measured.run.options
+    bits = [bits for bits in ("4", "8") if options.get(f"load_in_{bits}bit", "").lower() in ("true", "1", "yes")]
+    if bits:
+        yield f"precision: weights quantised to {bits[0]} bits"
+    said = provenance.dtype or "not recorded in the result file"
+    yield f"precision: {said}; the paper does not state its own"
+    if not masks:
+        return
+    # MGM's stock processor is the paper's preprocessing.
+    if provenance.preprocessing == "stock" and not measured.run.backbone.startswith("mgm"):
+        yield "preprocessing: pictures as the stock processor makes them, not as for the released heads"
+    if not options.get("heads.released"):
+        made_by = options.get("heads.created_by") or "of unknown origin"
+        digest = f", SHA-256 {provenance.heads}" if provenance.heads else ""
+        yield f"heads: not the released ones, but {made_by}{digest}"
+    for name, value in _PAPER_HEADS.items():
+        found = options.get(f"heads.{name}", value)
+        if name in facts and found != value:
+            yield f"refiner: {name} {found}, the paper's {value}"
 
 
 def _minus(one: Cell, other: Cell, same: bool) -> Cell:

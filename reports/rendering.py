@@ -53,7 +53,7 @@ def frame(tables: Sequence[ComparisonTable]) -> pd.DataFrame:
         for table in tables
         for row in table.rows
         for cell in row.cells
-        if cell.value is not None
+        if cell.value is not None or cell.marks
     ]
     names = ["table", "group", "row", "column", "value", "best", "marks", "origin", *dict(Provenance().items())]
     return pd.DataFrame(lines, columns=names, dtype=str)

@@ -35,6 +35,7 @@ class Provenance:
         kernel: Attention implementation of the LMM, e.g. ``sdpa``.
         batch_size: Number of requests per forward pass.
         processes: Number of ranks that shared the documents.
+        preprocessing: What pictures went through before grounding, ``stock`` or ``paper``.
         n: Number of items scored, with the official number where it is known.
         heads: SHA-256 of the grounding heads' tensors.
         data: Hash of the annotations, or of the questions asked.
@@ -51,6 +52,7 @@ class Provenance:
     batch_size: str = ""
     device: str = ""
     processes: str = ""
+    preprocessing: str = ""
     n: str = ""
     seed: str = ""
     heads: str = ""
@@ -248,6 +250,7 @@ def plugin_conditions(record: Mapping[str, Any]) -> dict[str, str]:
         "batch_size": text(record, "batch_size"),
         "device": text(record, "device"),
         "processes": text(record, "processes"),
+        "preprocessing": text(record, "preprocessing"),
         "heads": text(heads, "sha256")[:16],
     }
 

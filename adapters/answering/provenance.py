@@ -89,6 +89,7 @@ def _heads(heads: Any, merge: str) -> dict[str, Any]:
         "data": manifest.data,
         "created_by": manifest.created_by,
         "source": manifest.notes.get("source"),
+        "released": manifest.notes.get("source_file") or manifest.notes.get("converted_from"),
         "sam": manifest.sam if isinstance(manifest.sam, str) else "small" if manifest.sam else None,
         "prompts": " + ".join(name for name in ("mask", "box", "text", "point") if prompts.get(name)) or "no refiner",
         "merge": merge,

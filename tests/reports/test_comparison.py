@@ -45,13 +45,42 @@ def test_a_whole_split_by_the_papers_protocol_stands_unmarked(write_run: Callabl
     assert one.provenance.n == "3811"
 
 
+OWN_HEADS = {"sha256": "beef", "created_by": "flmm train 0.1", "sam": "vit_b", "prompts": "box", "merge": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"heads": {"sha256": "a", "released": "frozen.pth"}, "preprocessing": "paper"}, ["precision: float32"]),
+        ({"heads": OWN_HEADS, "dtype": None},
+         ["precision: not", "heads: not the released ones, but flmm train 0.1, SHA-256 beef", "refiner: sam vit_b",
+          "refiner: prompts box"]),
+        ({"heads": {"released": "frozen.pth"}, "options": {"load_in_4bit": "True"}, "preprocessing": "stock"},
+         ["precision: weights quantised to 4 bits", "precision: float32", "preprocessing: "]),
+    ],
+)  # fmt: skip
+def test_a_difference_from_the_paper_says_what_it_may_be_due_to(
+    write_run: Callable[..., Path], record: Any, said: list[str]
+) -> None:
+    tasks = {"flmm_refcoco_val": WHOLE, "mme": {"mme_perception_score": 1500.0}}
+    made = table("1", write_run("a", "flmm_llava", tasks, arguments=LLAVA, record=record, counts={"mme": (2374, 2374)}))
+    label = "F-LMM (LLaVA-1.5-7B) minus published"
+    masks, chat = (sentences(cell(made, label, column)) for column in ("RefCOCO val", "MME perception"))
+    assert [one[: len(start)] for one, start in zip(masks, said, strict=True)] == said
+    assert any(one.startswith("stock task of lmms-eval") for one in chat)
+    assert not [one for one in chat if one.startswith(("heads", "refiner", "preprocessing"))]
+    for form in ("md", "csv", "latex", "html"):
+        assert said[0] in render([made], form)
+
+
 def test_part_of_a_split_is_marked_and_never_subtracted_nor_best(write_run: Callable[..., Path]) -> None:
     part = {"cIoU": 99.9, "items": 8, "complete": 0}
     made = table("1", write_run("a", "flmm_llava", {"flmm_refcoco_val": part}, arguments=LLAVA, record={}))
     one = cell(made, "F-LMM (LLaVA-1.5-7B)", "RefCOCO val")
     assert sentences(one) == [NOT_WHOLE]
     assert not one.best
-    assert not [row for row in made.rows if row.kind == "difference"]
+    minus = cell(made, "F-LMM (LLaVA-1.5-7B) minus published", "RefCOCO val")
+    assert (minus.value, sentences(minus)[0]) == (None, NOT_WHOLE)
     best = [row.label for row in made.rows for c in row.cells if c.best and c.column.name == "RefCOCO val"]
     assert best == ["F-LMM (HPT-Air-1.5-8B)"]
 
@@ -91,7 +120,7 @@ def test_arms_asked_differently_are_not_subtracted(write_run: Callable[..., Path
                      samples={"mme": asked})  # fmt: skip
     stock = write_run("b", "llava_hf", score, arguments=LLAVA, counts={"mme": (n, 2374)}, samples={"mme": other})
     made = table("1", ours, stock)
-    assert not [row for row in made.rows if row.kind == "difference" and "llava_hf" in row.label]
+    assert not [row for row in made.rows if row.kind == "difference" and "minus llava_hf" in row.label]
     marks = sentences(cell(made, "llava_hf (LLaVA-1.5-7B)", "MME perception"))
     assert "scored on other documents than F-LMM (LLaVA-1.5-7B)" in marks
 

@@ -25,7 +25,8 @@ class Loaded:
     def __init__(self) -> None:
         manifest = SimpleNamespace(
             sha256="feed" * 16, backbone="b", data="d", created_by="c", sam="vit_l",
-            sam_prompts={"box": True, "mask": True, "text": False}, notes={"source": "https://host/heads"},
+            sam_prompts={"box": True, "mask": True, "text": False},
+            notes={"source": "https://host/heads", "source_file": "frozen.pth"},
         )  # fmt: skip
         backbone = SimpleNamespace(
             name="org/lmm", family="llava", revision=None, dtype="torch.bfloat16", device="cpu",
