@@ -25,6 +25,7 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.heads import GroundingHeads, HeadsManifest, build_sam
 from flmm_plugin.heads.sam import sam_of_file
+from flmm_plugin.heads.sam_files import sam_file
 from flmm_plugin.options import LoadOptions
 from flmm_plugin.seal import FrozenSeal
 from flmm_plugin.training.recipe import Layers, TrainRecipe
@@ -126,12 +127,15 @@ def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
 
     Args:
         sam: ``vit_b``, ``vit_l`` or ``vit_h``; or the numbers of a small one.
-        checkpoint: Meta's ``.pth``, a ``.safetensors`` that holds a SAM, the name of a model that a package ships, or
-            None for initial weights.
+        checkpoint: Meta's ``.pth``, a ``.safetensors`` that holds a SAM, or the name of a model that a package ships.
+            None: Meta's file of that name, fetched once; of a small SAM initial weights.
 
     Raises:
         BadCheckpoint: No such file, or one of another size.
+        NotReady: Meta's file is not here, and nothing may be fetched.
     """
+    if checkpoint is None and isinstance(sam, str):
+        checkpoint = str(sam_file(sam))
     if checkpoint is not None and bundled.is_model(checkpoint):
         return sam_of_file(sam, bundled.model(checkpoint).sam())
     if checkpoint is not None and checkpoint.endswith(".safetensors"):

@@ -18,6 +18,7 @@ from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads import build_sam
 from flmm_plugin.heads.manifest import BackboneFacts
 from flmm_plugin.heads.released import find_released
+from flmm_plugin.needs import NotReady
 from flmm_plugin.training import models
 from flmm_plugin.training.batches import data_order
 from flmm_plugin.training.distributed import chosen_trackers
@@ -90,6 +91,12 @@ def test_a_recipe_states_what_differs_from_the_one_that_it_extends(tmp_path: Pat
     beside.write_text("extends: [flmm_tiny]\n")
     with pytest.raises(UnknownArgument, match="extends"):
         read_recipe(beside)
+
+
+def test_sam_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLMM_CACHE", str(tmp_path))
+    with pytest.raises(NotReady, match="sam_vit_b"):
+        models.load_sam("vit_b", None)
 
 
 def test_the_recipe_of_any_model_takes_nothing_of_another() -> None:
