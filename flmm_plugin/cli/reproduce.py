@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
 from flmm_plugin.cli.made_of import made_of, set_aside
+from flmm_plugin.cli.model_options import add_no_fetch
 from flmm_plugin.cli.output import note, write
 from flmm_plugin.errors import DataNotFound, OutputFailed, UnknownArgument
+from flmm_plugin.needs import OFFLINE_VARIABLE, Need, provide
 from flmm_plugin.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,11 +31,15 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  flmm reproduce table1 --data /data --backbones flmm_llava:pretrained=llava-hf/llava-1.5-7b-hf,heads=llava.safetensors
+  flmm reproduce table1 --backbones deepseek-vl-1.3b,llava-1.5-7b             the paper's names, with its released heads
+  flmm reproduce table1 --backbones all --no-fetch                            its ten LMMs: what is missing, how large
+  flmm reproduce table1 --data /data --backbones flmm_llava:heads=runs/llava  heads of your own
   flmm reproduce tableA2 --data /data --backbones flmm_deepseekvl:heads=1.3b.safetensors flmm_llava:heads=7b.safetensors
   flmm reproduce table1 --backbones flmm_tiny --data tiny/data --tasks mme,flmm_refcoco_val --limit 20 --stock
   flmm reproduce table1 ... --dry-run                  the commands alone
 
+A name of the paper stands for the model, its checkpoint and its released heads. What is missing is fetched before
+anything runs; with --no-fetch, or where a part can only be had by hand, one screen lists it.
 Every backbone gets one lmms_eval process for all tasks that have no result yet. Its answers are kept sample by sample
 (OUT/cache), so a run that was killed resumes. Tasks with a result file are not run again, unless weights, heads, data
 or code have changed since (a changed picture of the same size is not noticed). If the process fails, each of its tasks
@@ -49,6 +55,14 @@ FORMS = {"md": "md", "csv": "csv", "latex": "tex"}
 
 #: Stock tasks that a judge scores; without a key they would print a wrong number, not none.
 JUDGED = ("mmvet", "llava_in_the_wild")
+#: Beginning of a released configuration's name -> model that its checkpoint is for.
+_MODEL_OF = {
+    "frozen_llava_1_5": "flmm_llava",
+    "frozen_llava_next": "flmm_llava_next",
+    "frozen_deepseek_vl": "flmm_deepseekvl",
+    "frozen_mgm": "flmm_mgm",
+    "frozen_hpt": "flmm_hpt",
+}
 _KEYS = ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_API_KEY")
 
 
@@ -95,8 +109,9 @@ def add_subcommand(commands: Any) -> None:
         "--backbones",
         nargs="+",
         required=True,
-        metavar="MODEL[:ARGS]",
-        help="models as `flmm list` names them, with what --model_args would say behind a colon",
+        metavar="NAME|MODEL[:ARGS]",
+        help="LMMs of the paper (flmm heads list), with commas or spaces, or all; or models as `flmm list` names them, "
+        "with what --model_args would say behind a colon",
     )
     parser.add_argument("--data", type=Path, metavar="ROOT", help="data root (default: FLMM_DATA, else data/)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="work folder (default: reproduce/<table>)")
@@ -107,6 +122,7 @@ def add_subcommand(commands: Any) -> None:
         "--batch-size", type=int, default=1, metavar="N", help="requests per pass (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: lmms-eval's choice)")
+    add_no_fetch(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     parser.set_defaults(run=run, stopped=stopped)
 
@@ -131,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_places(jobs, args, out)
     script()
+    provide(needs_of(jobs, masks), fetch=not args.no_fetch, folder=files.cache_folder())
     began = time.monotonic()
     lacking = []
     data = data_digests(data_root(args.data), benchmarks().values())
@@ -201,16 +218,9 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
     Raises:
         UnknownArgument: A model that is none of this plugin's.
     """
-    from flmm_plugin.adapters.lmms_eval.models import MODELS
-
     jobs = []
-    for spec in args.backbones:
+    for spec in specs_of(args.backbones):
         model, _, arguments = spec.partition(":")
-        if model not in MODELS:
-            raise UnknownArgument(
-                f"no model {model!r}{did_you_mean(model, MODELS)} (MODEL:pretrained=...,heads=...). Known: "
-                f"{', '.join(MODELS)}"
-            )
         # Numbers over a part never count as those of the whole split: each limit has a folder of its own.
         part = f"-limit{args.limit}" if args.limit else ""
         jobs.append(Job(model, arguments, tasks, out / "runs" / (folder_name(spec) + part)))
@@ -219,6 +229,61 @@ def planned(args: argparse.Namespace, tasks: tuple[str, ...], masks: frozenset[s
         if stock is not None:
             jobs.append(Job(*stock, chat, out / "runs" / (folder_name(f"stock {spec}") + part)))
     return jobs
+
+
+def specs_of(given: Sequence[str]) -> list[str]:
+    """Return backbones as ``MODEL:ARGS``; names of the paper become model and checkpoint.
+
+    >>> specs_of(["deepseek-vl-1.3b,LLaVA-1.5-7B"])[0]
+    'flmm_deepseekvl:pretrained=deepseek-community/deepseek-vl-1.3b-chat'
+
+    Args:
+        given: Words of the command line; ``all`` means the paper's ten LMMs.
+
+    Raises:
+        UnknownArgument: Neither a model of this plugin nor an LMM of the paper.
+    """
+    from flmm_plugin.adapters.lmms_eval.models import MODELS
+    from flmm_plugin.heads.released import RELEASED, find_released
+
+    found: dict[str, None] = {}
+    # Arguments behind a colon have commas of their own.
+    for name in (one for word in given for one in ([word] if ":" in word else word.split(","))):
+        if name.partition(":")[0] in MODELS:
+            found[name] = None
+            continue
+        released = find_released(name)
+        if released is None and name != "all":
+            known = [*MODELS, "all", *(alias for one in RELEASED for alias in one.names)]
+            raise UnknownArgument(
+                f"no model {name!r}{did_you_mean(name, known)} (MODEL:pretrained=...,heads=...). Known: "
+                f"{', '.join(MODELS)}; of the paper: {', '.join(one.name for one in RELEASED)}, or all"
+            )
+        for one in RELEASED if released is None else (released,):
+            model = next(model for start, model in _MODEL_OF.items() if one.configuration.startswith(start))
+            found[f"{model}:pretrained={one.hub}"] = None
+    return list(found)
+
+
+def needs_of(jobs: Sequence[Job], masks: frozenset[str]) -> list[Need]:
+    """Return what the models of all jobs need: weights, heads and SAM, each thing once. Data are a task's own.
+
+    Raises:
+        UnknownArgument, HeadsMismatch: Arguments of a model that do not exist or contradict each other.
+    """
+    from flmm_plugin import bundled
+    from flmm_plugin.adapters.answering.arguments import ModelArguments
+    from flmm_plugin.adapters.answering.defaults import DEFAULTS
+    from flmm_plugin.adapters.answering.needs import model_needs
+    from flmm_plugin.options import arguments_of
+
+    found: list[Need] = []
+    for job in (job for job in jobs if job.ours and job.pending()):
+        arguments = ModelArguments.read(DEFAULTS[job.model], arguments_of(job.arguments))
+        if bundled.is_model(arguments.pretrained):
+            continue
+        found += model_needs(arguments, grounds=bool(masks.intersection(job.pending())))
+    return list({(need.kind, need.what): need for need in found}.values())
 
 
 def stock_of(model: str, arguments: str) -> tuple[str, str] | None:
@@ -277,7 +342,7 @@ def evaluate(job: Job, tasks: tuple[str, ...], args: argparse.Namespace, out: Pa
         with path.open("a", encoding="utf-8") as log:
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
-            return subprocess.run(command, env=environment(args.data), stdout=log, check=False).returncode
+            return subprocess.run(command, env=environment(args), stdout=log, check=False).returncode
 
 
 def command_of(job: Job, tasks: Sequence[str], args: argparse.Namespace, out: Path) -> list[str]:
@@ -311,9 +376,10 @@ def _all_failed(results: Path, task: str) -> bool:
     return bool(failed) and failed >= counts.get("effective", failed + 1)
 
 
-def environment(data: Path | None) -> Mapping[str, str]:
-    """Return the caller's environment with the data root."""
-    return {**os.environ, **({"FLMM_DATA": str(data.resolve())} if data is not None else {})}
+def environment(args: argparse.Namespace) -> Mapping[str, str]:
+    """Return the caller's environment with the data root, and without leave to fetch where it was taken."""
+    data = {"FLMM_DATA": str(args.data.resolve())} if args.data is not None else {}
+    return {**os.environ, **data, **({OFFLINE_VARIABLE: "1"} if args.no_fetch else {})}
 
 
 def script() -> str:

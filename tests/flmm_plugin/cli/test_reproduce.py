@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.preservation import stock
 from flmm_plugin.cli import main, reproduce
 from flmm_plugin.reports.table_layouts import LAYOUTS
@@ -107,11 +108,11 @@ def test_stock_arm_gets_the_chat_tasks(fake: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_stock_adapter_gets_a_process_per_task_and_all_runs_share_their_answers(fake: Path) -> None:
-    args = argparse.Namespace(batch_size=1, limit=None, device=None, data=None)
+    args = argparse.Namespace(batch_size=1, limit=None, device=None, data=None, no_fetch=False)
     job = reproduce.Job("llava_hf", "pretrained=x", ("mme", "pope"), fake / "runs" / "stock")
     assert reproduce.complete(job, args, fake) == ()
     assert calls(fake) == ["llava_hf mme", "llava_hf pope"]
-    assert "LMMS_CACHE_RUN_ID" not in reproduce.environment(None).keys() - os.environ.keys()
+    assert "LMMS_CACHE_RUN_ID" not in reproduce.environment(args).keys() - os.environ.keys()
 
 
 def test_dry_run_prints_commands_that_a_shell_takes(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +122,33 @@ def test_dry_run_prints_commands_that_a_shell_takes(fake: Path, capsys: pytest.C
     assert line.startswith("lmms_eval --model flmm_llava --tasks flmm_refcoco_val,flmm_refcoco_testA")
     assert "--model_args 'pretrained=a/b c,heads=x.safetensors'" in line
     assert "--use_cache" in line
+    assert calls(fake) == []
+
+
+def test_names_of_the_paper_mean_model_checkpoint_and_released_heads() -> None:
+    every = reproduce.specs_of(["all"])
+    assert len(every) == 10
+    own = {f"{name}:pretrained={model.pretrained}" for name, model in DEFAULTS.items()}
+    assert len(own & set(every)) == 5
+    assert reproduce.specs_of(["DeepSeekVL-1.3B,llava-1.6-7b", "hpt-air", "flmm_llava:heads=a,sam=none"]) == [
+        "flmm_deepseekvl:pretrained=deepseek-community/deepseek-vl-1.3b-chat",
+        "flmm_llava_next:pretrained=llava-hf/llava-v1.6-vicuna-7b-hf",
+        "flmm_hpt:pretrained=HyperGAI/HPT",
+        "flmm_llava:heads=a,sam=none",
+    ]
+
+
+def test_what_all_backbones_need_is_listed_once_before_anything_runs(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLMM_CACHE", str(tmp_path / "cache"))
+    names = "deepseek-vl-1.3b,llava-1.5-7b"
+    words = ["reproduce", "table1", "--backbones", names, "--tasks", "flmm_refcoco_val", "--out", str(fake)]
+    assert main([*words, "--no-fetch"]) == 2
+    said = capsys.readouterr().err
+    for name in ("DeepSeekVL-1.3B", "LLaVA-1.5-7B", "deepseek-vl-1.3b-chat", "llava-1.5-7b-hf"):
+        assert name in said
+    assert said.count("sam_vit_l_0b3195.pth)") == 1
     assert calls(fake) == []
 
 
