@@ -273,8 +273,8 @@ def pack(tensors: Mapping[str, ScaledFloat16 | Tensor], facts: Mapping[str, Any]
     stored = {"facts.json": torch.tensor(list(text), dtype=torch.uint8)}
     for name, tensor in tensors.items():
         if isinstance(tensor, ScaledFloat16):
-            pairs = tensor.values.contiguous().view(torch.uint8).reshape(tensor.values.numel(), 2)
-            stored[f"{name}.bytes"] = pairs.T.reshape(2, *tensor.values.shape).contiguous()
+            pairs = tensor.values.contiguous()[..., None].view(torch.uint8)
+            stored[f"{name}.bytes"] = pairs.movedim(-1, 0).contiguous()
             stored[f"{name}.exponents"] = tensor.exponents.contiguous()
         else:
             stored[name] = tensor.detach().cpu().contiguous()
@@ -297,8 +297,7 @@ def unpack(record: bytes) -> Record:
     for name, tensor in stored.items():
         whole = name.removesuffix(".bytes")
         if whole != name:
-            pairs = tensor.reshape(2, tensor.numel() // 2).T.contiguous()
-            values = pairs.view(torch.float16).reshape(tensor.shape[1:])
+            values = torch.stack((tensor[0], tensor[1]), dim=-1).view(torch.float16).squeeze(-1)
             tensors[whole] = ScaledFloat16(values, stored[f"{whole}.exponents"])
         elif not name.endswith(".exponents"):
             tensors[name] = tensor
