@@ -66,13 +66,21 @@ def commit_of(repository: str, revision: str | None) -> str | None:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Tell whether a folder has weights, and every part of them that an index in it names."""
+    """Tell whether a folder has weights, and so has every folder in it that should have some.
+
+    A folder with indexes has its weights where all parts of one of them are there: several are of several forms.
+    """
     names = [path for path in folder.rglob("*") if path.is_file()]
-    for index in (path for path in names if path.name.endswith(_INDEX)):
-        parts = files.read_json(index, DataNotFound).get("weight_map", {}).values()
-        if not all((index.parent / part).is_file() for part in set(parts)):
-            return False
-    return any(path.suffix in (_SAFE, *_PICKLED) for path in names)
+    indexes = [path for path in names if path.name.endswith(_INDEX)]
+    complete = {path.parent for path in indexes if _parts_are_here(path)}
+    begun = {path.parent for path in indexes}
+    alone = {path.parent for path in names if path.suffix in (_SAFE, *_PICKLED)} - begun
+    return begun <= complete and bool(complete | alone)
+
+
+def _parts_are_here(index: Path) -> bool:
+    parts = files.read_json(index, DataNotFound).get("weight_map", {}).values()
+    return all((index.parent / part).is_file() for part in set(parts))
 
 
 def weights_need(name: str, revision: str | None = None) -> Need:
@@ -123,7 +131,9 @@ def _model_info(name: str, revision: str | None) -> Any:
 
 def _second_forms(names: Iterable[str]) -> list[str]:
     """Return patterns of the pickled weights where the same weights are there as safetensors."""
-    return [f"*{ending}" for ending in _PICKLED] if any(name.endswith(_SAFE) for name in names) else []
+    if not any(name.endswith(_SAFE) for name in names):
+        return []
+    return [f"*{ending}{more}" for ending in _PICKLED for more in ("", _INDEX)]
 
 
 def _bytes_to_fetch(info: Any, left_out: list[str], folder: Path | None) -> int | None:

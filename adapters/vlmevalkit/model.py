@@ -88,7 +88,8 @@ class FLMM(BaseModel):
         Returns:
             Whether it needs heads.
         """
-        grounds = any(needs_heads(options, self.visual_cot) for options in getattr(dataset, "task_options", ({},)))
+        asked: Sequence[Mapping[str, Any]] = getattr(dataset, "task_options", ({},))
+        grounds = any(needs_heads(options, self.visual_cot) for options in asked)
         if grounds:
             self._take_heads()
         return grounds
