@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,19 @@ def group_files() -> Mapping[str, Path]:
 def _files(kind: str) -> Mapping[str, Path]:
     contents = {path: _load(path) for path in sorted(TASKS_FOLDER.rglob("*.yaml"))}
     return {content[kind]: path for path, content in contents.items() if isinstance(content.get(kind), str)}
+
+
+def single_tasks(names: Iterable[str]) -> list[str]:
+    """Return the tasks of this package that some names mean, groups taken apart; other names are passed over."""
+    found: dict[str, None] = {}
+    for name in names:
+        if name in task_files():
+            found[name] = None
+        elif name in group_files():
+            listed = _load(group_files()[name])["task"]
+            members = [one["task"] if isinstance(one, dict) else one for one in listed]
+            found.update(dict.fromkeys(single_tasks(members)))
+    return list(found)
 
 
 def task_config(name: str) -> dict[str, Any]:

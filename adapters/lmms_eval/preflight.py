@@ -19,9 +19,7 @@ from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.needs import model_needs, needs_heads
 from flmm_plugin.bundled import SCENES_ROOT, is_model
-from flmm_plugin.data.registry import Part
 from flmm_plugin.data.root import DATA_ROOT_VARIABLE, data_root
-from flmm_plugin.datasets.viscot import TABLE_SETS
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import FlmmError, UnknownArgument
 from flmm_plugin.files import cache_folder, check_file_place, make_folder
@@ -32,12 +30,6 @@ from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
-#: Splits and sets that the synthetic scenes has in the benchmarks' layouts (`flmm_plugin.tiny.panel.write_panel`).
-_IN_THE_SCENES = {
-    "refcoco": {"refcoco"}, "png": {"val"}, "gcg": {"val"}, "reasonseg": {"test"}, "viscot": {"sroie"},
-}  # fmt: skip
-#: Benchmarks whose parts are of one split or set each, which their names say.
-_PER_SPLIT = ("gcg", "reasonseg", "viscot")
 _REPOS_OF_SCENES = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
 
 
@@ -213,17 +205,17 @@ def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
     name = benchmark.name
     root = data_root(options.get("root"))
     wanted = {str(config.get("test_split")), str(options.get("name"))}
-    parts = [part for part in benchmark.parts if not part.optional and _belongs(part, name, wanted)]
+    parts = [part for part in benchmark.parts_of(wanted) if not part.optional]
     gone = [part for part in parts if part.found(root) is None]
     if not gone:
         return None
     what = ", ".join(part.what for part in gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
-    fetched = any(part.source or part.comes_along for part in gone)
+    fetched = any(part.source for part in gone)
     fixes = [f"flmm data download {name} --root {root}"] if fetched else []
-    fixes += [f"{part.what}: {part.how}" for part in gone if part.source is None and not part.comes_along]
+    fixes += [f"{part.what}: {part.how}" for part in gone if part.source is None]
     fix = f"{what} not under {root}: {'; '.join(fixes)}"
     begun = len(gone) < len(parts) or "root" in options or bool(os.environ.get(DATA_ROOT_VARIABLE))
-    return _Absent(fix, not begun and bool(wanted & _IN_THE_SCENES.get(name, set())))
+    return _Absent(fix, not begun and not wanted.isdisjoint(benchmark.scenes))
 
 
 def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
@@ -250,13 +242,6 @@ def _reads(name: str) -> bool:
         return len(docs) == 0 or Path(str(docs[0]["image_path"])).is_file()
     except (FlmmError, OSError, KeyError):
         return False
-
-
-def _belongs(part: Part, name: str, wanted: set[str]) -> bool:
-    """Tell whether a part is needed for the splits and sets that are wanted."""
-    words = set(re.split(r"[^A-Za-z0-9]+", part.what))
-    named = words & ({"val", "test", *TABLE_SETS} if name in _PER_SPLIT else set())
-    return not named or bool(named & wanted)
 
 
 def _on_the_scenes(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def add_subcommand(commands: Any) -> None:
 
     download = _action(actions, "download", "fetch, verify and unpack what is missing; run again to resume", _download)
     download.set_defaults(stopped=lambda _: "what has arrived is kept, the same line goes on with it")
+    download.add_argument("--split", metavar="NAME,...", help="these splits alone, those of training too (train)")
+    download.add_argument("--archive", action="store_true", help="whole archives of pictures, not only those needed")
     download.add_argument(
         "--dry-run", action="store_true", help="say what would be fetched, and what must be done by hand"
     )
@@ -99,7 +101,9 @@ def _list(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
         print(f"benchmarks, and how many of the parts that they need are under {root}")
         print(f"  {'name':<10} {'here':<13} {'download':>8}  what: its first task")
         for one in chosen:
-            print(f"  {one.name:<10} {one.here(root):<13} {_size(one.size):>8}  {one.title}: {one.tasks[0]}")
+            print(
+                f"  {one.name:<10} {one.here(root):<13} {_size(one.size(one.splits)):>8}  {one.title}: {one.tasks[0]}"
+            )
         print("sizes: downloads whose size is stated; parts of one archive count once. More: flmm data list NAME")
     return 0
 
@@ -112,7 +116,8 @@ def _size(size: int) -> str:
 
 def _row(benchmark: Benchmark, part: Part) -> tuple[str, ...]:
     """Return the cells of a part in the Markdown table, which is the same for every root."""
-    hashed = "yes" if getattr(part.source, "sha256", None) else ""
+    source = getattr(part.source, "archive", part.source)
+    hashed = "yes" if getattr(source, "sha256", None) else ""
     return benchmark.name, part.what, part.origin, str(part.size or ""), hashed, part.licence
 
 
@@ -189,33 +194,43 @@ def _prepare(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> i
 
 
 def _download(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
-    from flmm_plugin.data.downloading import install
+    from flmm_plugin.needs import missing, offline, size_text
+    from flmm_plugin.tasks.data_needs import Use, needs_of
 
-    failures = by_hand = 0
+    uses = [Use(one, split, root) for one in chosen for split in _splits(args.split, one)]
+    needs = missing(needs_of(uses, archive=args.archive, optional=True))
     if not args.dry_run:
         make_folder(root)
-    for part in [part for benchmark in chosen for part in benchmark.parts]:
-        if part.found(root) is not None:  # looked for now: one archive may have brought several parts
-            continue
-        if part.comes_along:
-            print(f"  comes along  {part.what}: {part.how}")
-        elif part.source is None:
-            by_hand += not part.optional
-            print(f"  by hand   {part.what}: {part.how}")
-        elif args.dry_run:
-            print(f"  would get  {part.what}: {_origin_and_size(part)}   licence: {part.licence}")
+    failures = 0
+    by_hand = [need for need in needs if need.bring is None]
+    for need in needs:
+        said = f"{need.what}: {need.source} ({size_text(need.size)})   licence: {need.licence}"
+        if need.bring is None:
+            print(f"  by hand   {need.what}: {need.command}")
+        elif args.dry_run or offline():
+            print(f"  would get  {said}")
         else:
-            print(f"  get  {part.what}: {_origin_and_size(part)}   licence: {part.licence}")
+            print(f"  get  {said}")
             try:
-                print(f"  got   {install(part.source, root)}")
+                need.bring()
+                print(f"  got   {need.what}")
             except FlmmError as exc:
                 failures += 1
-                print(f"  FAILED  {part.what}: {exc}")
+                print(f"  FAILED  {need.what}: {exc}")
     if by_hand:
-        noun = "part" if by_hand == 1 else "parts"
-        print(
-            f"{by_hand} {noun} must be got by hand, from the pages named above: a form, a licence or no stable address"
-        )
+        print(f"{len(by_hand)} must be got by hand, from the pages named above: a form, a licence or no stable address")
     if not failures and not args.dry_run:
         print(f"next: flmm data check {' '.join(args.names)} --root '{root}'")
-    return 1 if failures else 0
+    return 1 if failures or (offline() and needs and not args.dry_run) else 0
+
+
+def _splits(asked: str | None, benchmark: Benchmark) -> list[str]:
+    """Return the splits of a benchmark that were asked for; those of its tasks if none was.
+
+    Raises:
+        UnknownArgument: It has no split of that name.
+    """
+    from flmm_plugin.datasets.reader import known_name
+
+    known = (*benchmark.splits, *benchmark.training)
+    return [known_name("split", one, known) for one in asked.split(",")] if asked else list(benchmark.splits)

@@ -1,13 +1,14 @@
 """Describe the files of a benchmark: sources, licences, sizes, places.
 
 A *part* is one file or folder, looked for in several places under the data root because mirrors lay it out differently.
-Sizes and hashes are those of the official archives; None where nobody states one. The records themselves stand in
-``tasks/<folder>/benchmark.py``, one per benchmark (`flmm_plugin.tasks.benchmarks` finds them).
+Parts that come in one archive have the same source. Sizes and hashes are those of the official archives; None where
+nobody states one. The records themselves stand in ``tasks/<folder>/benchmark.py``, one per benchmark
+(`flmm_plugin.tasks.benchmarks` finds them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,42 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Pictures on the web: one by one, or all of them in an archive.
+
+    Attributes:
+        address: Address of one, with ``{name}`` where its file name goes.
+        archive: Archive that holds all of them.
+        count: Number of pictures in the archive.
+        used: How many of them the splits of all benchmarks here show together, about.
+    """
+
+    address: str
+    archive: Archive
+    count: int
+    used: int
+
+    def worth_the_archive(self, pictures: int) -> bool:
+        """Return whether so many pictures are most of the archive."""
+        return 2 * pictures > self.count
+
+    def size(self, pictures: int) -> int | None:
+        """Return the bytes to fetch for so many pictures; of single ones by their mean size in the archive."""
+        if self.archive.size is None or self.worth_the_archive(pictures):
+            return self.archive.size
+        return self.archive.size * pictures // self.count
+
+
+@dataclass(frozen=True)
 class Hub:
     """Files of a data set on the Hugging Face hub; `huggingface_hub` resumes and verifies."""
 
     repo: str
     into: str
     patterns: tuple[str, ...] = ()
+
+
+Source = Archive | Pictures | Hub
 
 
 @dataclass(frozen=True)
@@ -61,30 +92,41 @@ class Part:
         places: Paths under the root; the first that exists counts. One with a suffix is a file, others are folders.
         licence: Terms of this part, or who states them.
         source: How to fetch it; None where a form must be filled in or a page be visited.
-        how: What to do by hand, where `source` is None.
+        how: What to do by hand, where `source` is None or does not answer.
         optional: Whether every task of the benchmark runs without it.
-        comes_along: Whether another part's archive brings it.
+        splits: Splits or sets of the benchmark that need it; none: all of them.
     """
 
     what: str
     places: tuple[str, ...]
     licence: str
-    source: Archive | Hub | None = None
+    source: Source | None = None
     how: str = ""
     optional: bool = False
-    comes_along: bool = False
+    splits: tuple[str, ...] = ()
 
     @property
     def size(self) -> int | None:
-        """Bytes of the download, if stated."""
-        return self.source.size if isinstance(self.source, Archive) else None
+        """Bytes of the download, if stated; of pictures that can be had one by one those of the archive."""
+        source = self.source.archive if isinstance(self.source, Pictures) else self.source
+        return source.size if isinstance(source, Archive) else None
 
     @property
     def origin(self) -> str:
         """Address of its source, or what to do by hand."""
         if isinstance(self.source, Archive):
             return self.source.urls[0]
+        if isinstance(self.source, Pictures):
+            return f"{self.source.archive.urls[0]}, or one by one"
         return f"hub data set {self.source.repo}" if isinstance(self.source, Hub) else self.how
+
+    def serves(self, splits: Iterable[str]) -> bool:
+        """Return whether one of these splits needs it."""
+        return not self.splits or not set(self.splits).isdisjoint(splits)
+
+    def place(self, root: Path) -> Path:
+        """Return where it is under a root, or where it will be once it is fetched."""
+        return self.found(root) or root / self.places[0]
 
     def found(self, root: Path) -> Path | None:
         """Return the first of its places under a root that exists, None if none does."""
@@ -143,12 +185,15 @@ class Benchmark:
         tasks: What to give to ``lmms_eval --tasks``.
         paper: Authors, year and arXiv number.
         parts: Files and folders that it needs.
-        splits: Names of the splits that a check reads.
-        read: Reads one of them: (data root, split) -> what is there.
+        splits: Names of the splits that its tasks read.
+        read: Reads one of them: (data root, split) -> what is there; the pictures may be missing.
         headline: Metrics that stand for its tasks; the first one that a run printed counts.
         folders: Folders of ``tasks/`` whose tasks read it.
         kit: Name for VLMEvalKit's ``--data`` -> label of each task in it ("" where there is one) -> task.
         order: Place in listings: that of the paper's tables.
+        training: Names of the splits that only the training reads.
+        pictures: Split -> how many pictures it shows; a split that is not named may show all.
+        scenes: Splits that the synthetic scenes of the embedded model have too.
     """
 
     name: str
@@ -162,22 +207,39 @@ class Benchmark:
     folders: tuple[str, ...]
     kit: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     order: int = 0
+    training: tuple[str, ...] = ()
+    pictures: Mapping[str, int] = field(default_factory=dict)
+    scenes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``flmm data list --json`` prints of it."""
         described = {name: getattr(self, name) for name in ("name", "title", "tasks", "paper")}
         return {**described, "parts": [asdict(part) for part in self.parts]}
 
-    @property
-    def size(self) -> int:
-        """Bytes of all downloads whose size is stated."""
-        return sum(part.size or 0 for part in self.parts)
+    def parts_of(self, splits: Iterable[str] = ()) -> list[Part]:
+        """Return the parts that these splits need; none: the splits of its tasks."""
+        asked = tuple(splits) or self.splits
+        return [part for part in self.parts if part.serves(asked)]
+
+    def size(self, splits: tuple[str, ...]) -> int:
+        """Return the bytes of all downloads for some splits whose size is stated."""
+        sizes: dict[str, int] = {}
+        for part in self.parts_of(splits):
+            if isinstance(part.source, Pictures):
+                sizes[part.origin] = part.source.size(self.shown(part.source, splits)) or 0
+            else:
+                sizes[part.origin] = part.size or 0  # parts of one archive count once
+        return sum(sizes.values())
+
+    def shown(self, source: Pictures, splits: Iterable[str]) -> int:
+        """Return how many pictures some splits show, as far as that is known without the annotations."""
+        return min(source.used, sum(self.pictures.get(split, source.count) for split in splits))
 
     def here(self, root: Path) -> str:
         """Return how many of the parts that its tasks cannot do without are under a root, e.g. ``3 of 5 parts``."""
-        needed = [part for part in self.parts if not part.optional]
+        needed = [part for part in self.parts_of() if not part.optional]
         return f"{sum(part.found(root) is not None for part in needed)} of {len(needed)} parts"
 
     def is_here(self, root: Path) -> bool:
         """Return whether every part that its tasks cannot do without is under a root."""
-        return all(part.optional or part.found(root) is not None for part in self.parts)
+        return all(part.optional or part.found(root) is not None for part in self.parts_of())

@@ -53,6 +53,7 @@ def annotation_part(split: str, kind: str) -> Part:
         tuple(f"{folder}/{name}" for folder in folders),
         "Apache-2.0",
         Hub("MBZUAI/GranD-f", "GranDf/annotations/val_test", (f"*{name}",)),
+        splits=(split,),
     )
 
 
@@ -98,7 +99,7 @@ class GranDfDataset(SplitReader[GranDfItem]):
         self.mask_path = annotation_part(split, "mask").path(folder, "gcg")
         self.picture_folder = PICTURES.path(folder, "gcg")
         annotations = (self.caption_path, self.mask_path)
-        super().__init__(folder, f"gcg-{split}", GranDfItem, annotations, (self.picture_folder,))
+        super().__init__(folder, f"gcg-{split}", GranDfItem, annotations, places=(self.picture_folder,))
 
     def _read(self, problems: list[Problem]) -> tuple[list[GranDfItem], dict[str, Any]]:
         items = list(self._joined(_content(self.caption_path), _content(self.mask_path)))

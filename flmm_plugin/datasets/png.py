@@ -6,12 +6,12 @@ picture says where the segments are: a pixel's segment is R + 256 G + 65536 B. A
 one segment; its mask is the union of its segments, ``bool[H, W]`` in the image frame.
 
 Found under a root (``FLMM_DATA``, default ``data/``), each part on its own, ``X`` being
-``panoptic_narrative_grounding``, ``coco``, ``png`` or nothing::
+``coco``, ``panoptic_narrative_grounding``, ``png`` or nothing::
 
     narratives     X/annotations/png_coco_val2017.json       X/png_coco_val2017.json
     segments       X/annotations/panoptic_val2017.json       X/panoptic_val2017.json
-    panoptic maps  X/annotations/panoptic_segmentation/val2017/   X/annotations/panoptic_val2017/   X/panoptic_val2017/
-    pictures       X/images/val2017/                         X/val2017/
+    panoptic maps  X/annotations/panoptic_val2017/   X/annotations/panoptic_segmentation/val2017/   X/panoptic_val2017/
+    pictures       X/val2017/                                X/images/val2017/
 
 Nothing is left out silently: what cannot be used, or looks odd, is a `Problem` in `PngDataset.problems`.
 """
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flmm_plugin.data.registry import Archive, Part
+from flmm_plugin.data.registry import Archive, Part, Pictures
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import STRANGE, fields_of, integer, name_of, read_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
@@ -48,55 +48,70 @@ OFFICIAL_NARRATIVES: Mapping[str, int] = {"val": 8380, "train": 133103}
 #: How pictures and maps are opened: COCO annotates the pixels as they are stored, whatever the orientation tag says.
 ORIENTATION: Orientation = "stored"
 
-_FOLDERS = ("panoptic_narrative_grounding/", "coco/", "png/", "")
+_FOLDERS = ("coco/", "panoptic_narrative_grounding/", "png/", "")
 
-#: Size and hash of COCO's pictures of a split.
+#: Page of the benchmark, and the folder of its annotations.
+_PAGE = "https://bcv-uniandes.github.io/panoptic-narrative-grounding/"
+_ANNOTATIONS = "https://lambda004.uniandes.edu.co/panoptic-narrative-grounding/annotations"
+
+#: COCO's pictures of a split: size and hash of their archive, and how many it has.
 _PICTURE_FILES = {
-    "val": (815585330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
-    "train": (None, None),
+    "val": (815585330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05", 5000),
+    "train": (19336861798, "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929", 118287),
 }
 
 
 def parts(split: str) -> tuple[Part, Part, Part, Part]:
     """Return what a split needs: narratives, segments, panoptic maps, pictures."""
     year = f"{split}2017"
-
-    def places(*patterns: str) -> tuple[str, ...]:
-        return tuple(folder + pattern for folder in _FOLDERS for pattern in patterns)
+    size, digest, count = _PICTURE_FILES[split]
 
     narratives = Part(
-        "narratives" if split == "val" else f"narratives ({split})",
-        places(f"annotations/png_coco_{year}.json", f"png_coco_{year}.json"),
+        f"narratives of {year}",
+        _places(f"annotations/png_coco_{year}.json", f"png_coco_{year}.json"),
         "as its page says (research use)",
-        how=f"download png_coco_{year}.json from https://bcv-uniandes.github.io/panoptic-narrative-grounding/ into "
-        "coco/annotations",
+        Archive((f"{_ANNOTATIONS}/png_coco_{year}.json",), file=f"coco/annotations/png_coco_{year}.json"),
+        how=f"download png_coco_{year}.json from {_PAGE} into coco/annotations",
+        splits=(split,),
+    )
+    panoptic = Archive(
+        (f"{COCO_ADDRESS}/annotations/panoptic_annotations_trainval2017.zip",),
+        860725834,
+        "c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
+        into="coco",
+        inner={f"annotations/panoptic_{year}.zip": "coco/annotations"},
     )
     segments = Part(
         f"panoptic segments of COCO {year}",
-        places(f"annotations/panoptic_{year}.json", f"panoptic_{year}.json"),
+        _places(f"annotations/panoptic_{year}.json", f"panoptic_{year}.json"),
         "CC BY 4.0",
-        Archive(
-            (f"{COCO_ADDRESS}/annotations/panoptic_annotations_trainval2017.zip",),
-            860725834,
-            "c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
-            into="coco",
-            inner={f"annotations/panoptic_{year}.zip": "coco/annotations"},
-        ),
+        panoptic,
+        splits=(split,),
     )
     maps = Part(
         f"panoptic maps of COCO {year}",
-        places(f"annotations/panoptic_segmentation/{year}", f"annotations/panoptic_{year}", f"panoptic_{year}"),
+        _places(f"annotations/panoptic_{year}", f"annotations/panoptic_segmentation/{year}", f"panoptic_{year}"),
         "CC BY 4.0",
-        how="inside the same archive as the panoptic segments; downloading those unpacks it",
-        comes_along=True,
+        panoptic,
+        splits=(split,),
     )
     pictures = Part(
         f"pictures of COCO {year}",
-        places(f"images/{year}", year),
+        _places(year, f"images/{year}"),
         COCO_LICENCE,
-        Archive((f"{COCO_ADDRESS}/zips/{year}.zip",), *_PICTURE_FILES[split], into="coco"),
+        Pictures(
+            f"{COCO_ADDRESS}/{year}/{{name}}",
+            Archive((f"{COCO_ADDRESS}/zips/{year}.zip",), size, digest, into="coco"),
+            count=count,
+            used=count,
+        ),
+        splits=(split,),
     )
     return narratives, segments, maps, pictures
+
+
+def _places(*patterns: str) -> tuple[str, ...]:
+    return tuple(folder + pattern for folder in _FOLDERS for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,7 @@ class PngDataset(SplitReader[Narrative]):
     Args:
         root: Data root; None means ``FLMM_DATA``, or ``data`` if that is not set.
         split: Name of the split: ``train`` or ``val``.
+        need_pictures: Whether the folder of the pictures must be there.
 
     Attributes:
         in_file: Narratives in the file, usable or not.
@@ -177,14 +193,19 @@ class PngDataset(SplitReader[Narrative]):
         BadAnnotation: A file is truncated, of another encoding, or of another form; or no narrative can be used.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None, split: str = "val") -> None:
+    def __init__(
+        self, root: str | os.PathLike[str] | None = None, split: str = "val", *, need_pictures: bool = True
+    ) -> None:
         self.split = known_name("split of PNG", split, SPLITS)
         folder = data_root(root)
-        found = [part.path(folder, "png") for part in parts(split)]
-        self.narratives_path, self.panoptic_path = found[:2]
-        self.map_folder, self.picture_folder = map(_unnested, found[2:])
-        folders = (self.map_folder, self.picture_folder)
-        super().__init__(folder, f"png-{split}", Narrative, (self.narratives_path, self.panoptic_path), folders)
+        *needed, pictures = parts(split)
+        self.narratives_path, self.panoptic_path, maps = (part.path(folder, "png") for part in needed)
+        shown = pictures.path(folder, "png") if need_pictures else pictures.place(folder)
+        self.map_folder, self.picture_folder = _unnested(maps), _unnested(shown)
+        annotations = (self.narratives_path, self.panoptic_path)
+        super().__init__(
+            folder, f"png-{split}", Narrative, annotations, (self.map_folder,), places=(self.picture_folder,)
+        )
         self.in_file: int = self.facts["in_file"]
         self._map: tuple[Path, npt.NDArray[np.int64]] | None = None
 

@@ -56,7 +56,12 @@ def writing() -> Iterator[list[Path]]:
 
 
 def items_of(
-    root: Path, key: str, sources: Sequence[Path], record: type[T], build: Callable[[], tuple[Iterable[T], Any]]
+    root: Path,
+    key: str,
+    sources: Sequence[Path],
+    record: type[T],
+    build: Callable[[], tuple[Iterable[T], Any]],
+    places: Sequence[Path] = (),
 ) -> Prepared:
     """Return a reader's items: from the prepared file if there is a fresh one, else from the official files.
 
@@ -66,9 +71,11 @@ def items_of(
         sources: The official files that the items are made of.
         record: Class of the items, a frozen dataclass.
         build: Reads the official files: items, and extra facts that JSON holds.
+        places: Folders that items name files of, whatever is in them.
     """
     path = root / files.WORKPLACE / "prepared" / f"{key}.arrow"
     state = {_relative(source, root): _state(source) for source in sources}
+    state.update({_relative(place, root): "place" for place in places})
     writing_to = _WRITING.get()
     if writing_to is None:
         found = _read(path, state, record, root)

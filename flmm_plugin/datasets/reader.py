@@ -27,6 +27,7 @@ class SplitReader(Sequence[Item]):
         record: Class of the items, a frozen dataclass.
         annotations: The annotation files, which the digest is of.
         folders: Folders whose listing matters too.
+        places: Folders of which only the place matters; they may be missing.
 
     Attributes:
         problems: Everything of the split that is left out or looks odd.
@@ -34,7 +35,13 @@ class SplitReader(Sequence[Item]):
     """
 
     def __init__(
-        self, root: Path, key: str, record: type[Item], annotations: Sequence[Path], folders: Sequence[Path] = ()
+        self,
+        root: Path,
+        key: str,
+        record: type[Item],
+        annotations: Sequence[Path],
+        folders: Sequence[Path] = (),
+        places: Sequence[Path] = (),
     ) -> None:
         self.root = root
         self.annotations = tuple(annotations)
@@ -45,7 +52,7 @@ class SplitReader(Sequence[Item]):
             items = tuple(read)  # before the problems are listed: a generator finds them as it goes
             return items, {"facts": facts, "problems": [astuple(one) for one in problems]}
 
-        prepared = items_of(root, key, (*annotations, *folders), record, build)
+        prepared = items_of(root, key, (*annotations, *folders), record, build, places)
         self._items: Sequence[Item] = prepared.items
         self.facts: dict[str, Any] = prepared.extra["facts"]
         self.problems = tuple(Problem(*one) for one in prepared.extra["problems"])

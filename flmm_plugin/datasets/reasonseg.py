@@ -42,6 +42,9 @@ OFFICIAL_SIZES: Mapping[str, int] = {"train": 239, "val": 200, "test": 779}
 #: How pictures are opened: upright, as labelme, which the shapes were drawn with, and the benchmark's own reader do.
 ORIENTATION: Orientation = "upright"
 
+#: Folder of Google Drive that LISA's repository links.
+_FOLDER = "https://drive.google.com/drive/folders/125mewyg5Ao6tZ3ZdJ-1-E3n04LGVELqy"
+
 _TARGET, _IGNORE = 1, 255
 _NO_TARGET = "no shape of the target has a pixel in the picture, so that an empty mask is right"
 
@@ -52,8 +55,8 @@ def split_part(split: str) -> Part:
         f"{split}: pairs of <name>.jpg and <name>.json",
         tuple(f"{folder}/{split}" for folder in ("reason_seg/ReasonSeg", "ReasonSeg", "reasonseg")),
         "Apache-2.0 (annotations); pictures: OpenImages and ScanNet terms",
-        how=f"{split}.zip of the Google Drive folder that https://github.com/dvlab-research/LISA links; unpack it "
-        "into ReasonSeg",
+        how=f"{split}.zip of {_FOLDER}, which https://github.com/dvlab-research/LISA links; unpack it into ReasonSeg",
+        splits=(split,),
     )
 
 

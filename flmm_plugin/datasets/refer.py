@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flmm_plugin.data.registry import Archive, Part
+from flmm_plugin.data.registry import Archive, Part, Pictures
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import STRANGE, fields_of, inside, integer, read_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
@@ -90,11 +90,16 @@ _PICTURES = Part(
     "pictures of COCO train2014",
     ("coco/train2014", "train2014", "images/mscoco/images/train2014"),
     COCO_LICENCE,
-    Archive(
-        (f"{COCO_ADDRESS}/zips/train2014.zip",),
-        13510573713,
-        "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-        into="coco",
+    Pictures(
+        f"{COCO_ADDRESS}/train2014/{{name}}",
+        Archive(
+            (f"{COCO_ADDRESS}/zips/train2014.zip",),
+            13510573713,
+            "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+            into="coco",
+        ),
+        count=82783,
+        used=26000,
     ),
 )
 
@@ -102,18 +107,16 @@ _PICTURES = Part(
 def parts(name: str, by: str) -> tuple[Part, Part, Part]:
     """Return what a data set needs: refs, objects, pictures."""
     copy = f"https://web.archive.org/web/{_KEPT_AT[name]}id_/{_ADDRESS}/{name}.zip"
+    archive = Archive((f"{_ADDRESS}/{name}.zip", copy), into="coco")
+    folders = (f"coco/{name}", name)
     refs = Part(
         f"annotations of {TITLES[name]}",
-        (f"coco/{name}/refs({by}).p", f"{name}/refs({by}).p"),
+        tuple(f"{folder}/refs({by}).p" for folder in folders),
         "as its page says (research use)",
-        Archive((f"{_ADDRESS}/{name}.zip", copy), into="coco"),
+        archive,
     )
     objects = Part(
-        f"objects of {TITLES[name]}",
-        (f"coco/{name}/instances.json", f"{name}/instances.json"),
-        COCO_LICENCE,
-        how="part of the same archive as the annotations",
-        comes_along=True,
+        f"objects of {TITLES[name]}", tuple(f"{folder}/instances.json" for folder in folders), COCO_LICENCE, archive
     )
     return refs, objects, _PICTURES
 
@@ -155,6 +158,7 @@ class ReferDataset(SplitReader[ReferItem]):
         name: Name of the data set: ``refcoco``, ``refcoco+`` or ``refcocog``.
         split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``; see `split_matches`.
         by: Who split the data; None means the split that papers use (``unc``, ``unc``, ``umd``).
+        need_pictures: Whether the folder of the pictures must be there.
 
     Attributes:
         split_counts: How many refs the file has for each split name that it uses.
@@ -166,7 +170,15 @@ class ReferDataset(SplitReader[ReferItem]):
         BadAnnotation: A file is truncated or contradicts itself.
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None, name: str, split: str, by: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None,
+        name: str,
+        split: str,
+        by: str | None = None,
+        *,
+        need_pictures: bool = True,
+    ) -> None:
         self.name = known_name("data set", name, SPLITTERS)
         self.split = known_name("split", split, SPLITS)
         self.by = known_name(f"splitter of {name}", by or SPLITTERS[name][0], SPLITTERS[name])
@@ -176,9 +188,9 @@ class ReferDataset(SplitReader[ReferItem]):
         # Both files must be of the same archive: no other place than beside the refs will do.
         beside = self.refs_path.relative_to(folder).with_name("instances.json")
         self.instances_path = replace(objects, places=(str(beside),)).path(folder, name)
-        self.picture_folder = pictures.path(folder, name)
-        key = f"{self.name}-{self.by}-{self.split}"
-        super().__init__(folder, key, ReferItem, (self.refs_path, self.instances_path), (self.picture_folder,))
+        self.picture_folder = pictures.path(folder, name) if need_pictures else pictures.place(folder)
+        key, annotations = f"{self.name}-{self.by}-{self.split}", (self.refs_path, self.instances_path)
+        super().__init__(folder, key, ReferItem, annotations, places=(self.picture_folder,))
         self.split_counts: Mapping[str, int] = self.facts["splits"]
 
     def _read(self, problems: list[Problem]) -> tuple[Iterable[ReferItem], dict[str, Any]]:

@@ -94,6 +94,8 @@ _FILES = {
     "benchmark_det/sroie.jsonl": (146976, "b3182bbf19b009cfd8db367b0d40d1a2fa722731a4eb47899765c72c5b7416e9"),
     "benchmark_det/infographicsvqa.jsonl": (101955, "861391b99ed1289f23714a2235b333c101aaa179bf53dde99cfc1da05f8a8a24"),
 }
+#: Folder of Google Drive with the test pictures that F-LMM's repository links.
+_FOLDER = "https://drive.google.com/drive/folders/1j25nY7i47OudmyzZFyps8NmzVHx6sf5O"
 _PICTURE_PAGES = {
     "docvqa": "register at https://www.docvqa.org/datasets/docvqa (CC BY 4.0 for research)",
     "textvqa": "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip (OpenImages: CC BY 2.0); TextCaps' "
@@ -118,6 +120,7 @@ def annotation_part(file: str) -> Part:
         "Apache-2.0",
         Archive((f"{_ADDRESS}/{file}",), size, digest, file=f"viscot/{file}"),
         optional=file.startswith("benchmark_det"),
+        splits=(Path(file).stem,),
     )
 
 
@@ -130,7 +133,8 @@ def table_parts() -> tuple[Part, ...]:
             f"pictures of {name}",
             tuple(f"{home}/{name}" for home in homes),
             "as its page says",
-            how=f"{page}; put the pictures, flat, into viscot/cot/{name}",
+            how=f"from {_FOLDER}, or {page}; put the pictures, flat, into viscot/cot/{name}",
+            splits=("textvqa", "textcap") if name == "textvqa" else (name,),
         )
         for name, page in _PICTURE_PAGES.items()
     ]

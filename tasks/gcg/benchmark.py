@@ -38,6 +38,7 @@ BENCHMARKS = (
         folders=("gcg",),
         kit={"GCG": {split: f"flmm_gcg_{split}" for split in SPLITS}, "GCG_TINY": {"": "flmm_tiny_gcg"}},
         order=6,
+        scenes=("val",),
     ),
 )
 

@@ -41,7 +41,7 @@ QUESTION = "Please give me a description of the image."
 
 
 def _read(root: Path, split: str) -> Split:
-    dataset = PngDataset(root, split)
+    dataset = PngDataset(root, split, need_pictures=False)
     files = dict.fromkeys(path for one in dataset for path in (one.image_path, one.map_path))
     return replace(dataset.summary(split, "narratives", None), items=dataset.in_file, pictures=tuple(files))
 
@@ -52,13 +52,15 @@ BENCHMARKS = (
         title="Panoptic Narrative Grounding, val2017",
         tasks=("flmm_png", "flmm_keywords"),
         paper="Gonzalez et al. 2021 (arXiv 2109.04988)",
-        parts=parts("val"),
+        parts=(*parts("val"), *parts("train")),
         splits=("val",),
         read=_read,
         headline=("AR", "F1"),
         folders=("png", "keywords"),
         kit={"PNG": {"": "flmm_png"}, "PNG_BCV": {"": "flmm_png_bcv"}, "PNG_TINY": {"": "flmm_tiny_png"}},
         order=4,
+        training=("train",),
+        scenes=("val",),
     ),
 )
 

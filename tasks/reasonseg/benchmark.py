@@ -41,6 +41,7 @@ BENCHMARKS = (
             "ReasonSeg_TINY": {"": "flmm_tiny_reasonseg"},
         },
         order=5,
+        scenes=("test",),
     ),
 )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flmm_plugin.data.registry import Benchmark, Split
 from flmm_plugin.datasets.reader import known_name
-from flmm_plugin.datasets.refer import ORIENTATION, TITLES, ReferDataset, ReferItem, parts
+from flmm_plugin.datasets.refer import OFFICIAL_SIZES, ORIENTATION, TITLES, ReferDataset, ReferItem, parts
 from flmm_plugin.tasks.documents import Documents, numbered, picture_fields
 
 #: What ``dataset_kwargs`` may have.
@@ -25,7 +25,7 @@ SETTINGS = ("name", "by", "unit", "root")
 
 def _record(order: int, name: str, by: str, splits: tuple[str, ...], paper: str) -> Benchmark:
     def read(root: Path, split: str) -> Split:
-        dataset = ReferDataset(root, name, split)
+        dataset = ReferDataset(root, name, split, by, need_pictures=False)
         official = dataset.official_size
         return dataset.summary(split, "refs", None if official is None else official.refs)
 
@@ -46,6 +46,9 @@ def _record(order: int, name: str, by: str, splits: tuple[str, ...], paper: str)
         folders=("refcoco",),
         kit=kit,
         order=order,
+        training=("train",),
+        pictures={split: size.images for split, size in OFFICIAL_SIZES.get((name, by), {}).items()},
+        scenes=splits if name == "refcoco" else (),
     )
 
 
@@ -54,6 +57,12 @@ BENCHMARKS = (
     _record(2, "refcoco+", "unc", ("val", "testA", "testB"), "Yu et al. 2016"),
     _record(3, "refcocog", "umd", ("val", "test"), "Mao et al. 2016, Nagaraja et al. 2016"),
 )
+
+
+def record_of(name: str, by: str) -> Benchmark:
+    """Return the record of a data set as `by` split it."""
+    usual = next(one for one in BENCHMARKS if one.name == name)
+    return _record(usual.order, name, by, usual.splits, usual.paper)
 
 
 def read_documents(split: str, settings: Mapping[str, Any]) -> Documents:

@@ -45,6 +45,7 @@ BENCHMARKS = (
             **{f"VisCoT{end}_TINY": {"": f"flmm_tiny_viscot{end or '_v1'}"} for end in ENDINGS},
         },
         order=7,
+        scenes=("sroie",),
     ),
 )
 
