@@ -363,8 +363,8 @@ def _explained(cell: Cell, one: Cell, paper: Cell, facts: set[str]) -> Cell:
 
     Args:
         cell: Their difference, or the dash in its place.
-        one: The measured number.
-        paper: The published one.
+        one: The measured number, with its run.
+        paper: The published number of the same column.
         facts: Those of `_PAPER_HEADS` that the table does not vary.
     """
     if one.measured is None or one.value is None or paper.value is None:

@@ -398,7 +398,7 @@ def folder_name(spec: str) -> str:
     """Return a folder's name for a model and its arguments; different ones have different names.
 
     >>> folder_name("flmm_llava:pretrained=a/b")
-    'flmm_llava_pretrained-a_b-b8ca'
+    'flmm_llava_pretrained-a_b-8f90'
     """
     readable = re.sub(r"[^\w.+-]+", "_", spec.replace("=", "-"))[:80]
     return f"{readable}-{hashlib.sha256(spec.encode()).hexdigest()[:4]}" if ":" in spec else readable
