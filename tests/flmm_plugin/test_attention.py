@@ -291,30 +291,30 @@ def test_keys_dropped_by_a_sliding_window_are_refused(load_llava: Load) -> None:
 
 @pytest.mark.parametrize(("past", "window"), [(0, None), (4, None), (4, 3)])
 def test_flash_style_masks_hide_what_a_four_dimensional_mask_hides(past: int, window: int | None) -> None:
-    length, local = 9, torch.tensor([0, 2, 4])
-    scores = torch.randn(2, 3, length)
+    length = 9
+    rows = torch.tensor([[0, 2, 4]])
+    scores = torch.randn(1, 2, 3, length)
     padding = torch.ones(1, past + 5, dtype=torch.long)
     padding[0, :2] = 0
     slots, positions = torch.arange(length), (past + torch.arange(5))[:, None]
     visible = (slots <= positions) & torch.nn.functional.pad(padding[0].bool(), (0, length - padding.shape[1]))
     if window:
         visible &= slots > positions - window
-    options = {"sliding_window": window}
-    module = torch.nn.Module()
-    flash = attention._masked(scores, padding, 0, local, past, module, options)
-    boolean = attention._masked(scores, visible[None, None], 0, local, past, module, {})
-    additive = attention._masked(
-        scores, torch.zeros(1, 1, 5, length).masked_fill(~visible, float("-inf")), 0, local, past, module, {}
-    )
-    assert torch.equal(flash, boolean)
-    assert torch.equal(flash, additive)
+    additive = torch.zeros(1, 1, 5, length).masked_fill(~visible, float("-inf"))
+
+    def masked(mask: Tensor, causal: bool, window: int | None) -> Tensor:
+        return scores + attention._rows_of_mask(mask, rows, past, length, causal=causal, window=window)
+
+    flash = masked(padding, True, window)
+    assert torch.equal(flash, masked(visible[None, None], False, None))
+    assert torch.equal(flash, masked(additive, False, None))
     assert torch.isinf(flash).any()
     assert torch.isfinite(flash).any()
 
 
 def test_bidirectional_attention_without_a_mask_sees_everything() -> None:
-    scores, module = torch.randn(1, 2, 4), torch.nn.Module()
-    assert torch.equal(attention._masked(scores, None, 0, torch.arange(2), 0, module, {"is_causal": False}), scores)
+    mask = attention._rows_of_mask(None, torch.arange(2)[None], 0, 4, causal=False, window=None)
+    assert not mask.any()
 
 
 def test_a_model_that_accelerate_offloads_gives_the_same_rows(load_llava: Load, noise_image: Load) -> None:
