@@ -48,10 +48,12 @@ def tasks() -> list[dict[str, str]]:
 
 
 def _model_needs(name: str) -> str:
+    from flmm_plugin.adapters.answering.defaults import DEFAULTS
     from flmm_plugin.errors import DataNotFound
 
     if not bundled.is_model(name):
-        return "--model_args pretrained=FOLDER_OR_HUB_NAME,heads=FILE (heads=None to chat only)"
+        given = DEFAULTS[name].pretrained or "--model_args pretrained=FOLDER_OR_HUB_NAME"
+        return f"{given}; for masks, heads (flmm heads list)"
     try:
         bundled.model(name).checkpoint()
         bundled.model(name).heads()
