@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_places(jobs, args, out)
     script()
-    provide(needs_of(jobs, masks), fetch=not args.no_fetch, folder=files.cache_folder())
+    provide(needs_of(jobs, masks, args.data), fetch=not args.no_fetch, folder=files.cache_folder())
     began = time.monotonic()
     lacking = []
     data = data_digests(data_root(args.data), benchmarks().values())
@@ -265,8 +265,10 @@ def specs_of(given: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def needs_of(jobs: Sequence[Job], masks: frozenset[str]) -> list[Need]:
-    """Return what the models of all jobs need: weights, heads and SAM, each thing once. Data are a task's own.
+def needs_of(jobs: Sequence[Job], masks: frozenset[str], data: Path | None) -> list[Need]:
+    """Return what all jobs need together: weights, heads, SAM and the data of this package's tasks, each thing once.
+
+    The embedded model comes with its weights, and reads its own scenes where data are missing.
 
     Raises:
         UnknownArgument, HeadsMismatch: Arguments of a model that do not exist or contradict each other.
@@ -276,13 +278,17 @@ def needs_of(jobs: Sequence[Job], masks: frozenset[str]) -> list[Need]:
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
     from flmm_plugin.adapters.answering.needs import model_needs
     from flmm_plugin.options import arguments_of
+    from flmm_plugin.tasks.data_needs import data_needs
 
     found: list[Need] = []
+    tasks: dict[str, None] = {}
     for job in (job for job in jobs if job.ours and job.pending()):
         arguments = ModelArguments.read(DEFAULTS[job.model], arguments_of(job.arguments))
         if bundled.is_model(arguments.pretrained):
             continue
         found += model_needs(arguments, grounds=bool(masks.intersection(job.pending())))
+        tasks.update(dict.fromkeys(job.pending()))
+    found += data_needs(tasks, data)
     return list({(need.kind, need.what): need for need in found}.values())
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import json_lines
+from flmm_plugin.cli.model_options import add_no_fetch
 from flmm_plugin.cli.output import note
 from flmm_plugin.errors import UnknownArgument
+from flmm_plugin.files import cache_folder
+from flmm_plugin.needs import Need, provide
 
 if TYPE_CHECKING:
     from flmm_plugin.training.loop import TrainedRun, Trainer
@@ -67,6 +70,7 @@ def add_subcommand(commands: Any) -> None:
         "--early-stop", type=int, metavar="N", help="stop after N validations that brought nothing better"
     )
     parser.add_argument("--restart", action="store_true", help="forget an earlier run in the folder (not its cache)")
+    add_no_fetch(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=_train, stopped=_stopped)
@@ -86,10 +90,11 @@ def _train(args: argparse.Namespace) -> int:
 
         print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
         return 0
-    from flmm_plugin.training.loop import Trainer
-
     if not recipe.cache.enabled and (args.estimate or args.build_cache_only):
         raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
+    provide(needs_of(recipe, Path(args.config).stem), fetch=not args.no_fetch, folder=cache_folder())
+    from flmm_plugin.training.loop import Trainer
+
     trainer = Trainer(
         recipe,
         _folder(args),
@@ -99,6 +104,18 @@ def _train(args: argparse.Namespace) -> int:
     )
     with contextlib.closing(trainer):
         return _run(args, trainer)
+
+
+def needs_of(recipe: TrainRecipe, name: str) -> list[Need]:
+    """Return what a recipe needs: the weights of its model, SAM by name, and its data."""
+    from flmm_plugin.heads.sam_files import sam_need
+    from flmm_plugin.hub_files import weights_need
+    from flmm_plugin.tasks.data_needs import recipe_needs
+
+    refiner = recipe.heads.refiner
+    by_name = refiner.enabled and refiner.checkpoint is None and isinstance(refiner.sam, str)
+    sams = [sam_need(str(refiner.sam))] if by_name else []
+    return [weights_need(recipe.backbone.pretrained, recipe.backbone.revision), *sams, *recipe_needs(recipe, name)]
 
 
 def _folder(args: argparse.Namespace) -> Path:

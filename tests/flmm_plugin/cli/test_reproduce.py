@@ -146,7 +146,7 @@ def test_what_all_backbones_need_is_listed_once_before_anything_runs(
     words = ["reproduce", "table1", "--backbones", names, "--tasks", "flmm_refcoco_val", "--out", str(fake)]
     assert main([*words, "--no-fetch"]) == 2
     said = capsys.readouterr().err
-    for name in ("DeepSeekVL-1.3B", "LLaVA-1.5-7B", "deepseek-vl-1.3b-chat", "llava-1.5-7b-hf"):
+    for name in ("refcoco", "DeepSeekVL-1.3B", "LLaVA-1.5-7B", "deepseek-vl-1.3b-chat", "llava-1.5-7b-hf"):
         assert name in said
     assert said.count("sam_vit_l_0b3195.pth)") == 1
     assert calls(fake) == []

@@ -80,6 +80,17 @@ def test_a_model_without_a_family_of_its_own_gets_heads(
     assert found.mask.shape == (60, 100)
 
 
+def test_what_a_recipe_lacks_is_on_one_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLMM_CACHE", str(tmp_path / "cache"))
+    line = ["train", "flmm_deepseekvl", f"data.root={tmp_path}", "--out", str(tmp_path / "run"), "--no-fetch"]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    for part in ("deepseek-vl-1.3b-chat", "sam_vit_l_0b3195.pth", "refcoco", "png"):
+        assert part in said
+
+
 def test_flags_change_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "flmm_tiny", "seed=3", "--no-cache", "--early-stop", "2", "--print"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
