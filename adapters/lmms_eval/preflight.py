@@ -1,15 +1,15 @@
 """Check what an evaluation needs before anything is loaded: names, options, folders, the checkpoint, the data.
 
-All that is missing is said at once, with the commands that bring it. The embedded model is ready in any folder: a
-benchmark of which nothing is there is read from its own synthetic scenes (`flmm_plugin.tiny.panel`), which is said, and
-kept in the result file as the task's metadata.
+What is missing is fetched, or said at once with the commands that bring it. The embedded model is ready in any folder:
+a benchmark of which nothing is there is read from its own synthetic scenes (`flmm_plugin.tiny.panel`), which is said,
+and kept in the result file as the task's metadata.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,25 @@ from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_bat
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
 from flmm_plugin.adapters.answering.needs import model_needs, needs_heads
+from flmm_plugin.adapters.answering.ready import get_ready, reads
 from flmm_plugin.bundled import SCENES_ROOT, is_model
-from flmm_plugin.data.root import DATA_ROOT_VARIABLE, data_root
+from flmm_plugin.data.root import DATA_ROOT_VARIABLE
 from flmm_plugin.devices import checked_device
-from flmm_plugin.errors import FlmmError, UnknownArgument
+from flmm_plugin.errors import DataNotFound, UnknownArgument
 from flmm_plugin.files import cache_folder, check_file_place, make_folder
 from flmm_plugin.hub_files import hub_answers as _hub_answers
-from flmm_plugin.needs import NotReady, provide
+from flmm_plugin.needs import Need, NotReady, missing
 from flmm_plugin.options import none_if_said
 from flmm_plugin.suggestions import did_you_mean
-from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
+from flmm_plugin.tasks.data_needs import Use, needs_of, use_of
 from flmm_plugin.tasks.task_files import TASKS_FOLDER
 
+__all__ = ["Asked", "NotReady", "Survey", "check", "check_model", "leaves", "survey"]
+
 _REPOS_OF_SCENES = ("lmms-lab-encoder/MME", "lmms-lab-encoder/POPE")
-
-
-@dataclass(frozen=True)
-class _Absent:
-    """Data that is not here.
-
-    Attributes:
-        fix: What is missing and how to get it; None where lmms-eval will fetch it.
-        in_the_scenes: Whether the synthetic scenes can stand in: nothing of the benchmark is here or was named.
-    """
-
-    fix: str | None
-    in_the_scenes: bool
+#: What a task may say about its data set, if its data is fetched here; videos and the like are lmms-eval's alone.
+_PLAIN_OPTIONS = {"token", "revision", "trust_remote_code"}
+_SECONDS = 10  # that the hub has to answer
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,29 @@ class Asked:
     output_path: str | None = None
 
 
+@dataclass(frozen=True)
+class Survey:
+    """Hold what a run needs.
+
+    Attributes:
+        arguments: Arguments of the model, read and checked.
+        tasks: Single tasks by name: the folder of this package's tasks that each is in, None for others, and its YAML.
+        grounds: Names of the tasks that need heads.
+        needs: Everything that is needed, whether here or not.
+        changes: For each task that reads the synthetic scenes instead of its own data: what to change of its YAML.
+        folder: Folder on the disk that takes what is fetched.
+    """
+
+    arguments: ModelArguments
+    tasks: Mapping[str, tuple[str | None, dict[str, Any]]]
+    grounds: tuple[str, ...]
+    needs: list[Need]
+    changes: dict[str, dict[str, Any]]
+    folder: Path
+
+
 def check(asked: Asked) -> dict[str, dict[str, Any]]:
-    """Look at everything; nothing is loaded or fetched.
+    """Look at everything, and fetch what is missing; nothing is loaded.
 
     Returns:
         For each task that reads the synthetic scenes instead of its own data: what to change of its configuration.
@@ -80,12 +94,12 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     Raises:
         UnknownArgument: A name, device or option that does not exist, or few-shot.
         OutputFailed: A place that cannot be written.
-        NotReady: Checkpoint, heads or data are not here.
+        NotReady: Checkpoint, heads or data are not here, and may not or cannot be fetched.
+        DataNotFound, BadAnnotation, BadCheckpoint: A fetch failed.
     """
-    arguments = check_model(asked)
-    tasks = dict(leaves(asked.manager, asked.tasks))
+    found = survey(asked)
     if asked.num_fewshot:
-        mine = [name for name, (folder, _) in tasks.items() if folder is not None]
+        mine = [name for name, (folder, _) in found.tasks.items() if folder is not None]
         if mine:
             raise UnknownArgument(
                 f"--num_fewshot {asked.num_fewshot}: {', '.join(mine[:3])}{' ...' if len(mine) > 3 else ''} have no "
@@ -97,33 +111,49 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     if asked.use_cache:
         cache = Path(asked.use_cache)
         check_file_place(cache) if cache.suffix == ".db" else make_folder(cache)
-    grounds = any(
-        needs_heads(config.get("generation_kwargs") or {}, arguments.visual_cot) for _, config in tasks.values()
+    first = [found.needs]
+    get_ready(
+        lambda: first.pop() if first else survey(asked).needs,
+        fetch=found.arguments.fetch and not is_model(found.arguments.pretrained),
+        folder=found.folder,
     )
-    needed = model_needs(arguments, grounds=grounds)
-    missing: list[tuple[str, str]] = []
+    return found.changes
+
+
+def survey(asked: Asked) -> Survey:
+    """Find what a run needs; nothing is loaded, fetched or written, only the hub is asked for sizes.
+
+    Raises:
+        UnknownArgument, HeadsMismatch: A name, device or option that does not exist or contradicts another.
+    """
+    arguments = check_model(asked)
+    tasks = dict(leaves(asked.manager, asked.tasks))
+    grounds = tuple(
+        name
+        for name, (_, config) in tasks.items()
+        if needs_heads(config.get("generation_kwargs") or {}, arguments.visual_cot)
+    )
+    embedded = is_model(arguments.pretrained)
     changes: dict[str, dict[str, Any]] = {}
-    absent: dict[str, list[str]] = {}
+    uses: list[Use] = []
+    sets: dict[tuple[str, str | None], list[str]] = {}
     for name, (folder, config) in tasks.items():
-        found = _absent(folder, config)
-        if found is None:
-            continue
-        if is_model(arguments.pretrained) and found.in_the_scenes:
-            changes[name] = _on_the_scenes(name, config)
-        elif found.fix is not None and (folder is None or not _reads(name)):
-            absent.setdefault(found.fix, []).append(name)
-    for fix, names in absent.items():
-        missing.append((", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""), fix))
-    if missing:
-        missing = [(need.what, need.command) for need in needed if not need.here] + missing
-        width = max(len(what) for what, _ in missing)
-        listed = "\n".join(f"  {what.ljust(width)}  {fix}" for what, fix in missing)
-        raise NotReady(
-            f"nothing was loaded, because this is missing (files that lie elsewhere: {DATA_ROOT_VARIABLE}=<their "
-            f"folder>):\n{listed}"
-        )
-    provide(needed, fetch=arguments.fetch, folder=cache_folder())
-    return changes
+        repo = str(config.get("dataset_path") or "")
+        use = use_of(name, folder, config) if folder is not None else None
+        if repo and repo != SCENES_ROOT:
+            if embedded and repo in _REPOS_OF_SCENES and not _cached(repo):
+                changes[name] = _on_the_scenes(name, config)
+            else:
+                sets.setdefault((repo, config.get("dataset_name")), []).append(name)
+        elif use is not None:
+            needed = needs_of([use])
+            if embedded and _has_nothing(use, needed, config):
+                changes[name] = _on_the_scenes(name, config)
+            elif not missing(needed) or not reads(name):
+                uses.append(use)
+    needs = model_needs(arguments, grounds=bool(grounds)) + needs_of(uses)
+    needs += [_set_need(repo, part, users, tasks[users[0]][1]) for (repo, part), users in sets.items()]
+    return Survey(arguments, tasks, grounds, needs, changes, uses[0].root if uses else cache_folder())
 
 
 def check_model(asked: Asked) -> ModelArguments:
@@ -191,57 +221,75 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
         yield from walk(name)
 
 
-def _absent(folder: str | None, config: Mapping[str, Any]) -> _Absent | None:
-    """Find what of a task's data is not here; None if all is, or if nobody here knows."""
-    options = config.get("dataset_kwargs") or {}
-    if folder == "tiny" or options.get("root") == SCENES_ROOT:
-        return None
-    if config.get("dataset_path"):
-        return _absent_of_hub(str(config["dataset_path"]), options)
-    benchmarks = benchmarks_of_folder(str(folder), [str(options.get("name"))])
-    if not benchmarks:
-        return None
-    benchmark = benchmarks[0]
-    name = benchmark.name
-    root = data_root(options.get("root"))
-    wanted = {str(config.get("test_split")), str(options.get("name"))}
-    parts = [part for part in benchmark.parts_of(wanted) if not part.optional]
-    gone = [part for part in parts if part.found(root) is None]
-    if not gone:
-        return None
-    what = ", ".join(part.what for part in gone[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
-    fetched = any(part.source for part in gone)
-    fixes = [f"flmm data download {name} --root {root}"] if fetched else []
-    fixes += [f"{part.what}: {part.how}" for part in gone if part.source is None]
-    fix = f"{what} not under {root}: {'; '.join(fixes)}"
-    begun = len(gone) < len(parts) or "root" in options or bool(os.environ.get(DATA_ROOT_VARIABLE))
-    return _Absent(fix, not begun and not wanted.isdisjoint(benchmark.scenes))
+def _has_nothing(use: Use, needed: Sequence[Need], config: Mapping[str, Any]) -> bool:
+    """Tell whether the synthetic scenes stand in for a split: nothing of it is here, and nobody named a folder."""
+    named = "root" in (config.get("dataset_kwargs") or {}) or bool(os.environ.get(DATA_ROOT_VARIABLE))
+    begun = named or any(part.found(use.root) is not None for part in use.benchmark.parts_of([use.split]))
+    return bool(missing(needed)) and not begun and use.split in use.benchmark.scenes
 
 
-def _absent_of_hub(repo: str, options: Mapping[str, Any]) -> _Absent | None:
-    """The same of a data set that lmms-eval fetches."""
-    if Path(repo).exists() or repo.count("/") != 1 or _cached("datasets", repo):
-        return None
-    fix = None
+def _set_need(repo: str, part: str | None, users: Sequence[str], config: Mapping[str, Any]) -> Need:
+    """Say whether a data set that lmms-eval fetches is here, and how much a fetch would bring.
+
+    Args:
+        repo: Folder, or name on the hub.
+        part: Name of its configuration, None for the only one.
+        users: Names of the tasks that read it.
+        config: YAML of the first of them.
+    """
+    what, command = repo + (f" ({part})" if part else ""), f"hf download --repo-type dataset {repo}"
+    named = tuple(users)
+    if repo.count("/") != 1 or _cached(repo):
+        return Need("data", what, here=True, users=named)
     if not _hub_answers():
-        fix = f"{repo} is not here and the hub does not answer: hf download --repo-type dataset {repo}"
-    elif options.get("token") is True:
-        from huggingface_hub import get_token
+        return Need("data", f"{what}: the hub does not answer", here=False, command=command, users=named)
+    from huggingface_hub import HfApi, get_token
 
-        if get_token() is None:
-            fix = f"{repo} is not here, and it is asked for with a login: hf auth login, or HF_TOKEN=<token>"
-    return _Absent(fix, repo in _REPOS_OF_SCENES)
-
-
-def _reads(name: str) -> bool:
-    """Have the task's own reader say the last word: it may know a place that no list has."""
-    from flmm_plugin.tasks.standalone import StandaloneTask
-
+    options = dict(config.get("dataset_kwargs") or {})
+    if options.get("token") is True and get_token() is None:
+        login = "it is asked for with a login: hf auth login, or HF_TOKEN=<token>"
+        return Need("data", what, here=False, command=login, users=named)
     try:
-        docs = StandaloneTask(name).docs
-        return len(docs) == 0 or Path(str(docs[0]["image_path"])).is_file()
-    except (FlmmError, OSError, KeyError):
-        return False
+        info: Any = HfApi(library_name="flmm-plugin").dataset_info(repo, files_metadata=True, timeout=_SECONDS)
+    except Exception as exc:  # no network behind a proxy, no such data set, no right to it
+        return Need("data", f"{what}: {type(exc).__name__}", here=False, command=command, users=named)
+    size, space = _sizes(info, part)
+    plain = set(options) <= _PLAIN_OPTIONS
+    return Need(
+        "data", what, False, size, space, f"https://huggingface.co/datasets/{repo}",
+        str(getattr(info.card_data, "license", None) or ""), command,
+        _fetch_set(repo, part, options) if plain else lambda: None, named,
+    )  # fmt: skip
+
+
+def _sizes(info: Any, part: str | None) -> tuple[int | None, int | None]:
+    """Return the bytes of a data set's download and those on the disk in the end, as its page states them."""
+    stated = (info.card_data.to_dict() if info.card_data is not None else {}).get("dataset_info") or []
+    for one in [stated] if isinstance(stated, dict) else stated:
+        if part in (None, one.get("config_name")) and isinstance(one.get("download_size"), int):
+            size = int(one["download_size"])
+            return size, size + int(one.get("dataset_size") or size)
+    sizes = [one.size for one in info.siblings or ()]
+    known = None if None in sizes or (part is not None and not stated) else sum(sizes)
+    return known, None if known is None else 2 * known
+
+
+def _fetch_set(repo: str, part: str | None, options: Mapping[str, Any]) -> Callable[[], object]:
+    """Return what fetches a data set as lmms-eval does, which then finds it in the cache."""
+
+    def bring() -> None:
+        import datasets
+
+        place = os.environ.get("LMMS_EVAL_DATASETS_CACHE")
+        try:
+            datasets.load_dataset(path=repo, name=part, cache_dir=place, **options)
+        except Exception as exc:
+            raise DataNotFound(
+                f"cannot fetch {repo} ({type(exc).__name__}: {' '.join(str(exc).split())[:300]}); what has arrived is "
+                "kept, so the same command goes on. For a data set with terms: hf auth login, and accept them there"
+            ) from exc
+
+    return bring
 
 
 def _on_the_scenes(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,17 +307,14 @@ def _on_the_scenes(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**shown, "class": WorldTask, "dataset_path": SCENES_ROOT, "dataset_kwargs": {"repo": repo}}
 
 
-def _cached(kind: str, repo: str) -> bool:
-    """Look for a repository in one of the hub's caches, as files or (data sets) as they were read."""
+def _cached(repo: str) -> bool:
+    """Look for a data set: a folder, or one in the hub's cache, as files or as they were read."""
+    import datasets
     from huggingface_hub import constants
 
-    snapshots = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}" / "snapshots"
-    if snapshots.is_dir() and any(snapshots.iterdir()):
+    snapshots = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "snapshots"
+    if Path(repo).exists() or (snapshots.is_dir() and any(snapshots.iterdir())):
         return True
-    if kind != "datasets":
-        return False
-    import datasets
-
     read = Path(os.environ.get("LMMS_EVAL_DATASETS_CACHE") or datasets.config.HF_DATASETS_CACHE)
     wanted = _letters(repo)
     return read.is_dir() and any(_letters(entry.name) == wanted for entry in read.iterdir())

@@ -21,8 +21,10 @@ from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, MODEL_A
 from flmm_plugin.adapters.vlmevalkit import outcomes
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS, SYNTHETIC
 from flmm_plugin.adapters.vlmevalkit.command_line import checked, judge_default
+from flmm_plugin.adapters.vlmevalkit.preflight import bring
 from flmm_plugin.adapters.vlmevalkit.register import refuse_unknown_names, register_when_imported
 from flmm_plugin.errors import FlmmError, ToolNotFound, UnknownArgument
+from flmm_plugin.needs import OFFLINE_VARIABLE, NotReady
 from flmm_plugin.options import arguments_of, refuse_unknown
 
 RUN_VARIABLE = "VLMEVALKIT_RUN"
@@ -52,6 +54,7 @@ examples:
                                                   "FlmmBenchmark", "dataset": "PNG"}}}
 
   --model-args ARGS   name=value,name=value as lmms_eval --model_args takes them: pretrained, heads, visual_cot, ...
+  --no-fetch          fetch nothing: list models, heads and data of this package that are missing
   --judge NAME        of the kit; without it and without a key (OPENAI_API_KEY or LOCAL_LLM), exact_matching
 
 Data: FLMM_DATA (default data/) for the benchmarks of this package (flmm data check), LMUData for the kit's own.
@@ -97,11 +100,13 @@ def run(words: Sequence[str]) -> int:
     Raises:
         ToolNotFound: There is no kit.
         UnknownArgument: ``--model-args`` without arguments, or a name that does not exist.
-        OutputFailed: The work folder cannot be written.
+        OutputFailed: The work folder cannot be written, or the disk has no room for what must be fetched.
+        NotReady: Something is missing that may not or cannot be fetched.
     """
-    words = _take_model_arguments(list(words))
+    words = _take_no_fetch(_take_model_arguments(list(words)))
     asked = checked(words)
     script = find_run()
+    bring(asked)
     register_when_imported()
     sys.argv = [str(script), *words]
     kit = _executed(script)
@@ -134,7 +139,10 @@ def _begin_hooked() -> None:
         return
     sys.excepthook = _one_line_for_an_interrupt
     try:
-        refuse_unknown_names(checked(sys.argv[1:])._replace(data=()))  # run.py goes on without an unknown data set
+        sys.argv[1:] = _take_no_fetch(sys.argv[1:])
+        asked = checked(sys.argv[1:])
+        refuse_unknown_names(asked._replace(data=()))  # run.py goes on without an unknown data set
+        bring(asked)
     except FlmmError as exc:
         print(_refusal(exc), file=sys.stderr)
         raise SystemExit(2) from exc
@@ -142,7 +150,9 @@ def _begin_hooked() -> None:
 
 
 def _refusal(error: FlmmError) -> str:
-    """Write an error as one line."""
+    """Write an error as one line; a list of what is missing as it is."""
+    if isinstance(error, NotReady):
+        return f"flmm-vlmeval: {type(error).__name__}: {error}"
     return f"flmm-vlmeval: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -218,6 +228,14 @@ def _take_model_arguments(words: list[str]) -> list[str]:
             raise UnknownArgument("--model-args needs arguments: name=value,name=value")
         refuse_unknown("--model-args", arguments_of(given), MODEL_ARGUMENTS)
         os.environ[ARGUMENTS_VARIABLE] = given
+    return rest
+
+
+def _take_no_fetch(words: list[str]) -> list[str]:
+    """Return the words without ``--no-fetch``, which every process then finds in the environment."""
+    rest = [word for word in words if word not in ("--no-fetch", "--no_fetch")]
+    if len(rest) < len(words):
+        os.environ[OFFLINE_VARIABLE] = "1"
     return rest
 
 

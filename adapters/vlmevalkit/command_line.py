@@ -32,11 +32,13 @@ class Requested(NamedTuple):
         models: Values of ``--model``, or keys of a ``--config`` file.
         data: Values of ``--data``, or keys of a ``--config`` file.
         free: Whether the names may be any, being explained in a file or somewhere on the network.
+        ours: Models of this package among them: keys of `DEFAULTS`, each with the arguments of a ``--config`` file.
     """
 
     models: Sequence[str]
     data: Sequence[str]
     free: bool
+    ours: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
 
 def checked(words: Sequence[str]) -> Requested:
@@ -64,12 +66,16 @@ def checked(words: Sequence[str]) -> Requested:
         if given.data or given.model:
             raise UnknownArgument("--config names the models and the data; leave --model and --data out")
         content = _configuration(Path(given.config))
-        found = Requested(list(content["model"]), list(content["data"]), True)
+        entries = [entry for entry in content["model"].values() if entry.get("class") == _MODEL]
+        ours = [(str(entry.get("name", "flmm_auto")), _arguments(entry)) for entry in entries]
+        found = Requested(list(content["model"]), list(content["data"]), True, ours)
     else:
         for name, listed in (("--data", given.data), ("--model", given.model)):
             if not listed:
                 raise UnknownArgument(f"{name} is missing; flmm-vlmeval list shows what this package has")
-        found = Requested(given.model, given.data, bool(given.base_url or given.api_mode or given.data_config))
+        free = bool(given.base_url or given.api_mode or given.data_config)
+        ours = [(model, {}) for model in given.model if model in DEFAULTS]
+        found = Requested(given.model, given.data, free, ours)
     for model in found.models:
         if not found.free and model.startswith("flmm_") and model not in DEFAULTS:
             raise UnknownArgument(unknown("model", model, DEFAULTS))
@@ -117,6 +123,10 @@ def judge_default(words: Sequence[str]) -> list[str]:
         return []
     print("flmm: no judge and no key: answers are matched exactly (--judge NAME asks one)", file=sys.stderr)
     return ["--judge", "exact_matching"]
+
+
+def _arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("class", "name")}
 
 
 def _configuration(path: Path) -> Mapping[str, Mapping[str, Any]]:

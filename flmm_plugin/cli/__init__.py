@@ -24,6 +24,7 @@ examples:
   flmm data check refcoco                                   check that a benchmark's data is complete
   flmm doctor                                               check this installation
   flmm heads show heads.safetensors                         which model heads are for; also convert, push, pull
+  flmm plan --model flmm_llava --tasks mme,refcoco_seg      what a run needs and costs, before anything runs
   flmm train flmm_tiny --out runs/tiny                      train heads for a frozen model, from a recipe
   flmm ablate decoder                                       the paper's ablations, each with its table and figure
   flmm score results/                                       every metric again from logged samples, with intervals
@@ -69,7 +70,20 @@ def build_parser(command: str = "") -> Parser:
     Args:
         command: First word of the command line; the subcommands of ``flmm tiny`` are loaded only for ``tiny``.
     """
-    from flmm_plugin.cli import ablate, data, doctor, heads, listing, look, preserve, report, reproduce, score, train
+    from flmm_plugin.cli import (
+        ablate,
+        data,
+        doctor,
+        heads,
+        listing,
+        look,
+        plan,
+        preserve,
+        report,
+        reproduce,
+        score,
+        train,
+    )
 
     parser = Parser(
         prog="flmm",
@@ -79,7 +93,7 @@ def build_parser(command: str = "") -> Parser:
     parser.add_argument("--version", action="version", version=f"flmm-plugin {flmm_plugin.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     look.add_subcommands(commands)
-    for module in (listing, data, doctor, heads, train, ablate, score, report, reproduce, preserve):
+    for module in (listing, data, doctor, heads, plan, train, ablate, score, report, reproduce, preserve):
         module.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False

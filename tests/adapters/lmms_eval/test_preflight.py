@@ -80,7 +80,7 @@ def test_real_data_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_that_was_named_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLMM_DATA", "/nowhere")
-    with pytest.raises(NotReady, match=r"not under /nowhere: flmm data download refcoco"):
+    with pytest.raises(NotReady, match=r"flmm data download refcoco .*--root /nowhere"):
         check(asked())
 
 
@@ -88,8 +88,6 @@ def test_all_that_is_missing_is_said_at_once_with_its_commands() -> None:
     tasks = "mme,refcoco_seg,flmm_reasonseg_val,flmm_viscot_sroie"
     with pytest.raises(NotReady) as caught:
         check(asked(tasks, "flmm_llava", model_args={"heads": "gone.safetensors", "sam_checkpoint": "sam.pth"}))
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 1 + 7
     for word in (
         "hf download llava-hf/llava-1.5-7b-hf", "gone.safetensors", "sam.pth",
         "hf download --repo-type dataset lmms-lab-encoder/MME", "flmm data download refcoco --root data",

@@ -121,6 +121,54 @@ def test_masks_go_into_tsv_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             command_line.checked(words[:-1])
 
 
+def test_what_is_missing_is_one_screen_before_the_kit_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text("raise SystemExit('the kit was imported')")
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "VLMEVALKIT_RUN": str(script),
+        "FLMM_CACHE": str(tmp_path / "cache"),
+        "FLMM_OFFLINE": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("PRED_FORMAT", "FLMM_DATA", "FLMM_MODEL_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ["--no-fetch", "--model", "flmm_deepseekvl", "--data"]
+    assert command.main([*words, "MME", "PNG"]) == 2
+    said = capsys.readouterr().err
+    for word in ("deepseek-community/deepseek-vl-1.3b-chat", "heads", "flmm data download png", "NotReady"):
+        assert word in said
+    assert os.environ["FLMM_OFFLINE"] == "1"
+    assert command.main([*words, "MME"]) == 2
+    said = capsys.readouterr().err
+    assert "deepseek-vl-1.3b-chat" in said
+    assert "heads" not in said, "a run that only chats needs none"
+    entries = {"model": {"mine": {"class": "FLMM", "name": "flmm_llava", "heads": "none"}}, "data": {"MME": {}}}
+    (tmp_path / "c.json").write_text(json.dumps(entries))
+    assert command.main(["--config", "c.json"]) == 2
+    assert "llava-hf/llava-1.5-7b-hf" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="the kit was imported"):
+        command.main(["--model", "flmm_tiny", "--data", "RefCOCO_SEG_TINY"])
+
+
+def test_a_program_with_the_hook_gets_the_same_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLMM_OFFLINE", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(command, "refuse_unknown_names", lambda _: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--model", "flmm_llava", "--no-fetch", "--data", "MME"])
+    with pytest.raises(SystemExit):
+        command._begin_hooked()
+    assert "llava-hf/llava-1.5-7b-hf" in capsys.readouterr().err
+    assert "--no-fetch" not in sys.argv
+
+
 def kit(folder: Path, *, inside: bool) -> Path:
     """A package named like the kit, with run.py where ms-vlmeval or a clone has it."""
     package = folder / "vlmeval"
