@@ -27,7 +27,7 @@ class Need:
 
     Attributes:
         kind: ``model``, ``heads``, ``sam``, ``data`` or ``key``; the first column of a listing.
-        what: Words that name it.
+        what: Words that name it, such as ``SAM vit_l``.
         here: Whether it is on this machine.
         size: Bytes to fetch if it is not here; None where nobody states them.
         space: Bytes that it takes on the disk in the end, with what is unpacked or made of it; None: as ``size``.
@@ -124,8 +124,9 @@ def provide(needs: Iterable[Need], *, fetch: bool, folder: Path) -> None:
 
 def _total(needs: Sequence[Need]) -> str:
     known = sum(need.size or 0 for need in needs)
-    unknown = any(need.size is None for need in needs)
-    return f"{size_text(known)}{' and what nobody states' if unknown else ''}"
+    if all(need.size is not None for need in needs):
+        return size_text(known)
+    return f"{size_text(known)} and parts of unknown size" if known else "of unknown size"
 
 
 def _terms(need: Need) -> str:

@@ -31,7 +31,7 @@ Without it OUT is small, and the SAM file has to be given whenever the heads are
 _CONVERT_EXAMPLES = """\
 examples:
   flmm heads convert frozen_deepseek_vl_1_3b.pth deepseek.safetensors --backbone deepseek-vl-1.3b-chat \\
-      --sam-checkpoint sam_vit_l_0b3195.pth
+      --sam-checkpoint vit_l
   flmm ground street.jpg "the man on the left" --model deepseek-community/deepseek-vl-1.3b-chat \\
       --heads deepseek.safetensors
 """
@@ -67,6 +67,16 @@ def _add_get_and_list(actions: Any) -> None:
     get.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     add_no_fetch(get)
     get.set_defaults(run=_get)
+    sam = actions.add_parser(
+        "get-sam",
+        help="put SAM into the store by name",
+        description="Fetch Meta's file of SAM once and check it, or take transformers' form of it from the hub; print "
+        "where it is. Every command that needs a SAM finds it there.",
+        epilog="examples:\n  flmm heads get-sam vit_l\n  flmm heads get-sam facebook/sam-vit-large",
+    )
+    sam.add_argument("name", metavar="NAME", help="vit_b, vit_l, vit_h, or a folder or hub repository of a SamModel")
+    add_no_fetch(sam)
+    sam.set_defaults(run=_get_sam)
     released = actions.add_parser(
         "list",
         help="released heads and those in the store",
@@ -91,7 +101,7 @@ def _add_convert(actions: Any) -> None:
         help="the LMM they were trained on: the paper's name, a hub name, or a folder with config.json",
     )
     parser.add_argument("--sam", default="vit_l", metavar="SIZE", help="vit_b, vit_l, vit_h, or a JSON file of numbers")
-    parser.add_argument("--sam-checkpoint", type=Path, metavar="FILE", help="Meta's file, e.g. sam_vit_l_0b3195.pth")
+    parser.add_argument("--sam-checkpoint", metavar="SAM", help="Meta's file, or vit_b, vit_l, vit_h to fetch it")
     parser.add_argument(
         "--no-join", action="store_true", help="use the SAM file for checks, but do not store it in OUT"
     )
@@ -164,6 +174,14 @@ def _get(args: argparse.Namespace) -> int:
     return 0
 
 
+def _get_sam(args: argparse.Namespace) -> int:
+    from flmm_plugin.heads.sam_files import sam_file
+
+    path = sam_file(args.name, fetch=not args.no_fetch)
+    print(f"{path}: SAM {args.name}, {_megabytes(path)}")
+    return 0
+
+
 def _own_numbers(name: str) -> BackboneFacts | None:
     """Return what the configuration of a released LMM's checkpoint says, None where it cannot be read."""
     from flmm_plugin.heads.released import need_released
@@ -182,7 +200,7 @@ def _convert(args: argparse.Namespace) -> int:
         state,
         backbone_numbers(args.backbone),
         sam=_sam(args.sam),
-        sam_checkpoint=args.sam_checkpoint,
+        sam_checkpoint=None if args.sam_checkpoint is None else _sam_path(args.sam_checkpoint),
         join=not args.no_join,
         template=args.template,
         placement=args.placement,
@@ -229,6 +247,14 @@ def _sam(text: str) -> str | dict[str, Any]:
     if not isinstance(numbers, dict):
         raise BadCheckpoint(f"{path} must hold a JSON object with the numbers of a small SAM")
     return numbers
+
+
+def _sam_path(text: str) -> Path:
+    """Return the file that ``--sam-checkpoint`` names; a path is as it is, so that a missing file is called that."""
+    from flmm_plugin.heads.sam_files import sam_file
+
+    path = Path(text)
+    return path if path.suffix in (".pth", ".pt", ".safetensors") else sam_file(text)
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -325,7 +351,7 @@ def released_content(path: Path) -> dict[str, Any]:
         "layers": layers,
         "hidden_size": hidden,
         "shape of heads for": ", ".join(one.name for one in of_shape(maps, layers, hidden)) or "no LMM of the paper",
-        "next": f"flmm heads convert {path} OUT.safetensors --backbone NAME --sam-checkpoint sam_vit_l_0b3195.pth",
+        "next": f"flmm heads convert {path} OUT.safetensors --backbone NAME --sam-checkpoint vit_l",
     }
 
 

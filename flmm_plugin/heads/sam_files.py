@@ -28,6 +28,12 @@ LICENCE = "Apache-2.0"
 _ADDRESS = "https://dl.fbaipublicfiles.com/segment_anything"
 #: Bytes of Meta's files.
 _SIZES = {"vit_b": 375_042_383, "vit_l": 1_249_524_607, "vit_h": 2_564_550_879}
+#: Repositories of the hub that hold the same tensors in transformers' form.
+_OF_TRANSFORMERS = {
+    "vit_b": "facebook/sam-vit-base",
+    "vit_l": "facebook/sam-vit-large",
+    "vit_h": "facebook/sam-vit-huge",
+}
 _WEIGHTS = "model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -63,8 +69,8 @@ def sam_file(name: str | Path, *, fetch: bool = True) -> Path:
     """Return the file of a SAM by name; what is not in the store is fetched or renamed once.
 
     Args:
-        name: ``vit_b``, ``vit_l`` or ``vit_h`` for Meta's own; a file, as it is; a folder or a hub repository of
-            transformers' form, such as ``facebook/sam-vit-large``.
+        name: ``vit_b``, ``vit_l`` or ``vit_h`` for Meta's own, or transformers' form of it where only that is here; a
+            file, as it is; a folder or a hub repository of transformers' form, such as ``facebook/sam-vit-large``.
         fetch: Whether anything may be fetched.
 
     Raises:
@@ -73,9 +79,10 @@ def sam_file(name: str | Path, *, fetch: bool = True) -> Path:
         DataNotFound, BadAnnotation, BadCheckpoint: From fetching and renaming; what has arrived is kept.
     """
     provide([sam_need(name)], fetch=fetch, folder=files.cache_folder())
-    place = _place(name)
-    if not place.is_file():  # a folder of transformers' form, which nothing has to be fetched for
-        _write(_safetensors(str(name)), place)
+    text = _one_that_is_here(str(name))
+    place = _place(text)
+    if not place.is_file():  # transformers' form is here, and nothing had to be fetched
+        _write(_safetensors(text), place)
     return place
 
 
@@ -88,7 +95,8 @@ def sam_need(name: str | Path) -> Need:
     Raises:
         UnknownArgument: Nothing has this name.
     """
-    text, place = str(name), _place(name)
+    text = _one_that_is_here(str(name))
+    place = _place(text)
     if text in OFFICIAL_FILES:
         file = OFFICIAL_FILES[text]
         web = WebFile((f"{_ADDRESS}/{file}",), file)
@@ -99,16 +107,16 @@ def sam_need(name: str | Path) -> Need:
             size=_SIZES[text],
             source=web.urls[0],
             licence=LICENCE,
-            command=f"curl -L --create-dirs -C - -o '{place}' {web.urls[0]}",
+            command=f"flmm heads get-sam {text}",
             bring=lambda: fetch_file(web, place.parent, problem_of_digits),
         )
     return Need(
         "sam",
         f"SAM {text}",
-        place.is_file() or Path(text).is_dir(),
+        place.is_file() or Path(text).is_dir() or _cached(text) is not None,
         source=f"https://huggingface.co/{text}",
         licence=LICENCE,
-        command=f"hf download {text} {_WEIGHTS}",
+        command=f"flmm heads get-sam {text}",
         bring=lambda: _write(_safetensors(text), place),
     )
 
@@ -129,6 +137,22 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, new, name)
         found[name] = tensor
     return found
+
+
+def _one_that_is_here(name: str) -> str:
+    """Return the repository of transformers' form for one of Meta's names of which only that form is here."""
+    other = _OF_TRANSFORMERS.get(name)
+    if other is None or _place(name).is_file():
+        return name
+    return other if _place(other).is_file() or _cached(other) is not None else name
+
+
+def _cached(repository: str) -> Path | None:
+    """Return the weights of a repository in the hub's cache on this machine, None if they are not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, _WEIGHTS) if _HUB_ID.fullmatch(repository) else None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _place(name: str | Path) -> Path:
@@ -159,6 +183,9 @@ def _safetensors(name: str) -> Path:
         if not (folder / _WEIGHTS).is_file():
             raise BadCheckpoint(f"{folder} has no {_WEIGHTS}; give Meta's file, or a folder of transformers' SamModel")
         return folder / _WEIGHTS
+    cached = _cached(name)
+    if cached is not None:
+        return cached
     from huggingface_hub import hf_hub_download
 
     try:

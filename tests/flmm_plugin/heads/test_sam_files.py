@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from flmm_plugin.cli import main
 from flmm_plugin.errors import BadAnnotation, BadCheckpoint, DataNotFound, UnknownArgument
 from flmm_plugin.heads import build_sam, sam_files
 from flmm_plugin.heads.sam_files import sam_file, sam_need
@@ -95,8 +96,10 @@ def test_the_form_of_transformers_is_the_same_model(world: Any, of_transformers:
         sparse, dense = ours.prompt_encoder((points, torch.ones(1, 1)), None, mask)
         masks, scores = ours.mask_decoder(embedding, ours.prompt_encoder.get_dense_pe(), sparse, dense, True)
         found = theirs(pixel_values=pixels, input_points=points[None], input_masks=mask, multimask_output=True)
-    torch.testing.assert_close(masks, found.pred_masks[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(scores, found.iou_scores[0], rtol=1e-4, atol=1e-4)
+        theirs_embedding = theirs.get_image_embeddings(pixels)
+    torch.testing.assert_close(embedding, theirs_embedding, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(masks, found.pred_masks[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores, found.iou_scores[0], rtol=1e-5, atol=1e-5)
     assert sam_file(of_transformers).is_relative_to(world.home)
 
 
@@ -110,3 +113,25 @@ def test_a_repository_of_the_hub(world: Any, of_transformers: Path, small: dict[
         sam_file("facebook/none")
     with pytest.raises(BadCheckpoint, match="safetensors"):
         sam_file(tmp_path)
+
+
+def test_a_name_takes_what_the_cache_of_the_hub_holds(
+    world: Any, of_transformers: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sam_files._OF_TRANSFORMERS, "vit_b", "facebook/sam-vit-tiny")
+    world.hub.add_folder("facebook/sam-vit-tiny", of_transformers)
+    assert not sam_need("vit_b").here
+    sam_files._safetensors("facebook/sam-vit-tiny")  # what a user of transformers has in the cache
+    asked = len(world.proxy.answered)
+    assert sam_need("vit_b").here
+    path = sam_file("vit_b", fetch=False)
+    build_sam(small, path)
+    assert len(world.proxy.answered) == asked
+    assert sam_file("vit_b", fetch=False) == path
+
+
+def test_the_command_says_where_it_is(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", "get-sam", "vit_b", "--no-fetch"]) != 0
+    assert "flmm heads get-sam vit_b" in capsys.readouterr().err
+    assert main(["heads", "get-sam", "vit_b"]) == 0
+    assert str(world.home / ".cache/flmm/sam") in capsys.readouterr().out

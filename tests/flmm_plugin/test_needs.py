@@ -1,0 +1,94 @@
+"""What a run needs: one screen where something is missing, and nothing half fetched."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from flmm_plugin import files
+from flmm_plugin.errors import OutputFailed
+from flmm_plugin.needs import Need, NotReady, listing, missing, offline, provide, size_text
+
+
+@pytest.fixture(autouse=True)
+def _online(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FLMM_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def needs(brought: list[str]) -> list[Need]:
+    return [
+        Need("model", "owner/model", here=True),
+        Need(
+            "sam", "SAM vit_l", here=False, size=1_200_000_000, source="https://example.org/sam", licence="Apache-2.0",
+            command="flmm heads get-sam vit_l", bring=lambda: brought.append("sam"),
+        ),
+        Need(
+            "data", "pictures", here=False, command="flmm data download a", bring=lambda: brought.append("data"),
+            users=("a", "b", "c", "d"),
+        ),
+    ]  # fmt: skip
+
+
+def test_everything_missing_is_brought_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    brought: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        provide(needs(brought), fetch=True, folder=tmp_path / "new")
+    assert brought == ["sam", "data"]
+    assert "1.2 GB and parts of unknown size" in caplog.text
+    assert "https://example.org/sam; licence: Apache-2.0" in caplog.text
+
+
+def test_what_is_here_is_not_brought(tmp_path: Path) -> None:
+    provide([Need("model", "owner/model", here=True)], fetch=False, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert missing(needs([]))[0].what == "SAM vit_l"
+
+
+@pytest.mark.parametrize("variable", ["FLMM_OFFLINE", "HF_HUB_OFFLINE", None])
+def test_where_nothing_may_be_fetched_one_screen_lists_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(variable, "1")
+    assert offline() == (variable is not None)
+    brought: list[str] = []
+    with pytest.raises(NotReady, match="switched off") as caught:
+        provide(needs(brought), fetch=variable is not None, folder=tmp_path)
+    assert brought == []
+    first, *screen = str(caught.value).splitlines()
+    assert "model" not in "".join(screen)
+    assert screen == listing(missing(needs([]))).splitlines()
+    assert all(len(line) <= 100 for line in (first, *screen))
+
+
+def test_nothing_is_fetched_where_one_part_can_only_be_had_by_hand(tmp_path: Path) -> None:
+    brought: list[str] = []
+    form = Need("data", "answers", here=False, command="fill in the form at https://data.example")
+    with pytest.raises(NotReady, match="form") as caught:
+        provide([*needs(brought), form], fetch=True, folder=tmp_path)
+    assert brought == []
+    assert "switched off" not in str(caught.value)
+
+
+def test_a_disk_without_room_for_all_of_it_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "KEEP_FREE", 1 << 60)
+    brought: list[str] = []
+    with pytest.raises(OutputFailed, match="free"):
+        provide(needs(brought), fetch=True, folder=tmp_path)
+    assert brought == []
+
+
+def test_a_listing_has_one_column_each_and_the_command_below() -> None:
+    lines = listing(missing(needs([]))).splitlines()
+    assert lines[0].split() == ["sam", "SAM", "vit_l", "1.2", "GB"]
+    assert lines[1].strip() == "flmm heads get-sam vit_l"
+    assert "for a, b, c and 1 more" in lines[2]
+    assert lines[0].index("GB") == lines[2].index("GB")
+    assert listing([]) == ""
+
+
+def test_sizes_have_one_unit() -> None:
+    assert [size_text(size) for size in (999, 2_500_000, 19_300_000_000, None)] == ["1 kB", "2 MB", "19.3 GB", "? GB"]
