@@ -168,7 +168,8 @@ def _place(name: str | Path) -> Path:
         facts = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         return folder / f"{path.resolve().name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.pth"
     if _HUB_ID.fullmatch(text) and path.suffix not in (".pth", ".pt", ".safetensors"):
-        return folder / f"{text.replace('/', '--')}.pth"
+        size = next((f"-{size}" for size, repository in _OF_TRANSFORMERS.items() if repository == text), "")
+        return folder / f"{text.replace('/', '--')}{size}.pth"  # those who load it find the size in its name
     hint = did_you_mean(text, OFFICIAL_FILES) or "."
     raise UnknownArgument(
         f"there is no SAM {text!r}{hint} Give {', '.join(OFFICIAL_FILES)}, a file, or a folder or hub repository of "

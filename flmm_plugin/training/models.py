@@ -127,20 +127,21 @@ def load_sam(sam: str | dict[str, Any], checkpoint: str | None) -> Sam:
 
     Args:
         sam: ``vit_b``, ``vit_l`` or ``vit_h``; or the numbers of a small one.
-        checkpoint: Meta's ``.pth``, a ``.safetensors`` that holds a SAM, or the name of a model that a package ships.
-            None: Meta's file of that name, fetched once; of a small SAM initial weights.
+        checkpoint: Meta's ``.pth``, a ``.safetensors`` that holds a SAM, the name of a model that a package ships, or a
+            name that `sam_file` takes. None: that of ``sam``, fetched once; of a small SAM initial weights.
 
     Raises:
         BadCheckpoint: No such file, or one of another size.
         NotReady: Meta's file is not here, and nothing may be fetched.
     """
-    if checkpoint is None and isinstance(sam, str):
-        checkpoint = str(sam_file(sam))
-    if checkpoint is not None and bundled.is_model(checkpoint):
-        return sam_of_file(sam, bundled.model(checkpoint).sam())
-    if checkpoint is not None and checkpoint.endswith(".safetensors"):
-        return sam_of_file(sam, Path(checkpoint))
-    return build_sam(sam, checkpoint)
+    source = sam if checkpoint is None and isinstance(sam, str) else checkpoint
+    if source is None:
+        return build_sam(sam)
+    if bundled.is_model(source):
+        return sam_of_file(sam, bundled.model(source).sam())
+    if source.endswith(".safetensors"):
+        return sam_of_file(sam, Path(source))
+    return build_sam(sam, source if source.endswith((".pth", ".pt")) else sam_file(source))
 
 
 def layer_numbers(layers: Layers, count: int) -> tuple[int, ...]:

@@ -126,6 +126,7 @@ def test_a_name_takes_what_the_cache_of_the_hub_holds(
     assert sam_need("vit_b").here
     path = sam_file("vit_b", fetch=False)
     build_sam(small, path)
+    assert "vit_b" in path.name
     assert len(world.proxy.answered) == asked
     assert sam_file("vit_b", fetch=False) == path
 

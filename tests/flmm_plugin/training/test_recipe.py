@@ -95,8 +95,9 @@ def test_a_recipe_states_what_differs_from_the_one_that_it_extends(tmp_path: Pat
 
 def test_sam_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLMM_CACHE", str(tmp_path))
-    with pytest.raises(NotReady, match="sam_vit_b"):
-        models.load_sam("vit_b", None)
+    for checkpoint in (None, "vit_b"):
+        with pytest.raises(NotReady, match="sam_vit_b"):
+            models.load_sam("vit_b", checkpoint)
 
 
 def test_the_recipe_of_any_model_takes_nothing_of_another() -> None:
