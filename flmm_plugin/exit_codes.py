@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from flmm_plugin.errors import FlmmError
+from flmm_plugin.needs import NotReady
 
 #: Exit status of a command that could not do what it was asked, for a reason that its last line names.
 FAILED = 2
@@ -60,12 +61,14 @@ def status_of(run: Callable[[], int], *, name: str = "flmm", stopped: Callable[[
 
 
 def named(error: BaseException) -> str:
-    """Name an error in one line.
+    """Name an error in one line; the list of what is missing keeps its lines.
 
     >>> named(FileNotFoundError(2, "No such file or directory", "a.json"))
     'FileNotFoundError: a.json: No such file or directory'
     """
     kind, words = type(error).__name__, str(error)
+    if isinstance(error, NotReady):
+        return f"{kind}: {words}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         words = f"{error.filename}: {error.strerror}"
     elif isinstance(error, UnicodeDecodeError):

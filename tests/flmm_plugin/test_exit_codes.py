@@ -12,6 +12,7 @@ import pytest
 
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.exit_codes import status_of
+from flmm_plugin.needs import NotReady
 
 
 def _deep() -> int:
@@ -38,6 +39,14 @@ def test_what_has_a_name_is_one_line(error: BaseException, said: str, capsys: py
     assert shown.startswith("flmm: ")
     assert said in shown
     assert shown.count("\n") == 1
+
+
+def test_what_is_missing_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise NotReady("this is missing:\n  model  a\n  sam    b")
+
+    assert status_of(fail) == 2
+    assert capsys.readouterr().err == "flmm: NotReady: this is missing:\n  model  a\n  sam    b\n"
 
 
 def test_deep_input_is_named(capsys: pytest.CaptureFixture[str]) -> None:
