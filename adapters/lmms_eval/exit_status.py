@@ -207,9 +207,10 @@ def _prepare(given: dict[str, Any]) -> None:
     if by_hand and isinstance(options, str):
         given["gen_kwargs"] = f"{options},{GIVEN}={by_hand}"
     manager.flmm_changes = changes
-    if changes and _is_first():
+    from_scenes = [name for name, change in changes.items() if "task_alias" in change]
+    if from_scenes and _is_first():
         line = (
-            f"{', '.join(changes)}: no data of it is here, so the embedded model's own world of shapes is read; no "
+            f"{', '.join(from_scenes)}: no data of it is here, so the embedded model's own world of shapes is read; no "
             "number is the benchmark's (flmm data list)"
         )
         say(NAME, line)

@@ -73,7 +73,7 @@ class Survey:
         tasks: Single tasks by name: the folder of this package's tasks that each is in, None for others, and its YAML.
         grounds: Names of the tasks that need heads.
         needs: Everything that is needed, whether here or not.
-        changes: For each task that reads the synthetic scenes instead of its own data: what to change of its YAML.
+        changes: By task, what to change of its YAML so that it reads the synthetic scenes, or needs no login.
         folder: Folder on the disk that takes what is fetched.
     """
 
@@ -89,7 +89,7 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     """Look at everything, and fetch what is missing; nothing is loaded.
 
     Returns:
-        For each task that reads the synthetic scenes instead of its own data: what to change of its configuration.
+        By task, what to change of its configuration so that it reads the synthetic scenes, or needs no login.
 
     Raises:
         UnknownArgument: A name, device or option that does not exist, or few-shot.
@@ -145,6 +145,8 @@ def survey(asked: Asked) -> Survey:
                 changes[name] = _on_the_scenes(name, config)
             else:
                 sets.setdefault((repo, config.get("dataset_name")), []).append(name)
+                if _asks_for_a_login_in_vain(config):
+                    changes[name] = {"dataset_kwargs": {**config["dataset_kwargs"], "token": False}}
         elif use is not None:
             needed = needs_of([use])
             if embedded and _has_nothing(use, needed, config):
@@ -246,11 +248,13 @@ def _set_need(repo: str, part: str | None, users: Sequence[str], config: Mapping
     from huggingface_hub import HfApi, get_token
 
     options = dict(config.get("dataset_kwargs") or {})
-    if options.get("token") is True and get_token() is None:
-        login = "it is asked for with a login: hf auth login, or HF_TOKEN=<token>"
-        return Need("data", what, here=False, command=login, users=named)
+    if _asks_for_a_login_in_vain(config):
+        options["token"] = False
     try:
         info: Any = HfApi(library_name="flmm-plugin").dataset_info(repo, files_metadata=True, timeout=_SECONDS)
+        if info.gated and get_token() is None:
+            login = "its terms must be accepted on its page: hf auth login, or HF_TOKEN=<token>"
+            return Need("data", what, here=False, command=login, users=named)
     except Exception as exc:  # no network behind a proxy, no such data set, no right to it
         return Need("data", f"{what}: {type(exc).__name__}", here=False, command=command, users=named)
     size, space = _sizes(info, part)
@@ -260,6 +264,13 @@ def _set_need(repo: str, part: str | None, users: Sequence[str], config: Mapping
         str(getattr(info.card_data, "license", None) or ""), command,
         _fetch_set(repo, part, options) if plain else lambda: None, named,
     )  # fmt: skip
+
+
+def _asks_for_a_login_in_vain(config: Mapping[str, Any]) -> bool:
+    """Tell whether a task asks for its data with a login where nobody is logged in; public data comes without."""
+    from huggingface_hub import get_token
+
+    return (config.get("dataset_kwargs") or {}).get("token") is True and get_token() is None
 
 
 def _sizes(info: Any, part: str | None) -> tuple[int | None, int | None]:
