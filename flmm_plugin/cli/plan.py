@@ -25,7 +25,7 @@ examples:
   flmm plan --model flmm_deepseekvl --tasks mme,refcoco_seg         before lmms_eval with the same words
   flmm plan --model flmm_llava:heads=none,load_in_4bit=true --tasks flmm_qa --batch-size 8 --device A100
   flmm plan flmm_deepseekvl data.root=/data epochs=4                before flmm train with the same words
-  flmm plan table1 --backbones flmm_deepseekvl flmm_llava           before flmm reproduce with the same words
+  flmm plan table1 --backbones deepseek-vl-1.3b,llava-1.5-7b        before flmm reproduce with the same words
   flmm plan flmm_deepseekvl --json                                  for scripts
 
 What is read: configurations (a few kilobytes from the hub, if they are not here) and the sizes that hub and data
@@ -157,13 +157,13 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def _of_table(args: argparse.Namespace) -> Plan:
-    from flmm_plugin.cli.reproduce import chosen_tasks
+    from flmm_plugin.cli.reproduce import chosen_tasks, specs_of
     from flmm_plugin.reports.table_layouts import layouts_of
 
     tasks = chosen_tasks(layouts_of([args.what]), args.tasks)
     if not args.backbones:
         raise UnknownArgument("name the models of the table: --backbones MODEL[:ARGS] ... (flmm list)")
-    return _of_models(args.backbones, tasks, args)
+    return _of_models(specs_of(args.backbones), tasks, args)
 
 
 def _of_models(specs: Sequence[str], tasks: Sequence[str], args: argparse.Namespace) -> Plan:

@@ -133,7 +133,7 @@ def test_an_evaluation_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_missing_is_listed_and_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "table1", "--backbones", "flmm_llava", "--tasks", "mme,flmm_png", "--device", "H100"]) == 1
+    assert main(["plan", "table1", "--backbones", "llava-1.5-7b", "--tasks", "mme,flmm_png", "--device", "H100"]) == 1
     text = capsys.readouterr().out
     for word in (
         "hf download llava-hf/llava-1.5-7b-hf",
