@@ -15,6 +15,7 @@ from flmm_plugin.files import WORKPLACE, make_folder
 
 if TYPE_CHECKING:
     from flmm_plugin.data.registry import Benchmark, Part
+    from flmm_plugin.tasks.data_needs import Use
 
 _SHOWN = 20
 
@@ -51,9 +52,14 @@ def add_subcommand(commands: Any) -> None:
 
     _action(actions, "prepare", "convert the annotations once to Arrow, so that a run starts in seconds", _prepare)
 
-    download = _action(actions, "download", "fetch, verify and unpack what is missing; run again to resume", _download)
+    download = _action(
+        actions, "download", "fetch, verify and unpack what is missing; run again to resume", _download, "*"
+    )
     download.set_defaults(stopped=lambda _: "what has arrived is kept, the same line goes on with it")
-    download.add_argument("--split", metavar="NAME,...", help="these splits alone, those of training too (train)")
+    download.add_argument("--tasks", metavar="NAME,...", help="what these tasks and groups read")
+    download.add_argument("--recipe", metavar="CONFIG", help="what this training recipe reads: a name or a file")
+    for action in (check, download):
+        action.add_argument("--split", metavar="NAME,...", help="these splits alone, those of training too (train)")
     download.add_argument("--archive", action="store_true", help="whole archives of pictures, not only those needed")
     download.add_argument(
         "--dry-run", action="store_true", help="say what would be fetched, and what must be done by hand"
@@ -76,8 +82,10 @@ def _action(
         from flmm_plugin.data.root import data_root
         from flmm_plugin.tasks.benchmarks import benchmark_of, benchmarks
 
-        every = not args.names or "all" in args.names
+        named = args.names or vars(args).get("tasks") or vars(args).get("recipe")
+        every = not named or "all" in args.names
         chosen = list(benchmarks().values()) if every else [benchmark_of(one) for one in args.names]
+        _check_splits(vars(args).get("split"), chosen)
         return run(args, data_root(args.root), chosen)
 
     parser.set_defaults(run=run_with_data)
@@ -149,7 +157,7 @@ def _check(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int
         if not args.json:
             print(f"{benchmark.name} under {root}")
         pictures = 0
-        for finding in check(benchmark, root, deep=args.deep):
+        for finding in check(benchmark, root, _splits(args.split, benchmark), deep=args.deep):
             found.append({"benchmark": benchmark.name, **asdict(finding)})
             is_picture = finding.what.startswith("picture ")
             pictures += is_picture
@@ -195,10 +203,9 @@ def _prepare(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> i
 
 def _download(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
     from flmm_plugin.needs import missing, offline, size_text
-    from flmm_plugin.tasks.data_needs import Use, needs_of
+    from flmm_plugin.tasks.data_needs import needs_of
 
-    uses = [Use(one, split, root) for one in chosen for split in _splits(args.split, one)]
-    needs = missing(needs_of(uses, archive=args.archive, optional=True))
+    needs = missing(needs_of(_uses(args, root, chosen), archive=args.archive, optional=True))
     if not args.dry_run:
         make_folder(root)
     failures = 0
@@ -219,18 +226,42 @@ def _download(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> 
                 print(f"  FAILED  {need.what}: {exc}")
     if by_hand:
         print(f"{len(by_hand)} must be got by hand, from the pages named above: a form, a licence or no stable address")
-    if not failures and not args.dry_run:
+    if not failures and not args.dry_run and args.names:
         print(f"next: flmm data check {' '.join(args.names)} --root '{root}'")
     return 1 if failures or (offline() and needs and not args.dry_run) else 0
 
 
-def _splits(asked: str | None, benchmark: Benchmark) -> list[str]:
-    """Return the splits of a benchmark that were asked for; those of its tasks if none was.
+def _splits(asked: str | None, benchmark: Benchmark) -> tuple[str, ...]:
+    """Return the splits of a benchmark that were asked for; those of its tasks if none was."""
+    known = (*benchmark.splits, *benchmark.training)
+    return tuple(split for split in known if split in asked.split(",")) if asked else benchmark.splits
+
+
+def _check_splits(asked: str | None, chosen: list[Benchmark]) -> None:
+    """See that each split that was asked for is one of some chosen benchmark.
 
     Raises:
-        UnknownArgument: It has no split of that name.
+        UnknownArgument: None has it.
     """
     from flmm_plugin.datasets.reader import known_name
 
-    known = (*benchmark.splits, *benchmark.training)
-    return [known_name("split", one, known) for one in asked.split(",")] if asked else list(benchmark.splits)
+    known = [split for one in chosen for split in (*one.splits, *one.training)]
+    for split in asked.split(",") if asked else ():
+        known_name("split", split, dict.fromkeys(known))
+
+
+def _uses(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> list[Use]:
+    """Return the splits that a command line asks for: by benchmark, by task and by recipe."""
+    from flmm_plugin.datasets.reader import known_name
+    from flmm_plugin.tasks.data_needs import Use, uses_of_recipe, uses_of_tasks
+    from flmm_plugin.tasks.task_files import group_files, task_files
+    from flmm_plugin.training.recipe import read_recipe
+
+    uses = [Use(one, split, root) for one in chosen for split in _splits(args.split, one)]
+    tasks = args.tasks.split(",") if args.tasks else []
+    for name in tasks:
+        known_name("task of this package", name, [*task_files(), *group_files()])
+    uses += uses_of_tasks(tasks, root)
+    if args.recipe:
+        uses += uses_of_recipe(read_recipe(args.recipe, [f"data.root={root}"] if args.root else []), args.recipe)
+    return uses

@@ -42,18 +42,19 @@ class Finding:
     detail: str
 
 
-def check(benchmark: Benchmark, root: Path, *, deep: bool = False) -> Iterator[Finding]:
+def check(benchmark: Benchmark, root: Path, splits: tuple[str, ...] = (), *, deep: bool = False) -> Iterator[Finding]:
     """Look at everything a benchmark needs under a root; a terminal shows how many pictures are done.
 
     Args:
         benchmark: Its parts are looked for, its splits read.
         root: Data root, such as ``$FLMM_DATA``.
+        splits: Only these, with the parts and pictures that they need; none: the splits of its tasks.
         deep: Decode every picture; minutes for thousands of them.
     """
-    for part in benchmark.parts:
+    for part in benchmark.parts_of(splits):
         yield _part(part, root, benchmark.name)
     damages: dict[Path, str | None] = {}
-    for name in benchmark.splits:
+    for name in splits or benchmark.splits:
         try:
             split = benchmark.read(root, name)
         except FlmmError as exc:
@@ -119,7 +120,7 @@ def _pictures(split: Split, damages: dict[Path, str | None], deep: bool) -> Iter
 def _damage(path: Path, deep: bool) -> str | None:
     """Return what is wrong with a picture, None if nothing was found."""
     if not path.is_file():
-        return f"{kind_of(path)}; unpack its archive again" if path.exists() else "missing; unpack its archive again"
+        return f"{kind_of(path)}; delete it and download again" if path.exists() else "missing; download again"
     if deep:
         try:
             open_image(path)
@@ -133,8 +134,8 @@ def _damage(path: Path, deep: bool) -> str | None:
         tail = file.read()
     for start, (end, within) in _ENDS.items():
         if head.startswith(start):
-            return None if end in tail[-within:] else "truncated: its end is missing; unpack its archive again"
-    return f"{kind_of(path)}, neither JPEG nor PNG; unpack its archive again"
+            return None if end in tail[-within:] else "truncated: its end is missing; delete it and download again"
+    return f"{kind_of(path)}, neither JPEG nor PNG; delete it and download again"
 
 
 def data_digests(root: Path, benchmarks: Iterable[Benchmark]) -> dict[str, str]:

@@ -148,3 +148,18 @@ def test_a_root_that_takes_no_files_is_named_before_anything_is_done(
     (tmp_path / "file").write_text("")
     assert main(["data", command, "refcoco", "--root", str(tmp_path / "file")]) == 2
     assert "OutputFailed" in capsys.readouterr().err
+
+
+def test_one_command_takes_splits_tasks_and_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin = ["data", "download", "--dry-run", "--root", str(tmp_path)]
+    assert main([*begin, "refcoco", "refcocog", "--split", "testA,test"]) == 0
+    assert "about 3350 pictures of COCO train2014" in capsys.readouterr().out
+    assert main([*begin, "--tasks", "refcoco_seg", "--recipe", "flmm_llava"]) == 0
+    assert "narratives of train2017" in capsys.readouterr().out
+    assert main([*begin, "refcocog", "--split", "testA"]) == 2
+    assert main([*begin, "--tasks", "refcoco_sag"]) == 2
+
+
+def test_a_check_looks_at_the_parts_of_its_splits_alone(tmp_path: Path) -> None:
+    assert not any("train2017" in finding.what for finding in check(benchmark_of("png"), tmp_path))
+    assert "pictures of COCO train2017" in bad(check(benchmark_of("png"), tmp_path, ("train",)))
