@@ -41,9 +41,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
-import zstandard
 from PIL import Image
 from torch import Tensor
 
@@ -298,11 +298,11 @@ def codec_rows(features: Sequence[FrozenFeatures]) -> list[dict[str, Any]]:
         ],
         "image embeddings": [ScaledFloat16.of(one.embedding.features, 2).values for one in features if one.embedding],
     }
-    zstd = {level: zstandard.ZstdCompressor(level=level).compress for level in (1, 3, 9)}
-    codecs: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
-        **{f"zstd {level}": (pack, zstandard.ZstdDecompressor().decompress) for level, pack in zstd.items()},
-        "zlib 6": (lambda data: zlib.compress(data, 6), zlib.decompress),
-        "lzma 1": (lambda data: lzma.compress(data, preset=1), lzma.decompress),
+    zstd = {level: pa.Codec("zstd", compression_level=level) for level in (1, 3, 9)}
+    codecs: dict[str, tuple[Callable[[bytes], Any], Callable[[Any, int], Any]]] = {
+        **{f"zstd {level}": (codec.compress, codec.decompress) for level, codec in zstd.items()},
+        "zlib 6": (lambda data: zlib.compress(data, 6), lambda data, size: zlib.decompress(data)),
+        "lzma 1": (lambda data: lzma.compress(data, preset=1), lambda data, size: lzma.decompress(data)),
     }
     rows = []
     for part, tensors in parts.items():
@@ -318,8 +318,8 @@ def codec_rows(features: Sequence[FrozenFeatures]) -> list[dict[str, Any]]:
             began = time.process_time()
             packed = [pack(plane) for plane in planes]
             middle = time.process_time()
-            for one in packed:
-                unpack(one)
+            for one, plane in zip(packed, planes, strict=True):
+                unpack(one, len(plane))
             ended = time.process_time()
             rows.append(
                 {

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-import zstandard
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -278,7 +278,7 @@ def pack(tensors: Mapping[str, ScaledFloat16 | Tensor], facts: Mapping[str, Any]
             stored[f"{name}.exponents"] = tensor.exponents.contiguous()
         else:
             stored[name] = tensor.detach().cpu().contiguous()
-    body = zstandard.ZstdCompressor(level=_LEVEL).compress(save(stored))
+    body = pa.Codec("zstd", compression_level=_LEVEL).compress(save(stored), asbytes=True)
     return zlib.crc32(body).to_bytes(_CHECKSUM, "little") + body
 
 
@@ -291,7 +291,7 @@ def unpack(record: bytes) -> Record:
     body = record[_CHECKSUM:]
     if zlib.crc32(body).to_bytes(_CHECKSUM, "little") != record[:_CHECKSUM]:
         raise BadCache("a record of the feature cache is damaged (its checksum is wrong); it must be made anew")
-    stored = load(zstandard.ZstdDecompressor().decompress(body))
+    stored = load(pa.CompressedInputStream(pa.BufferReader(body), "zstd").read())
     facts = json.loads(bytes(stored.pop("facts.json").tolist()))
     tensors: dict[str, ScaledFloat16 | Tensor] = {}
     for name, tensor in stored.items():
