@@ -111,8 +111,10 @@ def provide(needs: Iterable[Need], *, fetch: bool, folder: Path) -> None:
         return
     by_hand = [need for need in gone if need.bring is None]
     if by_hand or not fetch or offline():
-        why = "" if by_hand and fetch and not offline() else "; fetching is switched off"
-        raise NotReady(f"nothing was loaded, because this is missing{why}:\n{listing(gone)}")
+        forbidden = offline() or not fetch
+        why = "; fetching is switched off" if forbidden else ""
+        rest = "" if by_hand else "\nThe same command brings all of it where fetching is allowed."
+        raise NotReady(f"nothing was loaded, because this is missing{why}:\n{listing(gone)}{rest}")
     folder.mkdir(parents=True, exist_ok=True)
     files.check_room(folder, sum(need.space or need.size or 0 for need in gone))
     _log.warning("fetching what is missing (%s), once:\n%s", _total(gone), listing(gone))
