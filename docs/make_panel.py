@@ -127,7 +127,7 @@ def run_all(work: Path, *, limit: int | None) -> dict[str, Path] | None:
         jobs["stock"] = Job(*stock, CHAT, folder / "stock", ("--force_simple",))
     jobs[UNTRAINED] = Job("flmm_tiny", untrained(work), GIVEN_WORDS, folder / "untrained")
     # One by one: lmms-eval's adapter of this form takes no batches, and both runs are to be run alike.
-    settings = argparse.Namespace(batch_size=1, limit=limit, device=None, data=data)
+    settings = argparse.Namespace(batch_size=1, limit=limit, device=None, data=data, no_fetch=True)
     lacking = [f"{name}: {task}" for name, job in jobs.items() for task in complete(job, settings, folder)]
     for one in lacking:
         print(f"no result: {one}; its log is under {folder}", file=sys.stderr)

@@ -4,6 +4,7 @@
     python docs/make_results.py --from result.json  writes from what `flmm tiny evaluate --json` printed earlier
     python docs/make_results.py --from result.json --again other.json
                                                     the same, and the bars beside a measurement of another seed
+    python docs/make_results.py --run runs/tiny ... also keeps record and log of the run whose heads are shipped
 
 Writes ``docs/results/tiny.csv`` (grounding and controls), ``tiny_chat.csv`` and ``tiny_bars.csv`` beside it, pictures
 in ``docs/images`` and the marked places of README.md and docs/tiny.md. Every number in README comes from these files.
@@ -15,6 +16,7 @@ import argparse
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--from", dest="source", type=Path, help="JSON of `flmm tiny evaluate --json`")
     parser.add_argument("--again", type=Path, help="JSON of the same for another seed")
+    parser.add_argument("--run", type=Path, help="folder of `flmm train flmm_tiny` that made the shipped heads")
     args = parser.parse_args(argv)
     measured = json.loads(args.source.read_text(encoding="utf-8")) if args.source else measure(args.seed, args.scenes)
     results = ROOT / "docs" / "results"
@@ -66,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if again.exists():
         other = json.loads(again.read_text(encoding="utf-8"))
         (results / "tiny_bars.csv").write_text(bars(measured, other), encoding="utf-8")
+    if args.run:
+        record = scrubbed(json.loads((args.run / "run.json").read_text(encoding="utf-8")))
+        (results / "train_tiny_run.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shutil.copyfile(args.run / "log.jsonl", results / "train_tiny_log.jsonl")
     picture = ROOT / "docs" / "images" / "grounded.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     grounded_scenes(measured["seed"]).save(picture, optimize=True)
@@ -76,6 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flmm_plugin.reports import tables
 
     return tables.main([str(readme), str(ROOT / "docs" / "tiny.md")])
+
+
+def scrubbed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's record without paths of the machine that it ran on: of each, the last part."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+    found: dict[str, Any] = plain(record)
+    return found
 
 
 def measure(seed: int, scenes: int) -> dict[str, Any]:

@@ -89,3 +89,8 @@ def test_readme_shows_exactly_the_committed_numbers() -> None:
     else:
         between = readme.split("<!-- table:tiny -->")[1].split("<!-- /table:tiny -->")[0]
         assert between.strip() == "", "a table without a result file"
+
+
+def test_paths_are_left_out(script: ModuleType) -> None:
+    record = {"a": ["/some/where/flmm_tiny", 1], "b": {"c": "relative/path", "d": None}}
+    assert script.scrubbed(record) == {"a": ["flmm_tiny", 1], "b": {"c": "relative/path", "d": None}}
