@@ -11,6 +11,8 @@ from typing import Any
 # Set before anything imports huggingface_hub, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Apart from the user's own: what tests measure is no basis for plans. Scenes stay there from run to run.
+os.environ.setdefault("FLMM_CACHE", str(Path(__file__).resolve().parents[1] / "build" / "test-cache"))
 
 import numpy as np
 import pytest

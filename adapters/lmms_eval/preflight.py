@@ -84,6 +84,11 @@ class Survey:
     changes: dict[str, dict[str, Any]]
     folder: Path
 
+    @property
+    def on_scenes(self) -> tuple[str, ...]:
+        """Names of the tasks that read the synthetic scenes in place of their own data."""
+        return tuple(name for name, change in self.changes.items() if "metadata" in change)
+
 
 def check(asked: Asked) -> dict[str, dict[str, Any]]:
     """Look at everything, and fetch what is missing; nothing is loaded.
@@ -138,6 +143,8 @@ def survey(asked: Asked) -> Survey:
     uses: list[Use] = []
     sets: dict[tuple[str, str | None], list[str]] = {}
     for name, (folder, config) in tasks.items():
+        if folder == "tiny":
+            continue  # these tasks read the synthetic scenes with every model
         repo = str(config.get("dataset_path") or "")
         use = use_of(name, folder, config) if folder is not None else None
         if repo and repo != SCENES_ROOT:

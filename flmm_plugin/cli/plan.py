@@ -211,7 +211,7 @@ def _evaluation(name: str, found: Any, args: argparse.Namespace) -> Work:
     known = measurements()
     stages = []
     for task, (_, config) in found.tasks.items():
-        documents = None if task in found.changes else documents_of(task)
+        documents = None if task in found.on_scenes else documents_of(task)
         if args.limit is not None:
             documents = args.limit if documents is None else min(args.limit, documents)
         options = config.get("generation_kwargs") or {}
@@ -223,7 +223,9 @@ def _evaluation(name: str, found: Any, args: argparse.Namespace) -> Work:
                 heads=heads if task in found.grounds else None, batch=args.batch_size, known=known, writes=writes,
             )
         )  # fmt: skip
-    notes = [f"{', '.join(found.changes)}: read from the embedded model's synthetic scenes"] if found.changes else []
+    notes = (
+        [f"{', '.join(found.on_scenes)}: read from the embedded model's synthetic scenes"] if found.on_scenes else []
+    )
     lines, remarks = _memory(size, heads, args.batch_size, device, grounds=bool(found.grounds))
     return Work(
         f"{name} ({arguments.pretrained})", device, None if published is None else published.memory, lines, stages,

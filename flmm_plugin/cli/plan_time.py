@@ -139,7 +139,9 @@ def stage(
         return Stage(name, documents, one.per_document, _said(one), measured=True)
     per, arithmetic = _operations(size, heads, device, batch, writes)
     if size is not None:
-        scaled = [one for one in known if one.stage == name and one.parameters and _speed(one.device) is not None]
+        # A CPU says nothing about a GPU: there, arithmetic is nearer to the truth.
+        alike = [one for one in known if one.device.startswith("cuda") == device.startswith("cuda")]
+        scaled = [one for one in alike if one.stage == name and one.parameters and _speed(one.device) is not None]
         own = _speed(device)
         if scaled and own is not None:
             one = min(scaled, key=lambda one: (one.model != model, abs((one.parameters or 0) - size.parameters)))
