@@ -13,6 +13,7 @@ import pytest
 
 from flmm_plugin.adapters.vlmevalkit import inference, messages, predictions
 from flmm_plugin.errors import BadAnnotation, FrozenWeightsChanged, UnknownArgument
+from flmm_plugin.tasks.benchmarks import benchmark_of
 
 #: The first test of a session imports the kit, which takes minutes on a machine that does other things too.
 pytestmark = pytest.mark.timeout(600)
@@ -180,8 +181,22 @@ def test_failed_samples_are_counted_and_retried_and_their_scores_renewed(
 
 
 def test_a_combination_without_a_result_makes_the_status_non_zero(
-    run: Callable[..., int], kit: Path, capfd: pytest.CaptureFixture[str]
+    run: Callable[..., int],
+    kit: Path,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # All files of PNG are there, and damaged: what is missing would be said before anything is run.
+    monkeypatch.setenv("FLMM_DATA", str(tmp_path))
+    for part in benchmark_of("png").parts_of(["val"]):
+        place = tmp_path / part.places[0]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix:
+            place.write_text("{")
+        else:
+            place.mkdir()
+            (place / "000000000001.png").write_text("")
     assert run(kit / "none", "--data", "PNG", "MME_TINY", "--limit", "2") == 1
     said = capfd.readouterr().err
     assert "flmm_tiny x PNG: FAILED" in said
