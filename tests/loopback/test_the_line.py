@@ -1,4 +1,4 @@
-"""The line that a user types, from an empty home to both numbers.
+"""The line that a user types, from an empty home to both numbers; with each part missing, and killed.
 
 Weights are random, so no test looks at how good a number is.
 """
@@ -6,6 +6,11 @@ Weights are random, so no test looks at how good a number is.
 from __future__ import annotations
 
 import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +90,136 @@ def test_from_nothing_to_both_numbers(world: World, model: str) -> None:
     assert any(HEADS[MODELS[model]][0] in address for address in run.fetched)
     assert not run.asked("pytorch_model.bin", "zips/train2014")
     assert world.unknown == []
+
+
+# --- from a machine where everything is ready ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ready(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Home and working folder of a user whose line has given both numbers."""
+    from .published import stock
+
+    with World(tmp_path_factory.mktemp("ready")) as world:
+        stock(world, published)
+        assert gives_both_numbers(world.run(*line()))
+        return world.folder
+
+
+@pytest.fixture
+def user(world: World, ready: Path) -> World:
+    """Such a user, in a copy of these folders."""
+    for name in ("home", "work"):
+        shutil.copytree(ready / name, world.folder / name, symlinks=True, dirs_exist_ok=True)
+    return world
+
+
+def store(world: World) -> Path:
+    return world.home / ".cache/flmm"
+
+
+def without_model(world: World) -> None:
+    shutil.rmtree(world.home / f".cache/huggingface/hub/models--{DEEPSEEK.replace('/', '--')}")
+
+
+def without_heads(world: World) -> None:
+    shutil.rmtree(store(world) / "heads")
+
+
+def without_heads_and_sam(world: World) -> None:
+    without_heads(world)
+    shutil.rmtree(store(world) / "sam")
+
+
+def without_mme(world: World) -> None:
+    shutil.rmtree(world.home / ".cache/huggingface/datasets")
+    for path in (world.home / ".cache/huggingface/hub").glob("datasets--*"):
+        shutil.rmtree(path)
+
+
+def without_refcoco(world: World) -> None:
+    shutil.rmtree(world.work / "data/coco/refcoco")
+    shutil.rmtree(world.work / "data/.flmm", ignore_errors=True)
+
+
+def without_a_picture(world: World) -> None:
+    sorted((world.work / "data/coco/train2014").glob("*.jpg"))[0].unlink()
+
+
+Remove = Callable[[World], None]
+
+PARTS: dict[str, tuple[Remove, dict[str, int], str]] = {
+    "model": (without_model, {"weights": 1}, DEEPSEEK),
+    "heads": (without_heads, {"heads": 1}, "DeepSeekVL-1.3B"),
+    "heads and sam": (without_heads_and_sam, {"heads": 1, "sam": 1}, "vit_l"),
+    "mme": (without_mme, {"data": 1}, "MME"),
+    "refcoco": (without_refcoco, {"refcoco": 1}, "RefCOCO"),
+    "a picture": (without_a_picture, {"picture": 1}, "train2014"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_one_part_is_missing(user: World, part: str) -> None:
+    remove, comes, named = PARTS[part]
+    remove(user)
+    refused = user.run(*line(arguments="fetch=false"))
+    assert refused.status not in (0, 1), refused.output
+    screen = refused.output[refused.output.index("NotReady") :]
+    assert named in screen
+    # Which pictures a split shows, nobody knows before its annotations are here.
+    unknown = 1 if part == "refcoco" else 0
+    assert len(re.findall(r"^  (?:model|heads|sam|data) ", screen, re.MULTILINE)) == len(comes) + unknown
+    assert refused.fetched == {}
+
+    fetched = user.run(*line())
+    assert gives_both_numbers(fetched)
+    found = kinds(fetched)
+    found.pop("settings", None)
+    assert found == comes
+    assert user.unknown == []
+
+
+# --- kill -9 -------------------------------------------------------------------------------------------------------
+
+PHASES: dict[str, tuple[Remove, dict[str, Any], str, dict[str, int]]] = {
+    "LMM": (without_model, {"where": "model.safetensors", "hold": 100_000}, "", {"weights": 1}),
+    "heads": (without_heads, {"where": "confirm=t", "hold": 2_000_000}, "", {"heads": 1}),
+    "sam": (without_heads_and_sam, {"where": "segment_anything", "hold": 5_000_000}, "", {"sam": 1, "heads": 1}),
+    "refcoco": (without_refcoco, {"where": "refcoco.zip", "hold": 1000}, "", {"refcoco": 1}),
+    "pictures": (without_a_picture, {"where": "train2014/", "hold": 1000}, "", {"picture": 1}),
+    "conversion": (without_heads, {}, r"convert", {"heads": 0}),
+    "evaluation": (lambda _: None, {}, r"flmm: +\d\d%", {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", sorted(PHASES))
+def test_killed_and_again(user: World, phase: str) -> None:
+    remove, fault, says, comes = PHASES[phase]
+    remove(user)
+    process = user.start(*line())
+    if fault:
+        held = user.break_(**fault)
+        _wait(lambda: held.reached.is_set() or process.poll() is not None)
+        assert held.reached.is_set(), user.output
+    else:
+        _wait(lambda: bool(re.search(says, user.output)) or process.poll() is not None)
+        assert process.poll() is None, user.output
+    user.kill(process)
+    user.mend()
+    works = user.run(*line())
+    assert gives_both_numbers(works)
+    found = kinds(works)
+    found.pop("settings", None)
+    assert found == {kind: count for kind, count in comes.items() if count}
+    assert user.run(*line()).fetched == {}
+    leftovers = [path for path in store(user).rglob("*") if path.suffix in (".part", ".tmp")]
+    assert leftovers == []
+
+
+def _wait(happened: Callable[[], bool], seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
