@@ -278,7 +278,7 @@ def pack(tensors: Mapping[str, ScaledFloat16 | Tensor], facts: Mapping[str, Any]
             stored[f"{name}.exponents"] = tensor.exponents.contiguous()
         else:
             stored[name] = tensor.detach().cpu().contiguous()
-    body = pa.Codec("zstd", compression_level=_LEVEL).compress(save(stored), asbytes=True)
+    body: bytes = pa.Codec("zstd", compression_level=_LEVEL).compress(save(stored), asbytes=True)
     return zlib.crc32(body).to_bytes(_CHECKSUM, "little") + body
 
 
