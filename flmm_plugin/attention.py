@@ -106,6 +106,7 @@ class AttentionCapture:
             _ACTIVE.reset(token)
             for hook in hooks:
                 hook.remove()
+            self._end_pass()
         self._check_complete()
 
     def attention(self, item: int) -> Tensor:
@@ -152,6 +153,12 @@ class AttentionCapture:
         if cache is None:
             cache = next((value for value in args if hasattr(value, "get_seq_length")), None)
         self._past = 0 if cache is None else int(cache.get_seq_length())
+        self._end_pass()
+
+    def _end_pass(self) -> None:
+        """Let go of the masks and indices of the pass that is over; what it delivered stays."""
+        if self._running is not None:
+            self._running.release()
         self._running = None
 
     def _pass(self, batch: int, length: int) -> _Pass:
@@ -292,6 +299,11 @@ class _Pass:
             places = self._places[device] = _PlacesOnDevice(self.chosen, self.local, self._columns, self.most, device)
         return places
 
+    def release(self) -> None:
+        """Forget masks and indices on devices; a capture outlives its passes, of which decoding makes hundreds."""
+        self._places.clear()
+        self._masks.clear()
+
     def rows_of_mask(
         self, places: _PlacesOnDevice, mask: Any, key_length: int, module: nn.Module, options: Mapping[str, Any]
     ) -> Tensor:
@@ -307,7 +319,7 @@ class _Pass:
 
 
 class _PlacesOnDevice:
-    """Where the rows of a pass are read and written, on one device.
+    """Indices of the rows of a pass on one device: where each is read in the pass, and where its answer is written.
 
     Attributes:
         chosen: Per item, places of its rows among those that it asked for.
@@ -381,7 +393,7 @@ def _rows_of_mask(
         mask: None, 4D bool (true: visible) or additive ``[b or 1, c or 1, l, L]``, or 2D padding ``[b, L]``.
         rows: Places of the rows in the pass, ``[b, t]``.
         past: Number of tokens in the cache before the pass.
-        length: Number of keys, L.
+        length: Number L of keys, those in the cache and those of the pass.
         causal: Whether a row sees no later key; plays no role beside a 4D mask.
         window: Number of keys that a row sees back to; None: all. Plays no role beside a 4D mask.
 

@@ -33,7 +33,7 @@ class Use:
     """A split of a benchmark that somebody reads.
 
     Attributes:
-        benchmark: Record of the benchmark.
+        benchmark: Record that says which parts the split needs and how it is read.
         split: Name of the split or set.
         root: Data root that it is read from.
         user: Name of the task or recipe; "" if somebody asked for the split itself.
@@ -74,7 +74,7 @@ def use_of(name: str, folder: str, config: Mapping[str, Any], root: str | os.Pat
     """Return the split that a task reads; None if its data comes with a package or is fetched by its harness.
 
     Args:
-        name: Name of the task.
+        name: Name of the task, as lmms-eval knows it.
         folder: Folder of ``tasks/`` that it is in.
         config: Content of its YAML file.
         root: Data root if the task names none.
@@ -115,7 +115,7 @@ def needs_of(uses: Sequence[Use], *, archive: bool = False, optional: bool = Fal
     """Return what splits need, annotations before pictures.
 
     Args:
-        uses: Splits that somebody reads.
+        uses: Splits with the tasks or recipes that read them, of one data root or several.
         archive: Fetch whole archives of pictures even where a few of them are enough.
         optional: Also what makes a result better without being needed for it.
     """

@@ -40,7 +40,7 @@ def install_pictures(source: Pictures, paths: Sequence[Path], root: Path, *, arc
 
     Args:
         source: Where they are on the web.
-        paths: Where they go.
+        paths: Files to write, one for each picture, named as at the source.
         root: Data root; the lock of the download lies in its workplace.
         archive: Fetch the archive in any case.
 
