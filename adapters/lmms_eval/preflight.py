@@ -25,7 +25,7 @@ from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, UnknownArgument
 from flmm_plugin.files import cache_folder, check_file_place, make_folder
 from flmm_plugin.hub_files import hub_answers as _hub_answers
-from flmm_plugin.needs import Need, NotReady, missing
+from flmm_plugin.needs import Need, NotReady, missing, offline
 from flmm_plugin.options import none_if_said
 from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.data_needs import Use, needs_of, use_of
@@ -250,13 +250,15 @@ def _set_need(repo: str, part: str | None, users: Sequence[str], config: Mapping
     named = tuple(users)
     if repo.count("/") != 1 or _cached(repo):
         return Need("data", what, here=True, users=named)
+    options = dict(config.get("dataset_kwargs") or {})
+    if _asks_for_a_login_in_vain(config):
+        options["token"] = False
+    if offline():
+        return Need("data", what, here=False, command=command, bring=_fetch_set(repo, part, options), users=named)
     if not _hub_answers():
         return Need("data", f"{what}: the hub does not answer", here=False, command=command, users=named)
     from huggingface_hub import HfApi, get_token
 
-    options = dict(config.get("dataset_kwargs") or {})
-    if _asks_for_a_login_in_vain(config):
-        options["token"] = False
     try:
         info: Any = HfApi(library_name="flmm-plugin").dataset_info(repo, files_metadata=True, timeout=_SECONDS)
         if info.gated and get_token() is None:
