@@ -49,14 +49,11 @@ _KINDS = {
 }  # fmt: skip
 
 
-def test_chat_then_both_then_nothing_is_fetched(world: World) -> None:
-    chat = world.run(*line(tasks="mme"))
-    assert chat.status == 0, chat.output
-    assert {kind: count for kind, count in kinds(chat).items() if kind != "settings"} == {"weights": 1, "data": 1}
-
+def test_both_numbers_then_nothing_is_fetched(world: World) -> None:
     both = world.run(*line())
     assert gives_both_numbers(both)
-    assert kinds(both) == {"heads": 1, "sam": 1, "refcoco": 1, "picture": PICTURES}
+    found = {kind: count for kind, count in kinds(both).items() if kind != "settings"}
+    assert found == {"weights": 1, "data": 1, "heads": 1, "sam": 1, "refcoco": 1, "picture": PICTURES}
     assert "S-Lab" in both.output
 
     again = world.run(*line())
@@ -64,6 +61,16 @@ def test_chat_then_both_then_nothing_is_fetched(world: World) -> None:
     assert again.fetched == {}
     assert again.scores == both.scores
     assert world.unknown == []
+
+
+@pytest.mark.slow
+def test_chat_alone_fetches_neither_heads_nor_sam(world: World) -> None:
+    chat = world.run(*line(tasks="mme"))
+    assert chat.status == 0, chat.output
+    assert {kind: count for kind, count in kinds(chat).items() if kind != "settings"} == {"weights": 1, "data": 1}
+    both = world.run(*line())
+    assert gives_both_numbers(both)
+    assert kinds(both) == {"heads": 1, "sam": 1, "refcoco": 1, "picture": PICTURES}
 
 
 def test_without_fetching_one_screen_lists_everything(world: World) -> None:
