@@ -40,7 +40,7 @@ def record_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "backbone": _said(backbone, "name"),
         "family": _said(backbone, "family"),
         "revision": _said(backbone, "revision"),
-        "weights_sha256": _said(getattr(lmm, "seal", None), "digest"),
+        "weights_seal": _said(getattr(lmm, "seal", None), "digest"),
         "preprocessing": _said(backbone, "preprocessing"),
         "grounding_pixels": _said(backbone, "grounding_pixels"),
         "kernel": _said(backbone, "kernel"),

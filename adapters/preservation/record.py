@@ -126,7 +126,7 @@ def run_key(spec: RunSpec, times: int) -> str:
     given = {"pretrained": spec.model, **spec.model_args}
     local = {name: value for name, value in given.items() if value == EMBEDDED or Path(str(value)).exists()}
     code = "" if spec.stock else code_digest(())
-    versions = versions_of("torch", "transformers", HARNESSES[spec.harness].distribution)
+    versions = versions_of("torch", "transformers", "xxhash", HARNESSES[spec.harness].distribution)
     return digest_of([arguments, versions, code, argument_digests(local)])[:12]
 
 

@@ -77,7 +77,7 @@ class RunRecord:
         settings: Batch size, kernel, precision and device: they may change numbers without changing the model.
         answers: Every answer by its key, in the order of the requests.
         metrics: Numbers by task and metric.
-        weights: SHA-256 of every parameter and buffer before the first request, by name.
+        weights: Hash of every parameter and buffer before the first request, by name.
         weights_after: Names whose hash was another one after the last request.
         grounded: Grounding requests run between questions: ``asked`` and ``failed``.
         judge: Judge answers: ``asked``, ``reused`` (recorded by another run) and ``failed``.

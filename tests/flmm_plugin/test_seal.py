@@ -33,6 +33,28 @@ def test_one_changed_value_is_found_and_named(dtype: torch.dtype) -> None:
         seal.verify()
 
 
+def test_every_flipped_bit_is_found_and_so_are_swapped_values_and_tensors() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(9, 2, dtype=torch.bfloat16), nn.Linear(9, 2, dtype=torch.bfloat16))
+    seal = FrozenSeal(net)
+    weight = net[0].weight.detach()
+    stored = weight.view(torch.uint8).reshape(-1)
+    for byte in range(len(stored)):
+        for bit in range(8):
+            stored[byte] ^= 1 << bit
+            with pytest.raises(FrozenWeightsChanged, match=r"'0\.weight'"):
+                seal.verify()
+            stored[byte] ^= 1 << bit
+    seal.verify()
+    weight[0, :2] = weight[0, :2].flip(0)
+    with pytest.raises(FrozenWeightsChanged, match=r"'0\.weight'"):
+        seal.verify()
+    weight[0, :2] = weight[0, :2].flip(0)
+    net[0].weight, net[1].weight = net[1].weight, net[0].weight
+    with pytest.raises(FrozenWeightsChanged, match=r"'0\.weight'"):
+        seal.verify()
+
+
 def test_a_changed_buffer_is_found() -> None:
     net = model()
     seal = FrozenSeal(net)
