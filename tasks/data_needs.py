@@ -88,7 +88,7 @@ def use_of(name: str, folder: str, config: Mapping[str, Any], root: str | os.Pat
     for benchmark in found[:1]:
         for split in (*benchmark.splits, *benchmark.training):
             if split in named:
-                return Use(_split_by(benchmark, options.get("by")), split, data_root(given), name)
+                return Use(split_by(benchmark, options.get("by")), split, data_root(given), name)
     return None
 
 
@@ -99,10 +99,10 @@ def uses_of_recipe(recipe: TrainRecipe, name: str = "") -> Iterator[Use]:
         if root is None or not bundled.is_data_root(root):
             # Of narratives without a phrase for such a part nobody knows how many there are.
             limit = None if part.singular else part.limit
-            yield Use(_split_by(benchmark_of(part.dataset), part.by), part.split, data_root(root), name, limit)
+            yield Use(split_by(benchmark_of(part.dataset), part.by), part.split, data_root(root), name, limit)
 
 
-def _split_by(benchmark: Benchmark, by: str | None) -> Benchmark:
+def split_by(benchmark: Benchmark, by: str | None) -> Benchmark:
     """Return the record of a data set as other people than usual split it."""
     if by is None:
         return benchmark

@@ -193,6 +193,7 @@ class Benchmark:
         order: Place in listings: that of the paper's tables.
         training: Names of the splits that only the training reads.
         pictures: Split -> how many pictures it shows; a split that is not named may show all.
+        documents: Task -> how many documents it has, where that is published.
         scenes: Splits that the synthetic scenes of the embedded model have too.
     """
 
@@ -209,6 +210,7 @@ class Benchmark:
     order: int = 0
     training: tuple[str, ...] = ()
     pictures: Mapping[str, int] = field(default_factory=dict)
+    documents: Mapping[str, int] = field(default_factory=dict)
     scenes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

@@ -60,6 +60,7 @@ BENCHMARKS = (
         kit={"PNG": {"": "flmm_png"}, "PNG_BCV": {"": "flmm_png_bcv"}, "PNG_TINY": {"": "flmm_tiny_png"}},
         order=4,
         training=("train",),
+        documents=dict.fromkeys(("flmm_png", "flmm_png_bcv", "flmm_keywords"), OFFICIAL_NARRATIVES["val"]),
         scenes=("val",),
     ),
 )

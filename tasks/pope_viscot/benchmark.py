@@ -6,6 +6,7 @@ from flmm_plugin.data.registry import Benchmark
 from flmm_plugin.tasks.benchmarks import parquet_part, read_parquet
 
 _REPO = "lmms-lab-encoder/POPE"
+_QUESTIONS = 9000
 
 BENCHMARKS = (
     Benchmark(
@@ -15,9 +16,10 @@ BENCHMARKS = (
         paper="Li et al. 2023 (arXiv 2305.10355)",
         parts=(parquet_part(_REPO),),
         splits=("test",),
-        read=lambda root, _: read_parquet(root, _REPO, expected=9000),
+        read=lambda root, _: read_parquet(root, _REPO, expected=_QUESTIONS),
         headline=("pope_accuracy",),
         folders=("pope_viscot",),
         order=8,
+        documents=dict.fromkeys(("pope", "flmm_pope_direct", "flmm_pope_viscot", "flmm_pope_viscot_v2"), _QUESTIONS),
     ),
 )

@@ -6,6 +6,7 @@ from flmm_plugin.data.registry import Benchmark
 from flmm_plugin.tasks.benchmarks import parquet_part, read_parquet
 
 _REPO = "lmms-lab-encoder/MME"
+_QUESTIONS = 2374
 
 BENCHMARKS = (
     Benchmark(
@@ -15,9 +16,10 @@ BENCHMARKS = (
         paper="Fu et al. 2023 (arXiv 2306.13394)",
         parts=(parquet_part(_REPO),),
         splits=("test",),
-        read=lambda root, _: read_parquet(root, _REPO, expected=2374),
+        read=lambda root, _: read_parquet(root, _REPO, expected=_QUESTIONS),
         headline=("mme_perception_score", "acc"),
         folders=("tiny",),
         order=9,
+        documents={"mme": _QUESTIONS},
     ),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_plugin.data.registry import Benchmark, Split
-from flmm_plugin.datasets.reasonseg import ORIENTATION, ReasonSegDataset, ReasonSegItem, split_part
+from flmm_plugin.datasets.reasonseg import OFFICIAL_SIZES, ORIENTATION, ReasonSegDataset, ReasonSegItem, split_part
 from flmm_plugin.records import encode_rle
 from flmm_plugin.tasks.documents import Documents, picture_fields
 
@@ -41,6 +41,7 @@ BENCHMARKS = (
             "ReasonSeg_TINY": {"": "flmm_tiny_reasonseg"},
         },
         order=5,
+        documents={f"flmm_reasonseg_{split}": OFFICIAL_SIZES[split] for split in _SPLITS},
         scenes=("test",),
     ),
 )

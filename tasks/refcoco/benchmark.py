@@ -31,6 +31,9 @@ def _record(order: int, name: str, by: str, splits: tuple[str, ...], paper: str)
 
     by_picture = {split: f"flmm_{name}_{split}" for split in splits}
     per_sentence = {split: f"{task}_per_sentence" for split, task in by_picture.items()}
+    sizes = OFFICIAL_SIZES.get((name, by), {})
+    documents = {by_picture[split]: sizes[split].images for split in splits if split in sizes}
+    documents |= {per_sentence[split]: sizes[split].sentences or 0 for split in splits if split in sizes}
     kit = {f"{TITLES[name]}_SEG": by_picture, f"{TITLES[name]}_SEG_PER_SENTENCE": per_sentence}
     if name == "refcoco":
         kit["RefCOCO_SEG_TINY"] = {"": "flmm_tiny_refcoco"}
@@ -47,7 +50,8 @@ def _record(order: int, name: str, by: str, splits: tuple[str, ...], paper: str)
         kit=kit,
         order=order,
         training=("train",),
-        pictures={split: size.images for split, size in OFFICIAL_SIZES.get((name, by), {}).items()},
+        pictures={split: size.images for split, size in sizes.items()},
+        documents=documents,
         scenes=splits if name == "refcoco" else (),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flmm_plugin.data.registry import Benchmark, Split
 from flmm_plugin.datasets.problems import Problem
-from flmm_plugin.datasets.viscot import ORIENTATION, TABLE_SETS, VisCotDataset, VisCotItem, table_parts
+from flmm_plugin.datasets.viscot import OFFICIAL_SIZES, ORIENTATION, TABLE_SETS, VisCotDataset, VisCotItem, table_parts
 from flmm_plugin.tasks.documents import Documents
 
 #: What ``dataset_kwargs`` may have.
@@ -45,6 +45,7 @@ BENCHMARKS = (
             **{f"VisCoT{end}_TINY": {"": f"flmm_tiny_viscot{end or '_v1'}"} for end in ENDINGS},
         },
         order=7,
+        documents={f"flmm_viscot_{name}{end}": OFFICIAL_SIZES[name].records for end in ENDINGS for name in TABLE_SETS},
         scenes=("sroie",),
     ),
 )
