@@ -1,4 +1,4 @@
-"""Find the record of each benchmark: every ``benchmark.py`` in a folder of ``tasks/``."""
+"""Find the record of each benchmark: every ``benchmark.py`` in a folder of ``tasks/`` or of a package of others."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from loguru import logger
+
 from flmm_plugin.data.registry import Benchmark, Hub, Part, Split
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.suggestions import did_you_mean
-from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_config
+from flmm_plugin.tasks.task_files import TASKS_FOLDER, brought_packages, task_config
+
+_OURS = "flmm_plugin.tasks."
 
 
 @functools.cache
@@ -18,8 +22,13 @@ def benchmarks() -> Mapping[str, Benchmark]:
     """Return all benchmarks by name, in the order of the paper's tables."""
     found: list[Benchmark] = []
     for path in sorted(TASKS_FOLDER.glob("*/benchmark.py")):
-        module = importlib.import_module(f"flmm_plugin.tasks.{path.parent.name}.benchmark")
+        module = importlib.import_module(f"{_OURS}{path.parent.name}.benchmark")
         found += getattr(module, "BENCHMARKS", ())
+    for package in brought_packages():
+        try:
+            found += importlib.import_module(f"{package}.benchmark").BENCHMARKS
+        except Exception as exc:  # one package of somebody else must not take all benchmarks with it
+            logger.warning(f"flmm: the benchmark of {package} cannot be used ({type(exc).__name__}: {exc})")
     return {one.name: one for one in sorted(found, key=lambda one: one.order)}
 
 
@@ -58,7 +67,7 @@ def headline(task: str) -> tuple[str, ...]:
     (('AR',), ('gIoU',), ('acc',))
     """
     config = task_config(task)
-    folder = str(config["process_results"]).removeprefix("flmm_plugin.tasks.").partition(".")[0]
+    folder = str(config["process_results"]).split(".")[-3]
     listed = {entry["metric"] for entry in config["metric_list"]}
     return tuple(metric for metric in benchmarks_of_folder(folder)[0].headline if metric in listed)
 

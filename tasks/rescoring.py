@@ -15,7 +15,6 @@ again and again (`flmm_plugin.tasks.metrics.bootstrap`).
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,7 @@ from flmm_plugin.tasks.sample_log import (
     task_in_name,
     task_of,
 )
-from flmm_plugin.tasks.task_files import aggregations, task_config, task_files
+from flmm_plugin.tasks.task_files import aggregations, module_of, task_config, task_files
 
 Source = Literal["auto", "predictions", "counts"]
 
@@ -170,10 +169,7 @@ class Log:
 
 def _scorer_of(task: str) -> ModuleType | None:
     """Return the module that scores a task's replies, if it can score a logged sample again."""
-    module_name = str(task_config(task).get("process_results", "")).rpartition(".")[0]
-    if not module_name.startswith("flmm_plugin."):
-        return None  # a stock task on this package's data, scored by lmms-eval's own functions
-    module = importlib.import_module(module_name)
+    module = module_of(task_config(task).get("process_results"))  # None: scored by lmms-eval's own functions
     return module if hasattr(module, "score_reply") and hasattr(module, "logged_document") else None
 
 

@@ -6,7 +6,6 @@ for the same replies. Importing this costs no harness, and neither does using it
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from loguru import logger
 
 from flmm_plugin.errors import BadAnnotation, ToolNotFound, UnknownArgument
 from flmm_plugin.tasks.documents import Documents
-from flmm_plugin.tasks.task_files import aggregations, dotted, task_config
+from flmm_plugin.tasks.task_files import aggregations, dotted, module_of, task_config
 
 Record = Mapping[str, Any]
 
@@ -37,8 +36,7 @@ class StandaloneTask:
 
     def __init__(self, name: str) -> None:
         config = task_config(name)
-        module = str(config.get("doc_to_text", "")).rpartition(".")[0]
-        reader = importlib.import_module(module) if module.startswith("flmm_plugin.tasks.") else None
+        reader = module_of(config.get("doc_to_text"))
         if reader is None or not hasattr(reader, "read_documents"):
             raise UnknownArgument(f"{name} does not read its documents from files; it needs its harness")
         self.name = name

@@ -1,19 +1,30 @@
-"""The YAML files of this package's tasks, read without lmms-eval: which functions score which metric."""
+"""The YAML files of this package's tasks, read without lmms-eval: which functions score which metric.
+
+A package of somebody else brings a benchmark with an entry point of the group `BENCHMARKS`, whose value is the name of
+a folder of it that is made as those of ``tasks/`` are.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
+from loguru import logger
 
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.suggestions import did_you_mean
 
 TASKS_FOLDER = Path(__file__).resolve().parent
+
+BENCHMARKS = "flmm_plugin.benchmarks"
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,6 +36,35 @@ def _dotted_name(loader: Any, node: Any) -> str:
 
 
 _Loader.add_constructor("!function", _dotted_name)
+
+
+@functools.cache
+def brought_packages() -> Mapping[str, Path]:
+    """Return the packages of benchmarks that other installed packages bring, by their dotted names: their folders."""
+    found: dict[str, Path] = {}
+    for entry in metadata.entry_points(group=BENCHMARKS):
+        try:
+            spec = importlib.util.find_spec(entry.value)
+        except ImportError:
+            spec = None
+        places = list(spec.submodule_search_locations or ()) if spec is not None else []
+        if places:
+            found[entry.value] = Path(places[0]).resolve()
+        else:
+            logger.warning(
+                f"flmm: the entry point {entry.name} of {BENCHMARKS} names {entry.value}, which is no package"
+            )
+    return found
+
+
+def task_folders() -> tuple[Path, ...]:
+    """Return the folders that have task files: that of this package, and those of benchmarks that others bring."""
+    return (TASKS_FOLDER, *brought_packages().values())
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Return whether a task file is in one of `task_folders`."""
+    return any(Path(path).is_relative_to(folder) for folder in task_folders())
 
 
 def task_files() -> Mapping[str, Path]:
@@ -39,7 +79,8 @@ def group_files() -> Mapping[str, Path]:
 
 @functools.cache
 def _files(kind: str) -> Mapping[str, Path]:
-    contents = {path: _load(path) for path in sorted(TASKS_FOLDER.rglob("*.yaml"))}
+    paths = [path for folder in task_folders() for path in sorted(folder.rglob("*.yaml"))]
+    contents = {path: _load(path) for path in paths}
     return {content[kind]: path for path, content in contents.items() if isinstance(content.get(kind), str)}
 
 
@@ -87,6 +128,12 @@ def _load(path: Path) -> dict[str, Any]:
     # A loader that makes nothing but plain data: `safe_load` with one tag more.
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     return content if isinstance(content, dict) else {}
+
+
+def module_of(function: str | None) -> ModuleType | None:
+    """Return the module of a function's dotted name; None for no name, and for a function of a harness."""
+    name = (function or "").rpartition(".")[0]
+    return None if not name or name.startswith("lmms_eval.") else importlib.import_module(name)
 
 
 def dotted(path: str) -> Callable[..., Any]:

@@ -29,7 +29,7 @@ from flmm_plugin.needs import Need, NotReady, missing, offline
 from flmm_plugin.options import none_if_said
 from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.data_needs import Use, needs_of, use_of
-from flmm_plugin.tasks.task_files import TASKS_FOLDER
+from flmm_plugin.tasks.task_files import is_ours
 
 __all__ = ["Asked", "NotReady", "Survey", "check", "check_model", "leaves", "survey"]
 
@@ -223,8 +223,7 @@ def leaves(manager: Any, names: Iterable[Any]) -> Iterator[tuple[str, tuple[str 
         if entry["type"] == "group":
             yield from walk(config["task"])
         else:
-            ours = Path(path).is_relative_to(TASKS_FOLDER)
-            yield name, (Path(path).parent.name if ours else None, config)
+            yield name, (Path(path).parent.name if is_ours(path) else None, config)
 
     for name in names:
         yield from walk(name)

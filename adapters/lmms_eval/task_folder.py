@@ -26,7 +26,7 @@ from loguru import logger
 from flmm_plugin.adapters.answering.defaults import answers_with_masks
 from flmm_plugin.adapters.lmms_eval import exit_status
 from flmm_plugin.adapters.patching import AfterImport, is_wrapped, wrap_once
-from flmm_plugin.tasks.task_files import TASKS_FOLDER
+from flmm_plugin.tasks.task_files import TASKS_FOLDER, task_folders
 
 #: Built-in names that mean mask tasks for this plugin's models.
 OVERRIDDEN_NAMES = ("refcoco_seg", "refcoco+_seg", "refcocog_seg")
@@ -79,7 +79,7 @@ def named_tasks(include_path: str | None = None) -> frozenset[str]:
     """
     home = importlib.util.find_spec("lmms_eval")
     places = [Path(place) / "tasks" for place in (home.submodule_search_locations or ())] if home is not None else []
-    files = [file for place in (*places, TASKS_FOLDER, *([Path(include_path)] if include_path else []))
+    files = [file for place in (*places, *task_folders(), *([Path(include_path)] if include_path else []))
              for file in place.rglob("*.yaml")]  # fmt: skip
     texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
     return frozenset(name for text in texts for name in _NAME.findall(text))
@@ -91,7 +91,9 @@ def _initialize_tasks(original: Callable[..., dict[str, Any]], self: Any, *args:
         _begin(model)
     index = original(self, *args, **kwargs)
     try:
-        ours = self._get_task_and_group(str(TASKS_FOLDER))
+        ours: dict[str, Any] = {}
+        for folder in reversed(task_folders()):
+            ours.update(self._get_task_and_group(str(folder)))
     except Exception as exc:
         _warn(f"its tasks could not be indexed ({type(exc).__name__}: {exc})")
         return index
