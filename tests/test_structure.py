@@ -153,7 +153,8 @@ LAYERS = [
         "yaml_text",
     },
     {"geometry", "images", "records", "seal", "text_checks"},
-    {"attention", "heads"},
+    {"delta_rule"},
+    {"attention", "heads", "token_mixers"},
     {"backbones"},
     {
         "capture", "context_length", "frozen_lmm", "grounded_lmm", "grounding", "heads_choice", "passages",

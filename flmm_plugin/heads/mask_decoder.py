@@ -83,7 +83,8 @@ class MaskDecoder(nn.Module):
         in_channels: Maps per phrase: layers x heads x maps per image of the backbone.
         base_channels: Width of the first stage; 64 in the paper.
         upsample_to: The longer side of the token grid is raised to this many cells before the U-Net.
-        normalise: Sum every map to 1 first; False is the paper's ablation (Figure 5c).
+        normalise: Divide every map by the sum of its absolute values first (those of softmax layers then sum to 1);
+            False is the paper's ablation (Figure 5c).
         maps: Indices of the maps that are read (the paper's ablation of layers, Figure 5a); None: all.
 
     Raises:
@@ -121,7 +122,7 @@ class MaskDecoder(nn.Module):
         """Decode every phrase.
 
         Args:
-            attention: ``[n, c, h, w]``, grid frame, >= 0, not normalised.
+            attention: ``[n, c, h, w]``, grid frame, not normalised; >= 0 but for maps of linear layers.
 
         Returns:
             Logits ``[n, h', w']`` over the same extent, h' = floor(h * s) with s = max(1, upsample_to / max(h, w)).
@@ -150,10 +151,10 @@ class MaskDecoder(nn.Module):
         return max(1.0, self.upsample_to / max(attention.shape[-2:]))
 
     def _prepare(self, attention: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Sum every map to 1, upsample, pad with zeros to what three poolings divide; with the size before padding."""
+        """Scale every map, upsample, pad with zeros to what three poolings divide; with the size before padding."""
         x = attention if self.maps is None else attention[:, list(self.maps)]
         if self.normalise:
-            x = x / x.sum(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+            x = x / x.abs().sum(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
         # scale_factor, not size: on grids that are not square the two place the samples differently, and released
         # heads were trained with this one.
         x = F.interpolate(x, scale_factor=self._scale(attention), mode="bilinear", align_corners=False)
