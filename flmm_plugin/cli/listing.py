@@ -65,8 +65,10 @@ def _model_needs(name: str) -> str:
 def _task_needs(folder: str, name: str) -> str:
     from flmm_plugin.data.root import data_root
     from flmm_plugin.tasks.benchmarks import benchmarks_of_folder
+    from flmm_plugin.tasks.task_files import task_config, task_files
 
-    if folder == "tiny":
+    options = task_config(name).get("dataset_kwargs") if name in task_files() else None
+    if folder == "tiny" or bundled.is_data_root(str((options or {}).get("root"))):
         return "nothing: its data writes itself"
     root, needed = data_root(), benchmarks_of_folder(folder, [name])
     if not needed:

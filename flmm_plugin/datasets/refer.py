@@ -86,9 +86,10 @@ COCO_ADDRESS = "http://images.cocodataset.org"
 
 _ADDRESS = "https://bvisionweb1.cs.unc.edu/licheng/referit/data"
 _KEPT_AT = {"refcoco": "20220413011718", "refcoco+": "20220413011656", "refcocog": "20220413012904"}
-_PICTURES = Part(
+#: The pictures of all these data sets.
+PICTURES = Part(
     "pictures of COCO train2014",
-    ("coco/train2014", "train2014", "images/mscoco/images/train2014"),
+    ("coco/train2014", "train2014", "images/mscoco/images/train2014", "images/train2014"),
     COCO_LICENCE,
     Pictures(
         f"{COCO_ADDRESS}/train2014/{{name}}",
@@ -118,7 +119,7 @@ def parts(name: str, by: str) -> tuple[Part, Part, Part]:
     objects = Part(
         f"objects of {TITLES[name]}", tuple(f"{folder}/instances.json" for folder in folders), COCO_LICENCE, archive
     )
-    return refs, objects, _PICTURES
+    return refs, objects, PICTURES
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,8 @@ class ReferDataset(SplitReader[ReferItem]):
             return
         instances = read_json(self.instances_path)
         with fields_of(f"{self.instances_path} is not a COCO file: it", "fetch it again"):
-            images = _by_id(instances["images"], self.instances_path)
-            objects = _by_id(instances["annotations"], self.instances_path)
+            images = by_id(instances["images"], self.instances_path)
+            objects = by_id(instances["annotations"], self.instances_path)
         for ref in refs:
             named = _named(ref.get("ref_id"), ref.get("image_id"), ref.get("ann_id"))
             with fields_of(
@@ -225,7 +226,7 @@ class ReferDataset(SplitReader[ReferItem]):
                 if integer(annotation["image_id"]) != image_id:
                     raise ValueError(f"the annotation is of image {annotation['image_id']}")
                 height, width = size_of(image)
-                sentences = list(_sentences(ref["sentences"], named, problems))
+                sentences = list(sentences_of(ref["sentences"], named, problems))
                 yield ReferItem(
                     image_id=image_id,
                     # The refs' own file_name has the object's number in it and names no file.
@@ -269,7 +270,12 @@ def split_matches(ref_split: str, asked: str) -> bool:
     return ref_split == asked
 
 
-def _by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
+def by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
+    """Return the records of a COCO file by their ids.
+
+    Raises:
+        BadAnnotation: An id stands for two different records.
+    """
     found: dict[int, Any] = {}
     for one in listed:
         if found.setdefault(integer(one["id"]), one) != one:
@@ -280,7 +286,7 @@ def _by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
     return found
 
 
-def _sentences(listed: Sequence[Mapping[str, Any]], where: str, problems: list[Problem]) -> Iterator[tuple[str, str]]:
+def sentences_of(listed: Sequence[Mapping[str, Any]], where: str, problems: list[Problem]) -> Iterator[tuple[str, str]]:
     """Yield each sentence of a ref as it was typed and as it was cleaned."""
     for place, sentence in enumerate(listed):
         texts = {}

@@ -50,6 +50,25 @@ def coco_box(mask: BoolArray) -> list[int]:
     return [x0, y0, x1 - x0, y1 - y0]
 
 
+def coco_image(image_id: int, file_name: str) -> dict[str, Any]:
+    """Return COCO's record of a picture."""
+    return {"id": image_id, "file_name": file_name, "height": PICTURE_SIZE, "width": PICTURE_SIZE}
+
+
+def coco_annotation(annotation_id: int, image_id: int, category: int, mask: BoolArray) -> dict[str, Any]:
+    """Return COCO's record of an object; `category` is its id, from 1."""
+    return {
+        "id": annotation_id, "image_id": image_id, "category_id": category, "iscrowd": 0,
+        "segmentation": polygons(mask), "area": int(mask.sum()), "bbox": coco_box(mask),
+    }  # fmt: skip
+
+
+def no_instances() -> dict[str, list[Any]]:
+    """Return the content of a COCO file without a picture: the shapes are its categories."""
+    categories = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
+    return {"images": [], "annotations": [], "categories": categories}
+
+
 def write_refer(
     root: Path,
     *,
@@ -87,28 +106,20 @@ class _ReferFiles:
     def __init__(self, name: str) -> None:
         self.name = name
         self.refs: list[dict[str, Any]] = []
-        categories = [{"id": i + 1, "name": shape, "supercategory": "shape"} for i, shape in enumerate(SHAPES)]
-        self.instances: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
+        self.instances = no_instances()
         self._sentences = 0
 
     def add(self, scene: Scene, image_id: int, split: str, rng: np.random.Generator) -> str:
         """Add a picture with all objects that can be referred to; return its file name."""
         file_name = f"COCO_train2014_{image_id:012d}.jpg"
-        self.instances["images"].append(
-            {"id": image_id, "file_name": file_name, "height": PICTURE_SIZE, "width": PICTURE_SIZE}
-        )
+        self.instances["images"].append(coco_image(image_id, file_name))
         for index, mask in enumerate(visible_masks(scene, PICTURE_SIZE)):
             texts = self._texts(scene, index, rng)
             if not texts:
                 continue
             annotation_id = len(self.instances["annotations"]) + 1
             category = SHAPES.index(scene.things[index].shape) + 1
-            self.instances["annotations"].append(
-                {
-                    "id": annotation_id, "image_id": image_id, "category_id": category, "iscrowd": 0,
-                    "segmentation": polygons(mask), "area": int(mask.sum()), "bbox": coco_box(mask),
-                }
-            )  # fmt: skip
+            self.instances["annotations"].append(coco_annotation(annotation_id, image_id, category, mask))
             sentences = [
                 {"sent_id": self._sentences + i, "sent": t, "raw": t, "tokens": t.split()} for i, t in enumerate(texts)
             ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from flmm_plugin.files import cache_folder
 from flmm_plugin.tiny.layouts import write_refer
 from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
+from flmm_plugin.tiny.layouts_gref import write_gref
 from flmm_plugin.tiny.layouts_png import write_png
 from flmm_plugin.tiny.layouts_questions import write_mme, write_pope
 from flmm_plugin.tiny.layouts_viscot import write_viscot
@@ -84,6 +85,7 @@ def write_panel(root: Path, *, scenes: int = SCENES, seed: int = SEED) -> Path:
     write_viscot(root, scenes=scenes, seed=seed, names=(VISCOT_SET,))
     write_pope(root, scenes=scenes, seed=seed)
     write_mme(root, scenes=scenes, seed=seed)
+    write_gref(root, scenes=scenes, seed=seed)
     return root
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flmm_plugin.datasets.grandf import GranDfDataset
+from flmm_plugin.datasets.gref import GrefDataset
 from flmm_plugin.datasets.json_files import parsed_json, read_json
 from flmm_plugin.datasets.png import PngDataset
 from flmm_plugin.datasets.reasonseg import ReasonSegDataset
@@ -20,6 +21,7 @@ from flmm_plugin.datasets.viscot import VisCotDataset
 from flmm_plugin.errors import BadAnnotation, FlmmError
 from flmm_plugin.tiny.layouts import write_refer
 from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
+from flmm_plugin.tiny.layouts_gref import write_gref
 from flmm_plugin.tiny.layouts_png import write_png
 from flmm_plugin.tiny.layouts_viscot import write_viscot
 
@@ -57,6 +59,8 @@ def read_all(dataset: Any) -> None:
             dataset.rle(item)
         elif isinstance(dataset, PngDataset):
             dataset.masks(item)
+        elif isinstance(dataset, GrefDataset):
+            item.rle()
         elif isinstance(dataset, ReasonSegDataset):
             item.masks()
     assert len(dataset.digest) == 64
@@ -87,6 +91,12 @@ READERS: Sequence[tuple[str, Callable[[Path], Any], Callable[[Path], Any], tuple
         lambda root: write_reasonseg(root, scenes=1, splits=("val",)),
         lambda root: ReasonSegDataset(root, "val"),
         ("ReasonSeg/val/*.json",),
+    ),
+    (
+        "gref",
+        lambda root: write_gref(root, scenes=1),
+        lambda root: GrefDataset(root, "val"),
+        ("coco/grefcoco/instances.json", "coco/grefcoco/grefs(unc).json"),
     ),
     (
         "viscot",

@@ -8,6 +8,10 @@ _IOU = ("gIoU", "cIoU", "cIoU_shares")
 
 GCG = ("METEOR", "CIDEr", "AP50", "mIoU", "mask_recall", *_COUNTS)
 REFCOCO = ("cIoU", "mIoU", "gIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", *_COUNTS)
+GREFCOCO = (
+    *("gIoU", "cIoU", "N_acc", "T_acc", "N_acc_as_code", "T_acc_as_code", "P@0.5", "P@0.7", "P@0.8", "P@0.9"),
+    *_COUNTS,
+)
 REASONSEG_VAL = (*_IOU, *_COUNTS)
 REASONSEG_TEST = (*(f"{name}{part}" for part in ("", "_short", "_long") for name in _IOU), *_COUNTS)
 PNG = (

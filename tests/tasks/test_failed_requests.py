@@ -23,6 +23,7 @@ YES_NO = [{"question_id": "a", "question": "?", "category": "existence", "answer
 #: By the package that scores them, documents whose right answer a failed request could seem to be.
 DOCUMENTS: dict[str, list[dict[str, Any]]] = {
     "refcoco": [{**PICTURE, "expressions": ["dog", "nothing"], "masks": MASKS}],
+    "grefcoco": [{**PICTURE, "expressions": ["dogs", "nothing"], "masks": MASKS, "ann_ids": [[1, 2], []]}],
     "png": [
         {
             **PICTURE, "narrative": 0, "expressions": ["a dog", "nothing"], "masks": MASKS,
