@@ -16,7 +16,7 @@ help:
 	@echo "make types        mypy --strict on the whole import package"
 	@echo "make wheel        build dist/*.whl and check what is in it"
 	@echo "make site         the documentation site in build/site, its links checked (an environment of its own)"
-	@echo "make bench        what capturing attention costs, beside the plain model and the paper's way"
+	@echo "make bench        what grounding costs, beside the plain model and the paper's way (half an hour)"
 	@echo "make docs         remake the figures, tables and CSV that README shows (needs the tiny weights)"
 	@echo "make panel        every task on the embedded model: docs/panel.md and the paper's tables with its rows (minutes)"
 	@echo "make constraints  let the resolver remake constraints.txt and constraints-vlmevalkit.txt from setup.cfg"
@@ -59,7 +59,7 @@ site: build/site-env/.installed
 	build/site-env/bin/zensical build --clean --strict
 
 bench: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/capture.py --out benchmarks/results
+	HF_HUB_OFFLINE=1 $(BIN)/flmm bench --out benchmarks/results
 
 docs: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_results.py

@@ -1,19 +1,12 @@
 """What an epoch of training heads costs: from the feature cache, without it, and the paper's way.
 
-Arms, all over the same samples of the embedded world, the same heads and the same updates, in one process:
-
-- ``heads``: features lie in memory: what the heads themselves cost, and no arm can do without.
-- ``cached``: features come from a full cache on disk.
-- ``filling``: the first epoch with a cache: features are computed, rounded, compressed and written.
-- ``no cache``: features are computed in every epoch (``flmm train --no-cache``).
-- ``paper``: the same, read as the paper's method does: eager attention, every L x L matrix and every hidden state kept,
-  vocabulary logits of all positions, rows sliced afterwards; SAM's image encoder for every sample.
+Arms (`flmm_plugin.bench.training`), all over the same samples, the same heads and the same updates, in one process;
+seconds are CPU time of the one thread that works.
 
 ``--random`` measures them on a random LLaVA of 8 layers with 576 image tokens, heads of the paper's size and an
 official SAM, on pictures of 640 x 480: values mean nothing there, times do.
 
-Rounds run all arms one after another in rotating order, so that a slow minute of the machine hits every arm; ratios are
-medians of ratios *within* a round. Three tables: the arms, compression codecs on the very records of the cache, and
+Three tables: the arms, compression codecs on the very records of the cache, and
 sizes for the paper's LMMs, which are arithmetic and say so.
 
     python benchmarks/training.py --quick
@@ -24,7 +17,6 @@ sizes for the paper's LMMs, which are arithmetic and say so.
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import json
 import lzma
@@ -45,22 +37,15 @@ import pyarrow as pa
 import torch
 import transformers
 from PIL import Image
-from torch import Tensor
 
 from flmm_plugin import __version__
-from flmm_plugin.capture import merged_rows
-from flmm_plugin.grounded_lmm import GroundedLMM
+from flmm_plugin.bench.timing import NULL, Clock, Times, interleaved
+from flmm_plugin.bench.training import ARMS, Epochs
 from flmm_plugin.heads.released import RELEASED
-from flmm_plugin.training.batches import Preparer
-from flmm_plugin.training.cache import CachedReader, FeatureCache
-from flmm_plugin.training.features import FrozenFeatures, FrozenReader
-from flmm_plugin.training.losses import HeadsLoss, Prepared
-from flmm_plugin.training.models import load_lmm, trainable, without_encoder
-from flmm_plugin.training.recipe import TrainRecipe, read_recipe
+from flmm_plugin.training.features import FrozenFeatures
+from flmm_plugin.training.recipe import read_recipe
 from flmm_plugin.training.samples import TrainingSample, TrainingSet
 from flmm_plugin.training.store import ScaledFloat16
-
-ARMS = ("heads", "cached", "filling", "no cache", "paper")
 
 # Of the paper's LMMs: image tokens of the (finest) grid; LLaVA-Next's for a picture of 640 x 480.
 CELLS = {
@@ -69,109 +54,6 @@ CELLS = {
     "HPT-Air": 28 * 28, "HPT-Air-1.5": 32 * 32,
 }  # fmt: skip
 PHRASE_TOKENS, TEXT_TOKENS, PHRASES = 4, 12, 5
-
-
-class PapersReader(FrozenReader):
-    """Reads as the paper's method does; the features are the same up to rounding."""
-
-    @torch.no_grad()
-    def read(self, sample: TrainingSample) -> FrozenFeatures:
-        """Everything of one sample."""
-        model, backbone, picture = self.lmm.backbone.model, self.lmm.backbone, sample.image_loader()
-        passage = sample.passage(backbone.tokenizer)
-        chat = self.lmm.encode([sample.prompt], [picture], self.heads.manifest.template)
-        encoded = chat.extended([passage.ids], backbone.pad_id)
-        kernel = model.config._attn_implementation
-        model.set_attn_implementation("eager")
-        try:
-            out = model(**encoded.inputs, use_cache=False, output_attentions=True, output_hidden_states=True)
-        finally:
-            model.set_attn_implementation(kernel)
-        first, tokens = encoded.length - len(passage.ids), encoded.image_tokens[0][0]
-        rows = torch.tensor(passage.tokens) + first
-        attention = torch.stack([layer[0][:, rows][:, :, tokens.slots] for layer in out.attentions]).permute(2, 0, 1, 3)
-        hidden = torch.stack([states[0, rows] for states in out.hidden_states[1:]], dim=1)
-        maps = backbone.attention_maps(merged_rows(attention, passage.sizes, self.lmm.merge), tokens)
-        selector = labels = None
-        if sample.keywords:
-            selector = out.hidden_states[-1][0, first:].float()
-            labels = torch.zeros(len(passage.ids), dtype=torch.bool)
-            labels[rows - first] = True
-        assert self.heads.mask_refiner is not None
-        self.heads.mask_refiner.clear_cache()
-        embedding = self.heads.mask_refiner.encode_image(picture)
-        return FrozenFeatures(
-            maps.float(), hidden.float().split(passage.sizes), tokens.grid, embedding, selector, labels
-        )
-
-
-class Epochs:
-    """The same epoch, fed in different ways. Every arm starts from the same heads."""
-
-    def __init__(self, recipe: TrainRecipe, samples: Sequence[TrainingSample], folder: Path) -> None:
-        self.recipe, self.samples, self.folder = recipe, samples, folder
-        self.lmm: GroundedLMM = load_lmm(recipe, "cpu")
-        assert self.lmm.heads is not None
-        self.reader, self.paper = FrozenReader(self.lmm), PapersReader(self.lmm)
-        self.fresh = without_encoder(self.lmm.heads)
-        self.fills = 0
-        self.cache = self._filled()
-        self.in_memory = {sample.key: CachedReader(self.reader, self.cache).read(sample) for sample in samples}
-
-    def run(self, arm: str) -> None:
-        """One epoch."""
-        loss = HeadsLoss(copy.deepcopy(self.fresh)).train()
-        rate = self.recipe.optimiser.lr
-        optimizer = torch.optim.AdamW(list(trainable(loss.heads).values()), lr=rate)
-        assert self.reader.heads.mask_refiner is not None
-        self.reader.heads.mask_refiner.clear_cache()
-        if arm == "filling":
-            self.fills += 1
-            cache = FeatureCache.of_reader(self.folder / f"filling-{self.fills}", self.reader)
-            self._learn(loss, optimizer, CachedReader(self.reader, cache).read)
-            return
-        sources: dict[str, Callable[[TrainingSample], FrozenFeatures]] = {
-            "heads": lambda sample: self.in_memory[sample.key],
-            "cached": CachedReader(self.reader, self.cache).read,
-            "no cache": self.reader.read,
-            "paper": self.paper.read,
-        }
-        self._learn(loss, optimizer, sources[arm])
-
-    def checks(self) -> dict[str, float]:
-        """How far what is timed lies apart, as a share of the largest value."""
-        sample = next(one for one in self.samples if not one.keywords)
-        plain, paper = self.reader.read(sample), self.paper.read(sample)
-        cached = CachedReader(self.reader, self.cache).read(sample)
-        return {
-            "paper_attention": _apart(paper.attention, plain.attention),
-            "paper_hidden": _apart(torch.cat(paper.hidden), torch.cat(plain.hidden)),
-            "cached_attention": _apart(cached.attention, plain.attention),
-            "cached_hidden": _apart(torch.cat(cached.hidden), torch.cat(plain.hidden)),
-        }
-
-    def _learn(self, loss: HeadsLoss, optimizer: Any, read: Callable[[TrainingSample], FrozenFeatures]) -> None:
-        class Source:
-            def read(self, sample: TrainingSample) -> FrozenFeatures:
-                return read(sample)
-
-        preparer = Preparer(Source(), self.lmm.backbone.tokenizer, "cpu", stop=True)
-        size = self.recipe.batch_size
-        for start in range(0, len(self.samples), size):
-            optimizer.zero_grad(set_to_none=True)
-            for sample in self.samples[start : start + size]:
-                prepared = preparer.prepare(sample)
-                assert isinstance(prepared, Prepared)
-                losses, anchor = loss([prepared])
-                (losses.sum() / size + anchor).backward()
-            torch.nn.utils.clip_grad_norm_(loss.parameters(), self.recipe.optimiser.clip)
-            optimizer.step()
-
-    def _filled(self) -> FeatureCache:
-        cache = FeatureCache.of_reader(self.folder / "full", self.reader)
-        for sample in self.samples:
-            CachedReader(self.reader, cache).read(sample)
-        return cache
 
 
 def words_bytes(
@@ -198,10 +80,6 @@ def words_bytes(
 def picture_bytes(prompt_dim: int, side: int) -> float:
     """Compute the bytes of one image embedding before compression, ``prompt_dim`` channels of ``side x side``."""
     return float(prompt_dim * (side * side * 2 + 2))
-
-
-def _apart(these: Tensor, those: Tensor) -> float:
-    return float((these - those).abs().max() / those.abs().max())
 
 
 def random_recipe(folder: Path, sam: str, layers: int = 8, hidden: int = 512, heads: int = 8) -> list[str]:
@@ -245,45 +123,30 @@ def as_large_as_coco(sample: TrainingSample) -> TrainingSample:
     return replace(sample, image_loader=lambda: sample.image_loader().resize((640, 480)), mask_loader=masks)
 
 
-def measure(epochs: Epochs, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of every arm in every round, after one epoch to warm up."""
-    epochs.run("cached")
-    seconds: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
-    for number in range(rounds):
-        turn = number % len(ARMS)
-        for arm in ARMS[turn:] + ARMS[:turn]:
-            wall, used = time.perf_counter(), time.process_time()
-            epochs.run(arm)
-            seconds[arm].append((time.perf_counter() - wall, time.process_time() - used))
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    return seconds
+def measure(epochs: Epochs, rounds: int) -> Times:
+    """Seconds of every arm in every round."""
+    arms = {arm: lambda arm=arm: epochs.run(arm) for arm in ("cached", *(arm for arm in ARMS if arm != "cached"))}
+    return interleaved(arms, rounds, Clock(torch.device("cpu")), "training")
 
 
-def arm_rows(seconds: dict[str, list[tuple[float, float]]], samples: int) -> list[dict[str, Any]]:
-    """One row per arm."""
+def arm_rows(times: Times, samples: int) -> list[dict[str, Any]]:
+    """One row per arm, the null arm (``cached`` once more) last."""
     return [
         {
             "arm": arm,
-            "seconds an epoch": round(statistics.median(wall for wall, _ in seconds[arm]), 2),
-            "ms a sample": round(1000 * statistics.median(wall for wall, _ in seconds[arm]) / samples, 1),
-            "CPU ms a sample": round(1000 * statistics.median(used for _, used in seconds[arm]) / samples, 1),
-            "times cached": _ratio(seconds[arm], seconds["cached"]),
+            "ms a sample": round(1000 * statistics.median(times.seconds[arm]) / samples, 1),
+            "times cached": round(times.ratio(arm, "cached").median, 2),
         }
-        for arm in ARMS
+        for arm in (*ARMS, NULL)
     ]
 
 
-def _ratio(these: list[tuple[float, float]], those: list[tuple[float, float]]) -> float:
-    return round(statistics.median(a / b for (a, _), (b, _) in zip(these, those, strict=True)), 2)
-
-
-def break_even(seconds: dict[str, list[tuple[float, float]]], beside: str) -> float | None:
+def break_even(times: Times, beside: str) -> float | None:
     """Epochs after which a run that fills a cache and then uses it took no longer than ``beside`` in every epoch.
 
-    After e epochs the one took ``filling + (e - 1) cached``, the other ``e beside``. From CPU seconds: of two epochs
-    that differ by little, a shared machine's wall clock says nothing. None: never.
+    After e epochs the one took ``filling + (e - 1) cached``, the other ``e beside``. None: never.
     """
-    used = {arm: statistics.median(cpu for _, cpu in found) for arm, found in seconds.items()}
+    used = {arm: statistics.median(found) for arm, found in times.seconds.items()}
     saved = used[beside] - used["cached"]
     return round(max(0.0, used["filling"] - used["cached"]) / saved, 2) if saved > 0 else None
 
@@ -383,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.quick:
         args.samples, args.rounds = 2, 1
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         changes = random_recipe(folder / "model", args.sam) if args.random else []
@@ -394,15 +258,15 @@ def main(argv: list[str] | None = None) -> int:
             samples = [as_large_as_coco(sample) for sample in samples]
         epochs = Epochs(recipe, samples, folder)
         checks = epochs.checks()
-        seconds = measure(epochs, args.rounds)
+        times = measure(epochs, args.rounds)
         phrases = sum(len(sample.grounded) for sample in samples)
         words, pictures = epochs.cache.words, epochs.cache.pictures
         assert pictures is not None
         facts: dict[str, Any] = {
             "bytes a phrase": round(words.bytes_on_disk() / phrases),
             "bytes a picture": round(pictures.bytes_on_disk() / len(pictures)),
-            "break-even epochs beside no cache": break_even(seconds, "no cache"),
-            "break-even epochs beside the paper's way": break_even(seconds, "paper"),
+            "break-even epochs beside no cache": break_even(times, "no cache"),
+            "break-even epochs beside the paper's way": break_even(times, "paper"),
         }
         codecs = codec_rows(list(epochs.in_memory.values()))
     provenance = {
@@ -417,8 +281,8 @@ def main(argv: list[str] | None = None) -> int:
         "phrases": phrases,
         "rounds": args.rounds,
     }
-    rows = arm_rows(seconds, len(samples))
-    record = {"provenance": provenance, "checks": checks, "facts": facts, "arms": rows, "seconds": seconds}
+    rows = arm_rows(times, len(samples))
+    record = {"provenance": provenance, "checks": checks, "facts": facts, "arms": rows, "seconds": times.seconds}
     (args.out / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     said = "measured by benchmarks/training.py: " + ", ".join(f"{key} {value}" for key, value in provenance.items())
     write(args.out, args.name, rows, said)

@@ -166,6 +166,7 @@ LAYERS = [
     {"reports"},
     {"tiny"},
     {"adapters"},
+    {"bench"},
     {"cli"},
 ]  # fmt: skip
 

@@ -30,6 +30,7 @@ examples:
   flmm score results/                                       every metric again from logged samples, with intervals
   flmm demo                                                 everything inside lmms-eval, in minutes
   flmm preserve --model flmm_tiny --tasks mme --limit 20    prove that chat is the same with and without the plugin
+  flmm bench --quick                                        what grounding costs on this machine
   flmm report results/ --table 1                            your runs in the paper's tables, with their provenance
   flmm tiny path                                            the embedded model, a plain transformers checkpoint
 """
@@ -72,6 +73,7 @@ def build_parser(command: str = "") -> Parser:
     """
     from flmm_plugin.cli import (
         ablate,
+        bench,
         data,
         doctor,
         heads,
@@ -93,7 +95,7 @@ def build_parser(command: str = "") -> Parser:
     parser.add_argument("--version", action="version", version=f"flmm-plugin {flmm_plugin.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     look.add_subcommands(commands)
-    for module in (listing, data, doctor, heads, plan, train, ablate, score, report, reproduce, preserve):
+    for module in (listing, data, doctor, heads, plan, train, ablate, score, report, reproduce, preserve, bench):
         module.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from flmm_plugin.bench.timing import Times
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads.released import RELEASED
 from flmm_plugin.training.features import FrozenReader
@@ -28,8 +29,8 @@ def test_quick_run_times_equal_work_and_writes_every_table(
     assert record["checks"]["paper_attention"] < 1e-4
     assert 0 < record["checks"]["cached_attention"] < 2**-11
     assert record["facts"]["bytes a phrase"] > 1000
-    assert [row["arm"] for row in record["arms"]] == ["heads", "cached", "filling", "no cache", "paper"]
-    assert all(row["seconds an epoch"] > 0 for row in record["arms"])
+    assert [row["arm"] for row in record["arms"]] == ["heads", "cached", "filling", "no cache", "paper", "null"]
+    assert all(row["ms a sample"] > 0 for row in record["arms"])
     for name in ("training", "training_cost", "training_codecs", "training_sizes"):
         first, *lines = (tmp_path / f"{name}.csv").read_text().splitlines()
         assert first.startswith("# computed" if name == "training_sizes" else "# measured")
@@ -37,8 +38,8 @@ def test_quick_run_times_equal_work_and_writes_every_table(
 
 
 def test_break_even_counts_the_first_epoch(script: ModuleType) -> None:
-    def seconds(**arms: float) -> dict[str, list[tuple[float, float]]]:
-        return {name.replace("_", " "): [(99.0, value)] for name, value in arms.items()}
+    def seconds(**arms: float) -> Times:
+        return Times({name.replace("_", " "): [value] for name, value in arms.items()})
 
     # Three epochs with the cache: 12 + 2 x 2 = 16; without: 3 x 10 = 30. Even at 12 + 2 (e - 1) = 10 e, e = 1.25.
     found = seconds(filling=12, cached=2, no_cache=10)
