@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from flmm_plugin.adapters.lmms_eval import exit_status, task_folder
+from flmm_plugin.adapters.lmms_eval import exit_status, start_up, task_folder
 from flmm_plugin.command_line import announce
 from flmm_plugin.exit_codes import FAILED, say, status_of
 
@@ -24,6 +24,7 @@ def main() -> None:
 
 def _run() -> int:
     announce(exit_status.NAME)
+    start_up.prepare()
     task_folder.install()
     words = sys.argv[1:]
     evaluates = words[:1] == ["eval"] or bool(words and words[0].startswith("-"))
