@@ -10,10 +10,11 @@ capture the interface holds the stock function itself.
 Hidden states come from output hooks on the decoder layers and its final norm, the number of cached tokens from a hook
 before the decoder (key length minus query length is not it with a static cache).
 
-Memory: rows cost layers * heads * columns * 4 bytes per asked position; an L x L matrix never exists.
+Memory: rows cost layers * heads * columns * 4 bytes per asked position, or per group of positions where a phrase's
+tokens are merged while they are read; an L x L matrix never exists.
 
-Shapes: b batch, t asked positions, l query length, L key length, m layers, c heads, k key-value heads, d head or hidden
-    size.
+Shapes: b batch, t asked positions, n groups of them, l query length, L key length, m layers, c heads, k key-value
+    heads, d head or hidden size.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -37,8 +40,8 @@ AttentionFunction = Callable[..., Any]
 # captured nor slowed down.
 _ACTIVE: ContextVar[tuple[AttentionCapture, ...]] = ContextVar("flmm_active_captures", default=())
 
-# Scores of at most this many row x key x head elements exist at a time (float32: 64 MiB).
-_SCORE_ELEMENTS = 1 << 24
+# Scores of at most this many row x key x head elements exist at a time (float32: 16 MiB).
+_SCORE_ELEMENTS = 1 << 22
 
 
 class AttentionCapture:
@@ -49,7 +52,7 @@ class AttentionCapture:
         capture = AttentionCapture(model.get_decoder(), rows=[text_slots], columns=[image_slots])
         with torch.no_grad(), capture.active():
             model(**inputs)
-        maps = capture.attention(0)          # [t, m, c, columns]
+        maps = capture.attention(0)          # [n, m, c, columns]
 
     Args:
         decoder: The language model's body: ``.layers[i].self_attn``, ``.norm``, ``.config``.
@@ -57,12 +60,23 @@ class AttentionCapture:
             left padding and tokens that are already in the cache.
         columns: One tensor per batch item: slots of its image tokens. Empty: no rows are computed for that item.
         hidden_states: Whether to keep the hidden states of the asked positions too.
+        sizes: Per batch item, numbers of rows that follow each other and become one; they add up to its rows. None:
+            every row is kept.
+        merge: ``mean`` or ``max`` over the rows that become one.
 
-    Several passes (prefill, then decoding steps) fill one capture; when a slot is computed twice the last one counts.
+    Several passes (prefill, then decoding steps) fill one capture. When a slot is computed twice the last one counts,
+    and where rows are merged it is an error.
     """
 
     def __init__(
-        self, decoder: nn.Module, rows: Sequence[Tensor], columns: Sequence[Tensor], hidden_states: bool = True
+        self,
+        decoder: nn.Module,
+        rows: Sequence[Tensor],
+        columns: Sequence[Tensor],
+        hidden_states: bool = True,
+        *,
+        sizes: Sequence[Sequence[int]] | None = None,
+        merge: str = "mean",
     ) -> None:
         if len(rows) != len(columns):
             raise CaptureError(
@@ -74,6 +88,10 @@ class AttentionCapture:
         # Positions stay on the CPU: choosing among them must not wait for the device.
         self._rows = [row.detach().to("cpu", torch.long) for row in rows]
         self._columns = [column.detach().to("cpu", torch.long) for column in columns]
+        self._merges = [_Merge(one, merge) for one in sizes] if sizes is not None else [None] * len(rows)
+        for row, merging in zip(self._rows, self._merges, strict=True):
+            if merging is not None and merging.rows != len(row):
+                raise CaptureError(f"{len(row)} rows are to be merged in groups of {merging.rows} rows in all")
         self._with_hidden = hidden_states
         self._attention = _Store(len(rows))
         self._hidden = _Store(len(rows))
@@ -114,7 +132,8 @@ class AttentionCapture:
 
         Returns:
             ``[t, m, c, columns]`` float32, >= 0, rows in the order asked for; softmax over *all* keys, so that a row
-            sums to the share of attention that the image got. On the device of the last layer.
+            sums to the share of attention that the image got. Where rows are merged, ``[n, m, c, columns]``. On the
+            device of the last layer.
         """
         return self._attention.get(item)
 
@@ -126,23 +145,30 @@ class AttentionCapture:
 
     def _check_complete(self) -> None:
         kinds = [("attention", "with_rows")] + ([("hidden states", "with_hidden")] if self._with_hidden else [])
+        missing_of: dict[tuple[int, ...], tuple[int, list[int]] | None] = {}
         for what, layers in kinds:
-            for item, rows in enumerate(self._rows):
-                delivered = torch.zeros(len(self._layers), len(rows), dtype=torch.bool)
-                for one in self._passes:
-                    for index in getattr(one, layers):
-                        delivered[index, one.chosen[item]] = True
-                # A layer without a pass is missing too where no row was asked for: nothing ran.
-                ran = {index for one in self._passes for index in getattr(one, layers)}
-                for index in range(len(self._layers)):
-                    missing = rows[~delivered[index]]
-                    if len(missing) or index not in ran:
-                        raise CaptureError(
-                            f"layer {index} of {type(self._decoder).__name__} delivered no {what} for batch item "
-                            f"{item}, slots {missing[:8].tolist()}: they were not fed to the model, or its attention "
-                            f"does not go through transformers' attention interface (attn_implementation "
-                            f"{attention_name(self._decoder)!r}; try 'sdpa')"
-                        )
+            for index in range(len(self._layers)):
+                ran = tuple(number for number, one in enumerate(self._passes) if index in getattr(one, layers))
+                if ran not in missing_of:
+                    missing_of[ran] = self._missing([self._passes[number] for number in ran])
+                missing = missing_of[ran]
+                if missing is not None:
+                    item, slots = missing
+                    raise CaptureError(
+                        f"layer {index} of {type(self._decoder).__name__} delivered no {what} for batch item {item}, "
+                        f"slots {slots}: they were not fed to the model, or its attention does not go through "
+                        f"transformers' attention interface (attn_implementation "
+                        f"{attention_name(self._decoder)!r}; try 'sdpa')"
+                    )
+
+    def _missing(self, passes: Sequence[_Pass]) -> tuple[int, list[int]] | None:
+        """Return the first batch item that lacks rows, and some of their slots; None where all were delivered."""
+        for item, rows in enumerate(self._rows):
+            delivered = {place for one in passes for place in one.chosen[item].tolist()}
+            # Where no row was asked for, something must have run all the same.
+            if len(delivered) < len(rows) or not passes:
+                return item, [slot for place, slot in enumerate(rows.tolist()) if place not in delivered][:8]
+        return None
 
     # What the wrapped attention function and the hooks call.
 
@@ -170,8 +196,15 @@ class AttentionCapture:
             )
         if self._running is None or self._running.length != length:
             self._running = _Pass(self._rows, self._columns, self._past, length)
+            self._check_merged_once(self._running)
             self._passes.append(self._running)
         return self._running
+
+    def _check_merged_once(self, new: _Pass) -> None:
+        for item, merge in enumerate(self._merges):
+            before = [one.chosen[item] for one in self._passes] if merge is not None else []
+            if before and bool(torch.isin(new.chosen[item], torch.cat(before)).any()):
+                raise CaptureError("a row was computed twice and would count twice; capture without `sizes` and merge")
 
     def _hidden_hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -179,10 +212,9 @@ class AttentionCapture:
                 return
             states: Tensor = output[0] if isinstance(output, tuple) else output
             now = self._pass(states.shape[0], states.shape[1])
-            places = now.on(states.device)
-            for item, chosen in enumerate(places.chosen):
+            for item, places in enumerate(now.on(states.device)):
                 into = self._hidden.room(item, len(self._rows[item]), len(self._layers), states.shape[-1:], states)
-                into[chosen, index] = states[item, places.local[item]].detach().to(into.device)
+                into[places.chosen, index] = states[item, places.local].detach().to(into.device)
             now.with_hidden.add(index)
 
         return keep
@@ -208,25 +240,26 @@ class AttentionCapture:
             )
         index = self._layer_of[id(module)]
         now.with_rows.add(index)
-        places = now.on(query.device)
-        room = [
-            self._attention.room(item, len(rows), len(self._layers), (heads, len(columns)), query, torch.float32)
-            for item, (rows, columns) in enumerate(zip(self._rows, self._columns, strict=True))
-        ]
         _check_supported(mask, options)
-        if not now.most or not any(len(columns) for columns in self._columns):
-            return
-        mask = now.rows_of_mask(places, mask, key_length, module, options)
-        step = max(1, _SCORE_ELEMENTS // (query.shape[0] * heads * key_length))
-        for start in range(0, now.most, step):
-            end = min(start + step, now.most)
-            scores = _scores(places.rows_of(query, start, end), key, options.get("scaling"))
-            shares = torch.softmax(scores.add_(mask[..., start:end, :]), dim=-1)
-            for item, into in enumerate(room):
-                count = min(end, now.counts[item]) - start
-                if count > 0 and into.shape[-1]:
-                    part = shares[item, :, :count, places.columns[item]].transpose(0, 1)
-                    into[places.part(item, start, start + count), index] = part.to(into.device)
+        step = max(1, _SCORE_ELEMENTS // (heads * key_length))
+        for item, places in enumerate(now.on(query.device)):
+            merge, columns = self._merges[item], len(self._columns[item])
+            kept = len(self._rows[item]) if merge is None else len(merge.sizes)
+            into = self._attention.room(item, kept, len(self._layers), (heads, columns), query, torch.float32)
+            if not columns or not places.count:
+                continue
+            keys = key[item].float()
+            hidden = now.rows_of_mask(places, item, mask, key_length, module, options)
+            for start in range(0, places.count, step):
+                end = min(start + step, places.count)
+                scores = _scores(query[item, :, places.read(start, end)], keys, options.get("scaling"))
+                # Rows see all but the last few keys: adding zeros to the others would take a tenth of the time.
+                scores[..., hidden.first :].add_(hidden.rows[:, start:end])
+                shares = torch.softmax(scores, dim=-1)[..., places.columns]
+                if merge is None:
+                    into[places.written(start, end), index] = shares.transpose(0, 1).to(into.device)
+                else:
+                    merge.add(shares, places.segments(merge, start, end), into[:, index])
 
 
 class _Store:
@@ -264,6 +297,77 @@ class _Store:
 _Places = slice | Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class _Segments:
+    """Rows that become one, as many as there are runs of the same length in groups of the same size.
+
+    Attributes:
+        rows: Where they are read, runs one after another.
+        groups: The group of each run.
+        length: Number of rows of a run, from 1 on.
+        size: Rows of a whole group; more than `length` where it is read in pieces.
+    """
+
+    rows: _Places
+    groups: _Places
+    length: int
+    size: int
+
+
+class _Merge:
+    """Merging of the rows of one batch item: groups of rows that follow each other become one row each.
+
+    Args:
+        sizes: Number of rows of each group.
+        how: ``mean`` or ``max`` over the rows of a group.
+    """
+
+    def __init__(self, sizes: Sequence[int], how: str) -> None:
+        self.sizes = list(sizes)
+        self.rows = sum(self.sizes)
+        self._how = how
+        self._group_of = [group for group, size in enumerate(self.sizes) for _ in range(size)]
+
+    def segments(self, chosen: Sequence[int], device: torch.device) -> list[_Segments]:
+        """Return what becomes of rows that are read together; ``chosen`` are their places among those asked for."""
+        alike: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        first = 0
+        for group, run in groupby(self._group_of[place] for place in chosen):
+            length = len(list(run))
+            rows, groups = alike.setdefault((length, self.sizes[group]), ([], []))
+            rows += range(first, first + length)
+            groups.append(group)
+            first += length
+        return [
+            _Segments(_places(torch.tensor(rows), device), _places(torch.tensor(groups), device), *key)
+            for key, (rows, groups) in alike.items()
+        ]
+
+    def add(self, shares: Tensor, segments: Sequence[_Segments], into: Tensor) -> None:
+        """Merge rows ``[c, t, columns]`` into groups ``[n, c, columns]``, which hold what was read of them before."""
+        for one in segments:
+            runs = shares[:, one.rows].unflatten(1, (-1, one.length))
+            read = runs.sum(dim=2).div_(one.size) if self._how == "mean" else runs.amax(dim=2)
+            read = read.transpose(0, 1).to(into.device)
+            if one.length < one.size:
+                before = into[one.groups]
+                read = before + read if self._how == "mean" else torch.maximum(before, read)
+            into[one.groups] = read
+
+
+@dataclass(frozen=True, eq=False)
+class _Hidden:
+    """Hold what the rows of one batch item do not see.
+
+    Attributes:
+        first: The first key that is hidden from any of them.
+        rows: What is added to the scores of it and all later keys, ``[c or 1, t, L - first]``.
+    """
+
+    first: int
+    rows: Tensor
+
+
 class _Pass:
     """One forward pass: which asked rows are in it. The same for all of its layers, so it is found out once.
 
@@ -285,18 +389,17 @@ class _Pass:
             chosen = ((local >= 0) & (local < length)).nonzero().flatten()
             self.chosen.append(chosen)
             self.local.append(local[chosen])
-        self.counts = [len(one) for one in self.chosen]
-        self.most = max(self.counts, default=0)
         self.with_rows: set[int] = set()
         self.with_hidden: set[int] = set()
-        self._places: dict[torch.device, _PlacesOnDevice] = {}
-        self._masks: dict[tuple[Any, ...], tuple[Any, Tensor]] = {}
+        self._places: dict[torch.device, list[_ItemPlaces]] = {}
+        self._masks: dict[tuple[Any, ...], tuple[Any, _Hidden]] = {}
 
-    def on(self, device: torch.device) -> _PlacesOnDevice:
-        """Return the places on a device; they are copied to it once."""
+    def on(self, device: torch.device) -> list[_ItemPlaces]:
+        """Return the places of each batch item on a device; they are copied to it once."""
         places = self._places.get(device)
         if places is None:
-            places = self._places[device] = _PlacesOnDevice(self.chosen, self.local, self._columns, self.most, device)
+            parts = zip(self.chosen, self.local, self._columns, strict=True)
+            places = self._places[device] = [_ItemPlaces(*part, device) for part in parts]
         return places
 
     def release(self) -> None:
@@ -305,56 +408,64 @@ class _Pass:
         self._masks.clear()
 
     def rows_of_mask(
-        self, places: _PlacesOnDevice, mask: Any, key_length: int, module: nn.Module, options: Mapping[str, Any]
-    ) -> Tensor:
-        """Return `_rows_of_mask` for the rows of this pass; layers that get the same mask share the answer."""
+        self,
+        places: _ItemPlaces,
+        item: int,
+        mask: Any,
+        key_length: int,
+        module: nn.Module,
+        options: Mapping[str, Any],
+    ) -> _Hidden:
+        """Return what an item's rows do not see; layers that get the same mask share the answer."""
         causal = options.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
         window = options.get("sliding_window")
-        key = (places.device, id(mask), key_length, causal, window)
+        key = (places.device, item, id(mask), key_length, causal, window)
         if key not in self._masks:
-            rows = _rows_of_mask(mask, places.padded, self.past, key_length, causal=causal, window=window)
-            self._masks[key] = (mask, rows)  # the mask stays alive, or its id would be another's
+            own = mask[item : item + 1] if mask is not None and len(mask) > 1 else mask
+            local = self.local[item][None].to(places.device)
+            rows = _rows_of_mask(own, local, self.past, key_length, causal=causal, window=window)[0]
+            changed = rows.flatten(0, 1).ne(0).any(dim=0).nonzero().flatten()
+            first = int(changed[0]) if len(changed) else key_length
+            self._masks[key] = (
+                mask,
+                _Hidden(first, rows[..., first:].contiguous()),
+            )  # the mask stays alive, or its id would be another's
         return self._masks[key][1]
 
 
-class _PlacesOnDevice:
-    """Indices of the rows of a pass on one device: where each is read in the pass, and where its answer is written.
+class _ItemPlaces:
+    """Indices of a batch item's rows on one device: where each is read in a pass, and where its answer is written.
 
     Attributes:
-        chosen: Per item, places of its rows among those that it asked for.
-        local: Per item, places of its rows in the pass.
-        columns: Per item, slots of its image tokens.
-        padded: ``[b, t]``, `local` of all items, the last place repeated where an item has fewer rows.
+        count: Number of its rows in the pass.
+        chosen: Their places among those that it asked for.
+        local: Their places in the pass.
+        columns: Slots of its image tokens.
     """
 
-    def __init__(
-        self, chosen: list[Tensor], local: list[Tensor], columns: Sequence[Tensor], most: int, device: torch.device
-    ) -> None:
+    def __init__(self, chosen: Tensor, local: Tensor, columns: Tensor, device: torch.device) -> None:
         self.device = device
-        self.chosen = [_places(one, device) for one in chosen]
-        self.local = [_places(one, device) for one in local]
-        self.columns = [_places(one, device) for one in columns]
-        padded = torch.zeros(len(local), most, dtype=torch.long)
-        for item, one in enumerate(local):
-            if len(one):
-                padded[item] = one[-1]
-                padded[item, : len(one)] = one
-        self.padded = padded.to(device)
-        first = self.local[0] if self.local else None
-        self._together = first if isinstance(first, slice) and all(one == first for one in self.local) else None
+        self.count = len(chosen)
+        self.chosen = _places(chosen, device)
+        self.local = _places(local, device)
+        self.columns = _places(columns, device)
+        self._listed: list[int] = chosen.tolist()
+        self._segments: dict[tuple[int, int], list[_Segments]] = {}
 
-    def rows_of(self, query: Tensor, start: int, end: int) -> Tensor:
-        """Take rows ``start`` to ``end`` of every item out of ``[b, c, l, d]``."""
-        if self._together is not None:
-            return query[:, :, self._together.start + start : self._together.start + end]
-        index = self.padded[:, None, start:end, None].expand(-1, query.shape[1], -1, query.shape[3])
-        return query.gather(2, index)
+    def read(self, start: int, end: int) -> _Places:
+        """Return the places in the pass of rows ``start`` to ``end``."""
+        return _part(self.local, start, end)
 
-    def part(self, item: int, start: int, end: int) -> _Places:
-        """Return the places of an item's rows ``start`` to ``end`` among those that it asked for."""
-        chosen = self.chosen[item]
-        return slice(chosen.start + start, chosen.start + end) if isinstance(chosen, slice) else chosen[start:end]
+    def written(self, start: int, end: int) -> _Places:
+        """Return the places of rows ``start`` to ``end`` among those that were asked for."""
+        return _part(self.chosen, start, end)
+
+    def segments(self, merge: _Merge, start: int, end: int) -> list[_Segments]:
+        """Return how rows ``start`` to ``end`` are merged; the same for all layers."""
+        if (start, end) not in self._segments:
+            self._segments[start, end] = merge.segments(self._listed[start:end], self.device)
+        return self._segments[start, end]
 
 
 def _places(positions: Tensor, device: torch.device) -> _Places:
@@ -367,21 +478,24 @@ def _places(positions: Tensor, device: torch.device) -> _Places:
     return positions.to(device)
 
 
+def _part(places: _Places, start: int, end: int) -> _Places:
+    return slice(places.start + start, places.start + end) if isinstance(places, slice) else places[start:end]
+
+
 def attention_name(decoder: nn.Module) -> str:
     """Name of the attention function that the decoder runs, e.g. ``sdpa``."""
     return getattr(decoder.config, "_attn_implementation", None) or "eager"
 
 
-def _scores(query: Tensor, key: Tensor, scaling: float | None) -> Tensor:
-    """Return scaled products ``[b, c, t, L]`` of ``[b, c, t, d]`` and ``[b, k, L, d]`` in float32, as fused kernels do.
+def _scores(rows: Tensor, keys: Tensor, scaling: float | None) -> Tensor:
+    """Return scaled products ``[c, t, L]`` of rows ``[c, t, d]`` and keys ``[k, L, d]``, in float32 as kernels do.
 
     Grouped queries share a key head by reshaping, so that keys are not repeated in memory.
     """
-    batch, heads, rows, size = query.shape
-    groups = key.shape[1]
-    scaled = query.float() * (size**-0.5 if scaling is None else scaling)
-    grouped = scaled.reshape(batch, groups, heads // groups * rows, size)
-    return (grouped @ key.float().transpose(-1, -2)).reshape(batch, heads, rows, key.shape[2])
+    heads, count, size = rows.shape
+    scaled = rows.float() * (size**-0.5 if scaling is None else scaling)
+    products = torch.bmm(scaled.reshape(len(keys), -1, size), keys.transpose(1, 2))
+    return products.view(heads, count, keys.shape[1])
 
 
 def _rows_of_mask(

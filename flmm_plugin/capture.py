@@ -35,8 +35,8 @@ class CapturedPassage:
 
     Attributes:
         passage: The text, and which tokens of it are phrases.
-        rows: Attention of the phrases' tokens to the image tokens, phrase after phrase, ``[t, m, c, k]``.
-        hidden: Outputs of every decoder layer at the same tokens, ``[t, m, d]``.
+        rows: Attention of each phrase to the image tokens, merged over its tokens, ``[n, m, c, k]``; not normalised.
+        hidden: Outputs of every decoder layer at the phrases' tokens, phrase after phrase, ``[t, m, d]``.
         image: The image tokens, and how they lie on the picture.
     """
 
@@ -45,9 +45,9 @@ class CapturedPassage:
     hidden: Tensor
     image: ImageTokens
 
-    def maps(self, backbone: Backbone, merge: str) -> Tensor:
-        """Merge each phrase's rows and lay them on the token grid, ``[n, views * m * c, h, w]``."""
-        return backbone.attention_maps(merged_rows(self.rows, self.passage.sizes, merge), self.image)
+    def maps(self, backbone: Backbone) -> Tensor:
+        """Lay each phrase's attention on the token grid, ``[n, views * m * c, h, w]``."""
+        return backbone.attention_maps(self.rows, self.image)
 
     def states(self) -> list[Tensor]:
         """Split the hidden states into those of each phrase, n x ``[t_i, m, d]``."""
@@ -55,7 +55,7 @@ class CapturedPassage:
 
 
 def merged_rows(rows: Tensor, sizes: Sequence[int], merge: str) -> Tensor:
-    """Merge the attention rows of each phrase's tokens into one.
+    """Merge attention rows that were kept one by one, because the phrases were not known when they were read.
 
     Args:
         rows: ``[t, m, c, k]``, phrase after phrase.
@@ -76,14 +76,23 @@ def check_merge(merge: str) -> None:
         raise UnknownArgument(f"merge is 'mean' or 'max', not {merge!r}")
 
 
-def capture_passages(backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage]) -> list[CapturedPassage]:
+def capture_passages(
+    backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage], merge: str
+) -> list[CapturedPassage]:
     """Run chats that end with given passages once, and capture the phrases of each.
+
+    Args:
+        backbone: The frozen model that reads them.
+        encoded: The chats, each with its passage behind it.
+        passages: Texts with their phrases, one for each chat.
+        merge: ``mean`` or ``max`` over a phrase's tokens.
 
     Raises:
         BadText: A chat with its passage is longer than the model's context.
     """
     slots = [_slots(passage, encoded.length - len(passage.ids)) for passage in passages]
-    capture = read_sequence(backbone, encoded, slots, [images[0].slots for images in encoded.image_tokens])
+    columns = [images[0].slots for images in encoded.image_tokens]
+    capture = read_sequence(backbone, encoded, slots, columns, _merging(passages, merge))
     return [_captured_passage(capture, item, passage, encoded) for item, passage in enumerate(passages)]
 
 
@@ -92,6 +101,7 @@ def capture_answers(
     encoded: EncodedChat,
     generated: Generated,
     passages: Sequence[Passage],
+    merge: str,
     *,
     attention: bool = True,
 ) -> list[CapturedPassage]:
@@ -102,13 +112,15 @@ def capture_answers(
         encoded: The prompts, padded on the left.
         generated: The answers to these prompts.
         passages: Per answer, a passage whose ``ids`` are the answer's.
+        merge: ``mean`` or ``max`` over a phrase's tokens.
         attention: Whether to read attention; False: hidden states alone, and rows of no image token.
 
     Raises:
         BadText: A prompt with its answer is longer than the model's context.
     """
     columns = [images[0].slots if attention else images[0].slots[:0] for images in encoded.image_tokens]
-    capture = read_answer(backbone, encoded, generated, [passage.tokens for passage in passages], columns)
+    tokens = [passage.tokens for passage in passages]
+    capture = read_answer(backbone, encoded, generated, tokens, columns, _merging(passages, merge))
     return [_captured_passage(capture, item, passage, encoded) for item, passage in enumerate(passages)]
 
 
@@ -134,8 +146,30 @@ def _captured_passage(capture: AttentionCapture, item: int, passage: Passage, en
     return CapturedPassage(passage, capture.attention(item), capture.hidden(item), encoded.image_tokens[item][0])
 
 
+@dataclass(frozen=True)
+class Merging:
+    """Say which rows become one while they are captured.
+
+    Attributes:
+        sizes: Per item, numbers of rows that follow each other and become one.
+        how: ``mean`` or ``max`` over these.
+    """
+
+    sizes: Sequence[Sequence[int]]
+    how: str
+
+
+def _merging(passages: Sequence[Passage], merge: str) -> Merging:
+    check_merge(merge)
+    return Merging([passage.sizes for passage in passages], merge)
+
+
 def read_sequence(
-    backbone: Backbone, encoded: EncodedChat, rows: Sequence[Tensor], columns: Sequence[Tensor]
+    backbone: Backbone,
+    encoded: EncodedChat,
+    rows: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    merging: Merging | None = None,
 ) -> AttentionCapture:
     """Run given sequences once, without vocabulary logits and without a cache, and capture rows of them.
 
@@ -144,13 +178,14 @@ def read_sequence(
         encoded: Sequences, e.g. `EncodedChat.extended` by a text.
         rows: Per item, the sequence slots to read.
         columns: Per item, the slots of its image tokens.
+        merging: Which rows become one; None: every row is kept.
 
     Raises:
         BadText: A sequence is longer than the model's context.
     """
     check_encoded(backbone, encoded)
     inputs = encoded.grounding_inputs
-    return _captured(backbone, {**inputs, "position_ids": backbone.positions(inputs)}, rows, columns)
+    return _captured(backbone, {**inputs, "position_ids": backbone.positions(inputs)}, rows, columns, merging)
 
 
 def read_answer(
@@ -159,6 +194,7 @@ def read_answer(
     generated: Generated,
     rows: Sequence[Sequence[int]],
     columns: Sequence[Tensor],
+    merging: Merging | None = None,
     *,
     tail: bool = True,
 ) -> AttentionCapture:
@@ -170,6 +206,7 @@ def read_answer(
         generated: The answers to these prompts.
         rows: Per item, indices of answer tokens.
         columns: Per item, the slots of its image tokens.
+        merging: Which rows become one; None: every row is kept.
         tail: Use the cache where there is one; False: always run the whole sequence.
 
     Raises:
@@ -187,18 +224,19 @@ def read_answer(
     written = torch.arange(answers.shape[1], device=answers.device) < lengths
     whole = _grown(encoded, answers, written)
     if cache is not None:
-        return _captured(backbone, _continuation(whole, backbone.positions(whole), start, cache), slots, columns)
+        continuation = _continuation(whole, backbone.positions(whole), start, cache)
+        return _captured(backbone, continuation, slots, columns, merging)
     image_token = getattr(backbone.model.config, "image_token_id", None)
     if image_token is not None and bool((answers == image_token).any()):
         raise CaptureError(
             "the answer contains the image placeholder and there is no cache to read it from; generate with "
             "use_cache=True and without beams"
         )
-    return _captured(backbone, {**whole, "position_ids": backbone.positions(whole)}, slots, columns)
+    return _captured(backbone, {**whole, "position_ids": backbone.positions(whole)}, slots, columns, merging)
 
 
 def capture_alternatives(
-    backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage], *, at_once: int = 8
+    backbone: Backbone, encoded: EncodedChat, passages: Sequence[Passage], merge: str, *, at_once: int = 8
 ) -> Iterator[CapturedPassage]:
     """Capture several passages, each alone behind the same single prompt; prompt and picture are computed once.
 
@@ -206,6 +244,7 @@ def capture_alternatives(
         backbone: The frozen model that reads them.
         encoded: The prompt, a batch of one.
         passages: Texts with their phrases, in any number.
+        merge: ``mean`` or ``max`` over a phrase's tokens.
         at_once: Passages per forward pass; each holds a copy of the prompt's cache.
 
     Raises:
@@ -222,7 +261,7 @@ def capture_alternatives(
             # Nothing that can be shared (sliding windows): every sequence whole.
             for passage in some:
                 whole_chat = encoded.extended([passage.ids], backbone.pad_id)
-                yield from capture_passages(backbone, whole_chat, [passage])
+                yield from capture_passages(backbone, whole_chat, [passage], merge)
             continue
         longest = max(len(passage.ids) for passage in some)
         inputs, places = [], []
@@ -235,7 +274,8 @@ def capture_alternatives(
         whole = {key: torch.cat([one[key] for one in inputs]) for key in ("input_ids", "attention_mask")}
         slots = [_slots(passage, start) for passage in some]
         continuation = _continuation(whole, torch.cat(places, dim=-2), start, cache)
-        capture = _captured(backbone, continuation, slots, [image.slots] * len(some))
+        columns = [image.slots] * len(some)
+        capture = _captured(backbone, continuation, slots, columns, _merging(some, merge))
         for item, passage in enumerate(some):
             yield CapturedPassage(passage, capture.attention(item), capture.hidden(item), image)
 
@@ -292,9 +332,14 @@ def _continuation(whole: dict[str, Tensor], positions: Tensor, start: int, cache
 
 
 def _captured(
-    backbone: Backbone, inputs: dict[str, Any], rows: Sequence[Tensor], columns: Sequence[Tensor]
+    backbone: Backbone,
+    inputs: dict[str, Any],
+    rows: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    merging: Merging | None,
 ) -> AttentionCapture:
-    capture = AttentionCapture(backbone.decoder, rows, columns)
+    sizes, how = (None, "mean") if merging is None else (merging.sizes, merging.how)
+    capture = AttentionCapture(backbone.decoder, rows, columns, sizes=sizes, merge=how)
     with capture.active():
         backbone.forward_body(inputs)
     return capture

@@ -15,7 +15,7 @@ from typing import Any
 from flmm_plugin.backbones import load_backbone
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.bundled import EMBEDDED
-from flmm_plugin.capture import capture_answers
+from flmm_plugin.capture import capture_answers, merged_rows
 from flmm_plugin.files import cache_folder
 from flmm_plugin.frozen_lmm import check_question
 from flmm_plugin.grounding import PhraseGrounder, chosen_phrases
@@ -152,14 +152,18 @@ class GroundedLMM(PhraseGrounder):
         text, offsets = decoded_offsets(self.backbone.tokenizer, ids)
         facts = self.backbone.facts
         fits = len(ids) * facts.layers * facts.heads * len(encoded.image_tokens[0][0].slots) * 4 <= _ONE_PASS_BYTES
-        every = Passage(ids, [list(range(len(ids)))], [(text, None)])
-        (captured,) = capture_answers(self.backbone, encoded, generated, [every], attention=fits)
+        # Each token is a phrase of its own: what becomes one phrase is known when the states are.
+        every = Passage(ids, [[index] for index in range(len(ids))], [(text, None)] * len(ids))
+        (captured,) = capture_answers(self.backbone, encoded, generated, [every], self.merge, attention=fits)
         special = self.backbone.tokenizer.all_special_ids
         named = chosen_phrases(selector, captured.hidden[:, -1], ids, text, offsets, limit, special)
         if not fits:
             (found,) = self.ground_generated(encoded, generated, [named], [picture], refine=refine)
         else:
-            rows, hidden = captured.rows[named.tokens], captured.hidden[named.tokens]
+            rows = captured.rows[named.tokens]
+            if named.groups:
+                rows = merged_rows(rows, named.sizes, self.merge)
+            hidden = captured.hidden[named.tokens]
             found = self.masks(replace(captured, passage=named, rows=rows, hidden=hidden), picture, refine)
         return GroundedAnswer(answer.text, answer.token_ids, tuple(found))
 

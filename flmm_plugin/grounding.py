@@ -26,7 +26,6 @@ from flmm_plugin.capture import (
     capture_passages,
     check_merge,
     last_states,
-    merged_rows,
 )
 from flmm_plugin.context_length import check_characters, check_tokens
 from flmm_plugin.errors import CaptureError, EmptyPhrase, HeadsMismatch, UnknownArgument
@@ -137,7 +136,7 @@ class PhraseGrounder(FrozenLMM):
         passages = [self._phrases([phrase]) for phrase in checked_phrases(phrases)]
         picture = open_image(image)
         encoded = self.encode([self._prompt(prompt)], [picture], self._template)
-        read = capture_alternatives(self.backbone, encoded, passages)
+        read = capture_alternatives(self.backbone, encoded, passages, self.merge)
         return [found for captured in read for found in self.masks(captured, picture, refine)]
 
     def ground_many(
@@ -215,7 +214,7 @@ class PhraseGrounder(FrozenLMM):
             picture = open_image(image)
             encoded = self.encode([messages], [picture], self._template if isinstance(messages, str) else "")
             encoded = encoded.extended([passage.ids], self.backbone.pad_id)
-        (captured,) = capture_passages(self.backbone, encoded, [passage])
+        (captured,) = capture_passages(self.backbone, encoded, [passage], self.merge)
         return self.masks(captured, picture, refine)
 
     def ground_pieces(self, texts: Sequence[GivenText], *, refine: bool = True) -> list[list[Grounding]]:
@@ -248,7 +247,7 @@ class PhraseGrounder(FrozenLMM):
         pictures = [open_image(texts[index].image) for index in asked]
         questions = [texts[index].question for index in asked]
         encoded = self._extended(questions, pictures, [passage.ids for passage in passages])
-        read = capture_passages(self.backbone, encoded, passages)
+        read = capture_passages(self.backbone, encoded, passages, self.merge)
         for index, captured, picture in zip(asked, read, pictures, strict=True):
             found[index] = self.masks(captured, picture, refine)
         return found
@@ -311,18 +310,17 @@ class PhraseGrounder(FrozenLMM):
         """
         if not any(passage.groups for passage in passages):
             return [[] for _ in passages]
-        read = capture_answers(self.backbone, encoded, generated, passages)
+        read = capture_answers(self.backbone, encoded, generated, passages, self.merge)
         return [self.masks(captured, picture, refine) for captured, picture in zip(read, pictures, strict=True)]
 
     def attention_maps(self, image: ImageSource, phrase: str, *, prompt: str | None = None) -> AttentionMaps:
         """Return the maps that the heads would read for one phrase; needs no heads."""
         passage = self._phrases([phrase])
         (captured,) = self._read_phrases([open_image(image)], [passage], prompt)
-        merged = merged_rows(captured.rows, passage.sizes, self.merge)
         # Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
         layers = [
-            self.backbone.attention_maps(merged[:, layer : layer + 1], captured.image)[0]
-            for layer in range(merged.shape[1])
+            self.backbone.attention_maps(captured.rows[:, layer : layer + 1], captured.image)[0]
+            for layer in range(captured.rows.shape[1])
         ]
         return AttentionMaps(torch.stack(layers).float().cpu().numpy(), captured.image.grid)
 
@@ -369,7 +367,7 @@ class PhraseGrounder(FrozenLMM):
                 f"the attention of {self.backbone.name} is not finite in {self.backbone.dtype}; load it with "
                 "dtype='bfloat16' or 'float32'"
             )
-        maps = captured.maps(self.backbone, self.merge).to(heads.device)
+        maps = captured.maps(self.backbone).to(heads.device)
         hidden = [states.to(heads.device) for states in captured.states()]
         out = heads(maps, hidden, picture, captured.image.grid, refine)
         logits = out.logits.float().cpu().numpy()
@@ -412,7 +410,7 @@ class PhraseGrounder(FrozenLMM):
     ) -> list[CapturedPassage]:
         """Run a batch once; rows of all phrase tokens, separators left out."""
         encoded = self._extended([self._prompt(prompt)] * len(pictures), pictures, [one.ids for one in passages])
-        return capture_passages(self.backbone, encoded, passages)
+        return capture_passages(self.backbone, encoded, passages, self.merge)
 
 
 def question_passage(tokenizer: Any, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> Passage:

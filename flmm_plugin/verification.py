@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -248,7 +248,8 @@ class FixedInput:
 
     def rows(self) -> Tensor:
         """Capture the attention of the answer, ``[t, m, c, k]``."""
-        return capture_passages(self.backbone, self.encoded, [self.passage])[0].rows
+        every = replace(self.passage, groups=[[token] for token in self.passage.tokens])
+        return capture_passages(self.backbone, self.encoded, [every], "mean")[0].rows
 
     @torch.no_grad()
     def chat_is_untouched(self) -> bool:

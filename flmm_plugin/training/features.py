@@ -43,7 +43,7 @@ from flmm_plugin.training.store import ScaledFloat16
 LMM_STAGE, SAM_STAGE, HEADS_STAGE = "train: LMM", "train: SAM", "train: heads"
 
 # Counts changes of what is captured: features of another version are read anew.
-CAPTURE_VERSION = 2
+CAPTURE_VERSION = 3
 _ORIGIN = (
     "_commit_hash", "_name_or_path", "transformers_version", "processor_class", "_processor_class", "auto_map",
 )  # fmt: skip
@@ -169,18 +169,18 @@ class FrozenReader:
             if not passage.groups:
                 raise EmptyPhrase(f"{sample.key} has no phrase to ground; leave it out")
             if not sample.keywords:
-                (captured,) = capture_passages(backbone, encoded, [passage])
+                (captured,) = capture_passages(backbone, encoded, [passage], self.lmm.merge)
             else:
                 whole, labels = self._keyword_tokens(sample)
                 every = torch.arange(encoded.length - len(passage.ids), encoded.length)
                 beside = AttentionCapture(backbone.decoder, [every], [encoded.image_tokens[0][0].slots[:0]])
                 with beside.active():
-                    (captured,) = capture_passages(backbone, encoded, [passage])
+                    (captured,) = capture_passages(backbone, encoded, [passage], self.lmm.merge)
                 if whole == passage.ids:
                     selector = beside.hidden(0)[:, -1]
                 else:
                     (selector,) = last_states(backbone, chat.extended([whole], backbone.pad_id), [len(whole)])
-            maps = captured.maps(backbone, self.lmm.merge)
+            maps = captured.maps(backbone)
         features = FrozenFeatures(
             maps.float(),
             tuple(one.float() for one in captured.states()),

@@ -152,6 +152,41 @@ def test_rows_in_pieces_are_the_same_rows(load_llava: Load, noise_image: Load, m
     torch.testing.assert_close(pieces.attention(0), whole.attention(0), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("elements", [1 << 22, 1])
+@pytest.mark.parametrize("merge", ["mean", "max"])
+def test_merged_rows_are_the_rows_merged(
+    load_llava: Load, noise_image: Load, monkeypatch: pytest.MonkeyPatch, merge: str, elements: int
+) -> None:
+    """Groups of one, two and three rows, read at once or row by row."""
+    backbone = load_llava("gqa")
+    encoded = encode(backbone, noise_image, 2)
+    slots = [one[:8] for one in text_slots(encoded)]
+    sizes = [[1, 3, 3, 1], [2, 3, 3]]
+    single = AttentionCapture(backbone.decoder, slots, columns(encoded))
+    merged = AttentionCapture(backbone.decoder, slots, columns(encoded), sizes=sizes, merge=merge)
+    monkeypatch.setattr(attention, "_SCORE_ELEMENTS", elements)
+    with torch.no_grad(), single.active(), merged.active():
+        backbone.forward_body(encoded.inputs)
+    for item in range(2):
+        rows = single.attention(item).split(sizes[item])
+        expected = torch.stack([one.mean(dim=0) if merge == "mean" else one.amax(dim=0) for one in rows])
+        assert (merged.attention(item) - expected).abs().max() < 1e-6
+        assert torch.equal(merged.hidden(item), single.hidden(item))
+
+
+def test_merged_rows_count_once(load_llava: Load, noise_image: Load) -> None:
+    backbone = load_llava("mha")
+    encoded = encode(backbone, noise_image)
+    slots, image = [text_slots(encoded)[0][:2]], columns(encoded)
+    with pytest.raises(CaptureError, match="groups"):
+        AttentionCapture(backbone.decoder, slots, image, sizes=[[3]])
+    capture = AttentionCapture(backbone.decoder, slots, image, sizes=[[2]])
+    with torch.no_grad(), capture.active():
+        backbone.forward_body(encoded.inputs)
+        with pytest.raises(CaptureError, match="twice"):
+            backbone.forward_body(encoded.inputs)
+
+
 def test_no_columns_cost_no_rows(load_llava: Load, noise_image: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_llava("mha")
     encoded = encode(backbone, noise_image)

@@ -111,12 +111,12 @@ def test_continuations_share_one_prompt(load_llava: Load, noise_image: Load, mon
     backbone = load_llava("gqa")
     encoded = backbone.encode([[{"role": "user", "content": "<image>\nDescribe."}]], [[noise_image()]])
     texts, rows = [[70, 71, 72, 9], [80, 9], [90, 91, 9]], [[0, 1, 2], [0], [1, 0]]
-    passages = [Passage(text, [row], [("", None)]) for text, row in zip(texts, rows, strict=True)]
+    passages = [Passage(text, [[one] for one in row], [("", None)]) for text, row in zip(texts, rows, strict=True)]
     lengths = passes(backbone, monkeypatch)
-    shared = list(capture_alternatives(backbone, encoded, passages, at_once=2))
+    shared = list(capture_alternatives(backbone, encoded, passages, "mean", at_once=2))
     assert lengths == [encoded.length, 4, 3]
     monkeypatch.setattr(capture, "prompt_cache", lambda *args, **options: None)
-    apart = list(capture_alternatives(backbone, encoded, passages))
+    apart = list(capture_alternatives(backbone, encoded, passages, "mean"))
     assert len(shared) == len(apart) == 3
     for row, one, two in zip(rows, shared, apart, strict=True):
         assert one.rows.shape == (len(row), 3, 4, 16)

@@ -137,12 +137,12 @@ def test_continuations_of_one_prompt(family: str, load_family: Load) -> None:
     encoded = backbone.encode([user("Where?")], [[noise(100, 60, 1)]])
     texts = [ANSWER, [80, 81]]
     passages = [Passage(text, [asked], [("", None)]) for text, asked in zip(texts, [[0, 2], [1]], strict=True)]
-    read = [captured.rows for captured in capture_alternatives(backbone, encoded, passages)]
+    read = [captured.rows for captured in capture_alternatives(backbone, encoded, passages, "mean")]
     for text, asked, rows in zip(texts, [[0, 2], [1]], read, strict=True):
         written = encoded.extended([text], backbone.pad_id)
         slots = torch.tensor(asked) + written.length - len(text)
         expected = read_sequence(backbone, written, [slots], columns(written)).attention(0)
-        assert (rows - expected).abs().max() < 1e-5
+        assert (rows - expected.mean(dim=0, keepdim=True)).abs().max() < 1e-5
 
 
 # --- where things are ----------------------------------------------------------------------------------------------
