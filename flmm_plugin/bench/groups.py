@@ -131,7 +131,7 @@ def _passes(bench: Bench, lmm: GroundedLMM, shape: Shape, batch: int, tokens: in
     passages = [passage] * batch
 
     def capture() -> list[Any]:
-        return [one.maps(backbone, merge) for one in capture_passages(backbone, encoded, passages)]
+        return [one.maps(backbone) for one in capture_passages(backbone, encoded, passages, merge)]
 
     def paper() -> list[Any]:
         return papers_way.read(backbone, encoded, passages, last_logits=1)
@@ -154,7 +154,7 @@ def _passes(bench: Bench, lmm: GroundedLMM, shape: Shape, batch: int, tokens: in
     yield Row.ratio(f"pass/{name}/capture", times, "capture", "plain", minima=True, note=note)
     yield Row.ratio(f"pass/{name}/paper", times, "paper", "plain", note=note)
     yield Row(f"pass/{name}/apart", apart, "apart", note="largest difference of a map from the paper's way")
-    (captured,) = capture_passages(backbone, encoded, passages)[:1]
+    (captured,) = capture_passages(backbone, encoded, passages, merge)[:1]
     kept = captured.rows.numel() * captured.rows.element_size()
     every = backbone.num_layers * backbone.num_heads * encoded.length**2 * captured.hidden.element_size()
     yield Row(f"pass/{name}/rows", kept, "bytes", note="captured attention, of the tensor")

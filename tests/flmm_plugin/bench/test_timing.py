@@ -53,13 +53,13 @@ def test_the_papers_way_reads_the_same_maps_and_the_watch_changes_nothing(family
     picture = groups.Pictures(shape.picture).next()
     encoded, passage = papers_way.written(lmm, [picture], groups.PHRASES)
     ((maps, states, _),) = papers_way.read(lmm.backbone, encoded, [passage])
-    (plain,) = capture_passages(lmm.backbone, encoded, [passage])
+    (plain,) = capture_passages(lmm.backbone, encoded, [passage], lmm.merge)
     before = [list(hooks) for hooks in timing._hooks(lmm.backbone.decoder)]
     with watched_captures(lmm.backbone.decoder, Clock(CPU)) as added:
-        (watched,) = capture_passages(lmm.backbone, encoded, [passage])
+        (watched,) = capture_passages(lmm.backbone, encoded, [passage], lmm.merge)
         assert added() > 0
     assert torch.equal(plain.rows, watched.rows)
-    assert torch.allclose(plain.maps(lmm.backbone, lmm.merge), maps, atol=1e-6)
+    assert torch.allclose(plain.maps(lmm.backbone), maps, atol=1e-6)
     assert torch.allclose(plain.hidden, states, atol=1e-4)
     assert "sdpa" not in ALL_ATTENTION_FUNCTIONS._local_mapping
     assert [list(hooks) for hooks in timing._hooks(lmm.backbone.decoder)] == before
