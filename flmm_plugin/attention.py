@@ -7,6 +7,9 @@ softmax rows of the asked positions and keeps their image columns. A new name wo
 name on as the kernel to import, and masks are not made for names that the mask registry does not know. Outside a
 capture the interface holds the stock function itself.
 
+Linear layers do the same without a softmax: their kernels are wrapped under their names in the modules that call them,
+and rows follow in closed form from what the kernels get (`flmm_plugin.token_mixers`).
+
 Hidden states come from output hooks on the decoder layers and its final norm, the number of cached tokens from a hook
 before the decoder (key length minus query length is not it with a static cache).
 
@@ -22,10 +25,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import accumulate, groupby
 from typing import Any, cast
 
 import torch
@@ -33,6 +37,17 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flmm_plugin.errors import CaptureError
+from flmm_plugin.token_mixers import (
+    CROSS,
+    LINEAR,
+    SOFTMAX,
+    KernelInputs,
+    Tokens,
+    called_kernels,
+    final_norm,
+    read_kernel,
+    token_mixers,
+)
 
 AttentionFunction = Callable[..., Any]
 
@@ -42,6 +57,8 @@ _ACTIVE: ContextVar[tuple[AttentionCapture, ...]] = ContextVar("flmm_active_capt
 
 # Scores of at most this many row x key x head elements exist at a time (float32: 16 MiB).
 _SCORE_ELEMENTS = 1 << 22
+# Rows that walk over the keys of a linear layer together, at least: every walk multiplies the keys with each other.
+_ROWS_OF_A_WALK = 64
 
 
 class AttentionCapture:
@@ -63,6 +80,11 @@ class AttentionCapture:
         sizes: Per batch item, numbers of rows that follow each other and become one; they add up to its rows. None:
             every row is kept.
         merge: ``mean`` or ``max`` over the rows that become one.
+        weighted: Multiply each weight with the norm of its value (Kobayashi et al. 2020; the output projection is left
+            out).
+
+    Layers without rows (`flmm_plugin.token_mixers`) are left out. Columns are slots of the sequence, but where a
+    decoder looks at the picture beside it (Mllama): there they are places among the picture's own tokens.
 
     Several passes (prefill, then decoding steps) fill one capture. When a slot is computed twice the last one counts,
     and where rows are merged it is an error.
@@ -77,6 +99,7 @@ class AttentionCapture:
         *,
         sizes: Sequence[Sequence[int]] | None = None,
         merge: str = "mean",
+        weighted: bool = False,
     ) -> None:
         if len(rows) != len(columns):
             raise CaptureError(
@@ -84,7 +107,12 @@ class AttentionCapture:
             )
         self._decoder = decoder
         self._layers = cast("list[nn.Module]", list(cast("nn.ModuleList", decoder.layers)))
-        self._layer_of = {id(layer.self_attn): index for index, layer in enumerate(self._layers)}
+        self._mixers = token_mixers(decoder)
+        self._layer_of = {id(one.module): index for index, one in enumerate(self._mixers) if one.module is not None}
+        ends = list(accumulate(one.heads for one in self._mixers))
+        #: The maps of each layer among all of them.
+        self._maps_of = [slice(end - one.heads, end) for end, one in zip(ends, self._mixers, strict=True)]
+        self._weighted = weighted
         # Positions stay on the CPU: choosing among them must not wait for the device.
         self._rows = [row.detach().to("cpu", torch.long) for row in rows]
         self._columns = [column.detach().to("cpu", torch.long) for column in columns]
@@ -98,6 +126,9 @@ class AttentionCapture:
         self._passes: list[_Pass] = []
         self._running: _Pass | None = None
         self._past = 0
+        # Keys of linear layers that rows of later passes need, by layer; and the linear layer that is running.
+        self._tokens: dict[int, Tokens] = {}
+        self._linear: nn.Module | None = None
 
     @contextmanager
     def active(self) -> Iterator[AttentionCapture]:
@@ -111,31 +142,46 @@ class AttentionCapture:
         self._hidden = _Store(len(self._rows))
         self._passes = []
         self._running = None
+        self._tokens = {}
         hooks = [self._decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
         if self._with_hidden:
             # The last layer's states are read after the final norm, as `output_hidden_states` gives them.
-            outputs: list[nn.Module] = [*self._layers[:-1], cast("nn.Module", self._decoder.norm)]
+            outputs: list[nn.Module] = [*self._layers[:-1], final_norm(self._decoder)]
             hooks += [module.register_forward_hook(self._hidden_hook(index)) for index, module in enumerate(outputs)]
+        for one in self._mixers:
+            if one.kind == LINEAR and one.module is not None:
+                hooks += [
+                    one.module.register_forward_pre_hook(self._before_linear),
+                    one.module.register_forward_hook(self._after_linear),
+                ]
         token = _ACTIVE.set((*_ACTIVE.get(), self))
         try:
-            with _wrapped(attention_name(self._decoder)):
+            with ExitStack() as wrapped:
+                for place in self._wrapped_places():
+                    wrapped.enter_context(_wrapped(*place))
                 yield self
         finally:
             _ACTIVE.reset(token)
             for hook in hooks:
                 hook.remove()
             self._end_pass()
+            self._tokens = {}
+            self._linear = None
         self._check_complete()
 
     def attention(self, item: int) -> Tensor:
         """Rows of one batch item.
 
         Returns:
-            ``[t, m, c, columns]`` float32, >= 0, rows in the order asked for; softmax over *all* keys, so that a row
-            sums to the share of attention that the image got. Where rows are merged, ``[n, m, c, columns]``. On the
-            device of the last layer.
+            ``[t, m, c, columns]`` float32, rows in the order asked for, of the layers that have rows. Those of softmax
+            layers are >= 0, over *all* keys, so that a row sums to the share of attention that the image got; those of
+            linear layers are signed. Where rows are merged, ``[n, m, c, columns]``; where layers differ in their number
+            of heads, each map stands alone: ``[t, maps, 1, columns]``. On the device of the last layer.
         """
-        return self._attention.get(item)
+        found = self._attention.get(item)
+        heads = {one.heads for one in self._mixers if one.heads}
+        each = heads.pop() if len(heads) == 1 else 1
+        return found.view(found.shape[0], found.shape[1] // each, each, found.shape[2])
 
     def hidden(self, item: int) -> Tensor:
         """Outputs of every decoder layer at the asked positions, ``[t, m, d]``; the last one after the final norm."""
@@ -144,10 +190,12 @@ class AttentionCapture:
         return self._hidden.get(item)
 
     def _check_complete(self) -> None:
-        kinds = [("attention", "with_rows")] + ([("hidden states", "with_hidden")] if self._with_hidden else [])
+        kinds = [("attention", "with_rows", [index for index, one in enumerate(self._mixers) if one.heads])]
+        if self._with_hidden:
+            kinds.append(("hidden states", "with_hidden", list(range(len(self._layers)))))
         missing_of: dict[tuple[int, ...], tuple[int, list[int]] | None] = {}
-        for what, layers in kinds:
-            for index in range(len(self._layers)):
+        for what, layers, wanted in kinds:
+            for index in wanted:
                 ran = tuple(number for number, one in enumerate(self._passes) if index in getattr(one, layers))
                 if ran not in missing_of:
                     missing_of[ran] = self._missing([self._passes[number] for number in ran])
@@ -219,8 +267,27 @@ class AttentionCapture:
 
         return keep
 
+    def _wrapped_places(self) -> Iterator[_Place]:
+        """Give what is wrapped while the capture is active: the table and the name of each kernel that is called."""
+        kinds = {one.kind for one in self._mixers}
+        if SOFTMAX in kinds or CROSS in kinds:
+            # Only this instance's own entries are written; the library-wide mapping below it is left alone.
+            name = attention_name(self._decoder)
+            yield ALL_ATTENTION_FUNCTIONS._local_mapping, name, partial(_rows_beside, name)
+        for module in {type(one.module): one.module for one in self._mixers if one.kind == LINEAR}.values():
+            for table, name in called_kernels(cast("nn.Module", module)):
+                yield table, name, partial(_rows_beside_kernel, table, name)
+
+    def _before_linear(self, module: nn.Module, args: Any) -> None:
+        if self in _ACTIVE.get():
+            self._linear = module
+
+    def _after_linear(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self in _ACTIVE.get():
+            self._linear = None
+
     def _on_attention(
-        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: Mapping[str, Any]
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, options: Mapping[str, Any]
     ) -> None:
         """Compute the asked rows from the stock kernel's own inputs.
 
@@ -228,38 +295,97 @@ class AttentionCapture:
             module: The attention layer that was called.
             query: ``[b, c, l, d]``, rotary embedding applied.
             key: ``[b, k, L, d]``, cached keys included.
+            value: Values, ``[b, k, L, *]``.
             mask: What the stock function got: None, 4D bool or additive, or 2D padding.
             options: The remaining keyword arguments of the call.
         """
         now = self._pass(query.shape[0], query.shape[2])
         heads, key_length = query.shape[1], key.shape[2]
-        if key_length < self._past + now.length:
-            raise CaptureError(
-                f"the cache holds {key_length} keys of {self._past + now.length} tokens (sliding window): image "
-                "tokens were dropped and have no attention; ground with a full forward pass instead"
-            )
         index = self._layer_of[id(module)]
+        # A window's cache has let go of its first keys; a picture beside the sequence has all of its own.
+        gone = 0 if self._mixers[index].kind == CROSS else max(0, self._past + now.length - key_length)
         now.with_rows.add(index)
         _check_supported(mask, options)
         step = max(1, _SCORE_ELEMENTS // (heads * key_length))
         for item, places in enumerate(now.on(query.device)):
-            merge, columns = self._merges[item], len(self._columns[item])
-            kept = len(self._rows[item]) if merge is None else len(merge.sizes)
-            into = self._attention.room(item, kept, len(self._layers), (heads, columns), query, torch.float32)
-            if not columns or not places.count:
+            into = self._room(item, query)
+            if not into.shape[-1] or not places.count:
                 continue
             keys = key[item].float()
-            hidden = now.rows_of_mask(places, item, mask, key_length, module, options)
+            hidden = now.rows_of_mask(places, item, mask, key_length, gone, module, options)
+            columns = places.columns if not gone else (self._columns[item] - gone).to(query.device)
+            norms = _norms(value[item], heads, columns) if self._weighted else None
             for start in range(0, places.count, step):
                 end = min(start + step, places.count)
-                scores = _scores(query[item, :, places.read(start, end)], keys, options.get("scaling"))
+                rows = places.read(start, end)
+                scores = _scores(query[item, :, rows], keys, options.get("scaling"))
+                if options.get("softcap") is not None:
+                    scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+                if options.get("position_bias") is not None:
+                    scores += options["position_bias"].expand(len(key), -1, -1, -1)[item, :, rows, :key_length]
                 # Rows see all but the last few keys: adding zeros to the others would take a tenth of the time.
                 scores[..., hidden.first :].add_(hidden.rows[:, start:end])
-                shares = torch.softmax(scores, dim=-1)[..., places.columns]
-                if merge is None:
-                    into[places.written(start, end), index] = shares.transpose(0, 1).to(into.device)
-                else:
-                    merge.add(shares, places.segments(merge, start, end), into[:, index])
+                shares = _shares(scores, options.get("s_aux"))
+                self._keep(item, places, start, end, index, _picked(shares, columns, norms, gone))
+
+    def _on_kernel(self, given: KernelInputs) -> None:
+        """Compute the asked rows of the linear layer that is running from its kernel's own inputs."""
+        now = self._pass(given.query.shape[0], given.query.shape[2])
+        index = self._layer_of[id(self._linear)]
+        now.with_rows.add(index)
+        tokens = self._tokens_of(index, given, now)
+        for item, places in enumerate(now.on(given.query.device)):
+            into = self._room(item, given.query)
+            if tokens is None or not into.shape[-1] or not places.count:
+                continue
+            columns = (self._columns[item] - tokens.first).to(given.query.device)
+            norms = tokens.norms[item][:, columns] if self._weighted else None
+            step = max(_ROWS_OF_A_WALK, _SCORE_ELEMENTS // (into.shape[1] * tokens.key.shape[2]))
+            for start in range(0, places.count, step):
+                end = min(start + step, places.count)
+                query = given.prepared(given.query[item : item + 1, :, places.read(start, end)])
+                at = (self._past - tokens.first + now.local[item][start:end])[None]
+                weights = tokens.rows(given, item, query, at)[..., columns]
+                self._keep(item, places, start, end, index, weights if norms is None else weights * norms[:, None])
+
+    def _tokens_of(self, index: int, given: KernelInputs, now: _Pass) -> Tokens | None:
+        """Return the keys of a linear layer from the first image token on; None where no item has any.
+
+        They are remembered only while rows of later passes are to come.
+
+        Raises:
+            CaptureError: The picture is in the layer's state already: it went through before the capture began.
+        """
+        first = min((int(one.min()) for one in self._columns if len(one)), default=None)
+        if first is None:
+            return None
+        tokens = Tokens.of(given, self._past, first)
+        before = self._tokens.pop(index, None)
+        if before is not None and tokens.first > first:
+            tokens = before.followed_by(tokens)
+        if tokens.first > first and now.chosen and any(len(one) for one in now.chosen):
+            raise CaptureError(
+                f"layer {index} of {type(self._decoder).__name__} keeps a state instead of keys, and the picture went "
+                "into it before the capture began; begin the capture with the prompt"
+            )
+        if any(len(one) and int(one.max()) >= self._past + now.length for one in self._rows):
+            self._tokens[index] = tokens
+        return tokens
+
+    def _room(self, item: int, like: Tensor) -> Tensor:
+        """Return where all rows of a batch item go, ``[n, maps, columns]``."""
+        merge, columns = self._merges[item], len(self._columns[item])
+        kept = len(self._rows[item]) if merge is None else len(merge.sizes)
+        return self._attention.room(item, kept, self._maps_of[-1].stop, (columns,), like, torch.float32)
+
+    def _keep(self, item: int, places: _ItemPlaces, start: int, end: int, index: int, rows: Tensor) -> None:
+        """Write rows ``start`` to ``end`` of a layer, ``[c, t, columns]``, or merge them into what is written."""
+        merge, maps = self._merges[item], self._maps_of[index]
+        into = self._room(item, rows)
+        if merge is None:
+            into[places.written(start, end), maps] = rows.transpose(0, 1).to(into.device)
+        else:
+            merge.add(rows, places.segments(merge, start, end), into[:, maps])
 
 
 class _Store:
@@ -413,6 +539,7 @@ class _Pass:
         item: int,
         mask: Any,
         key_length: int,
+        gone: int,
         module: nn.Module,
         options: Mapping[str, Any],
     ) -> _Hidden:
@@ -424,13 +551,11 @@ class _Pass:
         if key not in self._masks:
             own = mask[item : item + 1] if mask is not None and len(mask) > 1 else mask
             local = self.local[item][None].to(places.device)
-            rows = _rows_of_mask(own, local, self.past, key_length, causal=causal, window=window)[0]
+            rows = _rows_of_mask(own, local, self.past - gone, key_length, causal=causal, window=window)[0]
             changed = rows.flatten(0, 1).ne(0).any(dim=0).nonzero().flatten()
             first = int(changed[0]) if len(changed) else key_length
-            self._masks[key] = (
-                mask,
-                _Hidden(first, rows[..., first:].contiguous()),
-            )  # the mask stays alive, or its id would be another's
+            # The mask stays alive, or its id would be another's.
+            self._masks[key] = (mask, _Hidden(first, rows[..., first:].contiguous()))
         return self._masks[key][1]
 
 
@@ -506,7 +631,7 @@ def _rows_of_mask(
     Args:
         mask: None, 4D bool (true: visible) or additive ``[b or 1, c or 1, l, L]``, or 2D padding ``[b, L]``.
         rows: Places of the rows in the pass, ``[b, t]``.
-        past: Number of tokens in the cache before the pass.
+        past: Number of keys in the cache before the pass.
         length: Number L of keys, those in the cache and those of the pass.
         causal: Whether a row sees no later key; plays no role beside a 4D mask.
         window: Number of keys that a row sees back to; None: all. Plays no role beside a 4D mask.
@@ -538,10 +663,32 @@ def _additive(hidden: Tensor) -> Tensor:
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
 
 
+def _norms(value: Tensor, heads: int, columns: _Places) -> Tensor:
+    """Return the norms of the values ``[k, L, *]`` in some columns for every head, ``[c, columns]``."""
+    norms: Tensor = torch.linalg.vector_norm(value[:, columns].float(), dim=-1)
+    return norms.repeat_interleave(heads // len(value), dim=0)
+
+
+def _shares(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return the softmax of scores ``[c, t, L]``; a sink ``[c]`` is one more column, which takes its share."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    sink = sinks.detach().float().reshape(-1, 1, 1).to(scores.device).expand(-1, scores.shape[1], 1)
+    return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+
+
+def _picked(shares: Tensor, columns: _Places, norms: Tensor | None, gone: int) -> Tensor:
+    """Take columns out of rows ``[c, t, L]``, weighted by norms; keys that are gone have no share."""
+    if not gone or isinstance(columns, slice):
+        picked = shares[..., columns]
+    else:
+        picked = shares[..., columns.clamp(min=0)] * (columns >= 0)
+    return picked if norms is None else picked * norms[:, None]
+
+
 def _check_supported(mask: Any, options: Mapping[str, Any]) -> None:
-    for name in ("softcap", "s_aux", "position_bias", "cache"):
-        if options.get(name) is not None:
-            raise CaptureError(f"attention with `{name}` is not a plain softmax of scaled products; it cannot be read")
+    if options.get("cache") is not None:
+        raise CaptureError("attention over a paged cache cannot be read; generate without continuous batching")
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
         raise CaptureError(
             f"attention masks of type {type(mask).__name__} cannot be read; load the model with "
@@ -549,38 +696,43 @@ def _check_supported(mask: Any, options: Mapping[str, Any]) -> None:
         )
 
 
-# The wrapper's place in the interface, counted per name: captures may nest and overlap between threads.
+#: A table of functions, the name of one of them, and how that is made which stands there while a capture is active.
+_Place = tuple[dict[str, Any], str, Callable[[], AttentionFunction]]
+
+# What is wrapped, by table and name, with the number of captures that need it: these may nest, and threads overlap.
 _LOCK = threading.Lock()
-_INSTALLED: dict[str, tuple[int, AttentionFunction, AttentionFunction | None]] = {}
+_INSTALLED: dict[tuple[int, str], tuple[int, AttentionFunction, AttentionFunction | None]] = {}
 
 
 @contextmanager
-def _wrapped(name: str) -> Iterator[None]:
-    """Keep the wrapper in the attention interface under ``name`` for the length of the block."""
+def _wrapped(table: dict[str, Any], name: str, make: Callable[[], AttentionFunction]) -> Iterator[None]:
+    """Keep a wrapper in a table under a name for the length of the block; the first of several stays."""
+    place = (id(table), name)
     with _LOCK:
-        count, wrapper, previous = _INSTALLED.get(name, (0, None, None))
-        if wrapper is None:
-            # Only this instance's own entry is written and put back; the library-wide mapping below it is left alone.
-            previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
-            wrapper = _rows_beside(ALL_ATTENTION_FUNCTIONS.get(name))
-            ALL_ATTENTION_FUNCTIONS[name] = wrapper
-        _INSTALLED[name] = (count + 1, wrapper, previous)
+        if place in _INSTALLED:
+            count, wrapper, previous = _INSTALLED[place]
+        else:
+            count, wrapper, previous = 0, make(), table.get(name)
+            table[name] = wrapper
+        _INSTALLED[place] = (count + 1, wrapper, previous)
     try:
         yield
     finally:
         with _LOCK:
-            count, wrapper, previous = _INSTALLED.pop(name)
+            count, wrapper, previous = _INSTALLED.pop(place)
             if count > 1:
-                _INSTALLED[name] = (count - 1, wrapper, previous)
-            elif ALL_ATTENTION_FUNCTIONS._local_mapping.get(name) is wrapper:  # else somebody replaced it meanwhile
+                _INSTALLED[place] = (count - 1, wrapper, previous)
+            elif table.get(name) is wrapper:  # else somebody replaced it meanwhile
                 if previous is None:
-                    del ALL_ATTENTION_FUNCTIONS[name]
+                    del table[name]
                 else:
-                    ALL_ATTENTION_FUNCTIONS[name] = previous
+                    table[name] = previous
 
 
-def _rows_beside(stock: AttentionFunction | None) -> AttentionFunction:
-    """The stock function (None: eager, which each model's module brings along) with the active captures beside it."""
+def _rows_beside(name: str) -> AttentionFunction:
+    """The stock function of a name with the active captures beside it."""
+    # None: eager, which each model's module brings along.
+    stock: AttentionFunction | None = ALL_ATTENTION_FUNCTIONS.get(name)
 
     def rows_beside_stock(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
@@ -590,7 +742,25 @@ def _rows_beside(stock: AttentionFunction | None) -> AttentionFunction:
         for capture in _ACTIVE.get():
             if id(module) in capture._layer_of:
                 with torch.no_grad():
-                    capture._on_attention(module, query.detach(), key.detach(), attention_mask, kwargs)
+                    inputs = (query.detach(), key.detach(), value.detach())
+                    capture._on_attention(module, *inputs, attention_mask, kwargs)
         return result
 
     return rows_beside_stock
+
+
+def _rows_beside_kernel(table: dict[str, Any], name: str) -> AttentionFunction:
+    """The kernel of a linear layer, looked up in a table, with the active captures beside it."""
+    stock: AttentionFunction = table[name]
+
+    def rows_beside_kernel(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        reading = [capture for capture in _ACTIVE.get() if capture._linear is not None]
+        if reading:
+            with torch.no_grad():
+                given = read_kernel(name, stock, args, kwargs)
+                for capture in reading:
+                    capture._on_kernel(given)
+        return result
+
+    return rows_beside_kernel

@@ -12,16 +12,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_plugin.delta_rule import decayed_rows, delta_rule_rows
+from flmm_plugin.errors import CaptureError
 
-#: Kinds of layers that have rows.
-SOFTMAX, LINEAR = "softmax", "linear"
+#: Kinds of layers that have rows: a softmax over the sequence, one over a picture beside it, a linear kernel.
+SOFTMAX, CROSS, LINEAR = "softmax", "cross", "linear"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,32 +110,43 @@ class TokenMixer:
     """The module that mixes the tokens of a decoder layer.
 
     Attributes:
-        module: It; None where the layer has no rows.
-        kind: ``softmax``, ``linear``, or why the layer has no rows.
-        names: Kernels that a linear one calls.
+        module: The module itself; None where the layer has no rows.
+        kind: ``softmax``, ``cross``, ``linear``, or why the layer has no rows.
+        heads: Rows of a token; 0 where the layer has none.
     """
 
     module: nn.Module | None
     kind: str
-    names: tuple[str, ...] = ()
-
-    @property
-    def readable(self) -> bool:
-        """Tell whether the layer has rows."""
-        return self.module is not None
+    heads: int = 0
 
 
-def token_mixer(layer: nn.Module) -> TokenMixer:
-    """Find the module that mixes a decoder layer's tokens; a softmax goes before a linear kernel beside it."""
+def token_mixers(decoder: nn.Module) -> list[TokenMixer]:
+    """Find what mixes the tokens in each layer of a decoder.
+
+    Where some layers look at the picture beside the sequence (Mllama), the others see no picture and have no rows.
+
+    Args:
+        decoder: A language model's body: ``.layers``, ``.config``.
+    """
+    heads = int(cast("Any", decoder.config).num_attention_heads)
+    found = [_token_mixer(layer, heads) for layer in cast("nn.ModuleList", decoder.layers)]
+    if any(one.kind == CROSS for one in found):
+        return [one if one.kind == CROSS else TokenMixer(None, "sees no picture") for one in found]
+    return found
+
+
+def _token_mixer(layer: nn.Module, heads: int) -> TokenMixer:
+    """Find what mixes a layer's tokens; a softmax goes before a linear kernel beside it."""
     linear: TokenMixer | None = None
     others: list[str] = []
     for name, module in layer.named_children():
         called = called_names(module)
-        kernels = tuple(one for one in KERNELS if one in called)
+        kernels = any(one in called for one in KERNELS)
         if "ALL_ATTENTION_FUNCTIONS" in called or (name == "self_attn" and not kernels and not _mixes(called)):
-            return TokenMixer(module, SOFTMAX)
+            return TokenMixer(module, CROSS if name == "cross_attn" else SOFTMAX, heads)
         if kernels:
-            linear = TokenMixer(module, LINEAR, kernels)
+            own = getattr(module, "num_v_heads", None) or module.num_heads
+            linear = TokenMixer(module, LINEAR, int(cast("Any", own)))
         elif _mixes(called):
             others.append(type(module).__name__)
     if linear is not None:
@@ -142,6 +154,78 @@ def token_mixer(layer: nn.Module) -> TokenMixer:
     if others:
         return TokenMixer(None, f"{', '.join(others)} gives no weights from token to token for a whole head")
     return TokenMixer(None, "mixes no tokens")
+
+
+def called_kernels(module: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Return the kernels that a linear layer calls: the table in which each is looked up, and its name."""
+    table = inspect.unwrap(type(module).forward).__globals__
+    return [(table, name) for name in KERNELS if name in called_names(module)]
+
+
+def read_kernel(name: str, kernel: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> KernelInputs:
+    """Read the arguments of a call of a kernel."""
+    call = inspect.signature(kernel).bind(*args, **given)
+    call.apply_defaults()
+    return KERNELS[name](call.arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The keys of a linear layer with all that its rows need, of tokens that follow each other.
+
+    Attributes:
+        first: Sequence slot of the first of them.
+        key: Keys, ``[b, k, L, d]``.
+        beta: Strength of each token, ``[b, c, L]``.
+        gate: Decays, ``[b, c, L]`` or ``[b, c, L, d]``.
+        norms: Norms of the values, ``[b, c, L]``.
+    """
+
+    first: int
+    key: Tensor
+    beta: Tensor
+    gate: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, given: KernelInputs, start: int, first: int) -> Self:
+        """Take the tokens of a pass that begins at slot ``start``, from slot ``first`` on."""
+        skipped = max(0, first - start)
+        norms = torch.linalg.vector_norm(given.value.float(), dim=-1)
+        key, beta, gate, norms = (one[:, :, skipped:].detach() for one in (given.key, given.beta, given.gate, norms))
+        return cls(start + skipped, key, beta, gate, norms)
+
+    def followed_by(self, other: Self) -> Self:
+        """Join the tokens of two passes; what the second one computes anew counts. Returns it alone where a gap is."""
+        kept = other.first - self.first
+        if not 0 <= kept <= self.key.shape[2]:
+            return other
+        pairs = ((self.key, other.key), (self.beta, other.beta), (self.gate, other.gate), (self.norms, other.norms))
+        key, beta, gate, norms = (torch.cat([old[:, :, :kept], new], dim=2) for old, new in pairs)
+        return type(self)(self.first, key, beta, gate, norms)
+
+    def rows(self, given: KernelInputs, item: int, query: Tensor, at: Tensor) -> Tensor:
+        """Compute rows of one batch item, ``[c, t, L]``, from its prepared queries ``[1, c, t, d]``."""
+        key, beta, gate = (one[item : item + 1] for one in (self.key, self.beta, self.gate))
+        return given.closed_form(query, key, beta, gate, at)[0]
+
+
+# Names of the norm behind the last layer.
+_FINAL_NORMS = ("norm", "embedding_norm", "final_layernorm", "norm_f")
+
+
+def final_norm(decoder: nn.Module) -> nn.Module:
+    """Return the norm behind a decoder's last layer.
+
+    Raises:
+        CaptureError: It has none under a known name.
+    """
+    for name in _FINAL_NORMS:
+        if isinstance(getattr(decoder, name, None), nn.Module):
+            return cast("nn.Module", getattr(decoder, name))
+    raise CaptureError(
+        f"{type(decoder).__name__} has no norm behind its last layer under a known name; it cannot be read"
+    )
 
 
 def called_names(module: nn.Module) -> frozenset[str]:
