@@ -12,14 +12,20 @@ from loguru import logger
 from flmm_plugin.data.registry import Benchmark, Hub, Part, Split
 from flmm_plugin.errors import BadAnnotation, DataNotFound, UnknownArgument
 from flmm_plugin.suggestions import did_you_mean
+from flmm_plugin.tasks.own.benchmark import own_records
 from flmm_plugin.tasks.task_files import TASKS_FOLDER, brought_packages, task_config
 
 _OURS = "flmm_plugin.tasks."
 
 
-@functools.cache
 def benchmarks() -> Mapping[str, Benchmark]:
-    """Return all benchmarks by name, in the order of the paper's tables."""
+    """Return all benchmarks by name, in the order of the paper's tables; data of one's own comes last."""
+    return {**shipped(), **{one.name: one for one in own_records()}}
+
+
+@functools.cache
+def shipped() -> Mapping[str, Benchmark]:
+    """Return the benchmarks that packages ship, by name."""
     found: list[Benchmark] = []
     for path in sorted(TASKS_FOLDER.glob("*/benchmark.py")):
         module = importlib.import_module(f"{_OURS}{path.parent.name}.benchmark")

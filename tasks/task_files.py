@@ -19,6 +19,8 @@ from typing import Any
 import yaml
 from loguru import logger
 
+from flmm_plugin import files
+from flmm_plugin.data.own import own_folder, own_sets, own_task
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.suggestions import did_you_mean
 
@@ -58,8 +60,31 @@ def brought_packages() -> Mapping[str, Path]:
 
 
 def task_folders() -> tuple[Path, ...]:
-    """Return the folders that have task files: that of this package, and those of benchmarks that others bring."""
+    """Return the folders that have task files: of this package, of benchmarks that others bring, of one's own data."""
+    return (*_shipped_folders(), *_own_tasks())
+
+
+def _shipped_folders() -> tuple[Path, ...]:
     return (TASKS_FOLDER, *brought_packages().values())
+
+
+def _own_tasks() -> tuple[Path, ...]:
+    """Write a task file for each split of one's own data; no folder where there is none."""
+    folder = own_folder() / "tasks" / "own"
+    wanted = {
+        folder / f"{own_task(name, split)}.yaml": (name, split) for name, parts in own_sets().items() for split in parts
+    }
+    for path in set(folder.glob("*.yaml")) - set(wanted):
+        path.unlink(missing_ok=True)
+    for path, (name, split) in wanted.items():
+        content = {
+            "include": str(TASKS_FOLDER / "own" / "_own_yaml"), "task": path.stem, "dataset_kwargs": {"name": name},
+            "test_split": split,
+        }  # fmt: skip
+        text = yaml.safe_dump(content, sort_keys=False)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            files.write(path, text)
+    return (folder,) if wanted else ()
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -77,10 +102,14 @@ def group_files() -> Mapping[str, Path]:
     return _files("group")
 
 
-@functools.cache
 def _files(kind: str) -> Mapping[str, Path]:
-    paths = [path for folder in task_folders() for path in sorted(folder.rglob("*.yaml"))]
-    contents = {path: _load(path) for path in paths}
+    return _named(kind, tuple(path for folder in _own_tasks() for path in sorted(folder.glob("*.yaml"))))
+
+
+@functools.cache
+def _named(kind: str, own: tuple[Path, ...]) -> Mapping[str, Path]:
+    paths = [path for folder in _shipped_folders() for path in sorted(folder.rglob("*.yaml"))]
+    contents = {path: _load(path) for path in (*paths, *own)}
     return {content[kind]: path for path, content in contents.items() if isinstance(content.get(kind), str)}
 
 
@@ -103,11 +132,11 @@ def task_config(name: str) -> dict[str, Any]:
     Raises:
         UnknownArgument: There is no such task; the nearest one is offered.
     """
-    files = task_files()
-    if name not in files:
-        hint = did_you_mean(name, files)
+    known = task_files()
+    if name not in known:
+        hint = did_you_mean(name, known)
         raise UnknownArgument(f"{name!r} is no task of flmm-plugin{hint} (flmm list shows them all)")
-    return _merged(files[name])
+    return _merged(known[name])
 
 
 def aggregations(name: str) -> dict[str, Callable[[Any], Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.cli.output import markdown_table, note, print_json
+from flmm_plugin.cli.own_data import add_own_actions
 from flmm_plugin.errors import DataNotFound, FlmmError
 from flmm_plugin.files import WORKPLACE, make_folder
 
@@ -26,6 +27,7 @@ examples:
   flmm data download refcoco --root /data         fetch what is missing; run again to resume
   flmm data check refcoco --root /data --deep     decode every picture too
   flmm data prepare all --root /data              convert annotations once, so that runs start in seconds
+  flmm data add mine refs.json --images photos    your own data, as flmm_own_mine; docs/own-data.md
 then
   FLMM_DATA=/data lmms_eval --model flmm_tiny --tasks refcoco_seg
 """
@@ -64,6 +66,7 @@ def add_subcommand(commands: Any) -> None:
     download.add_argument(
         "--dry-run", action="store_true", help="say what would be fetched, and what must be done by hand"
     )
+    add_own_actions(actions)
 
 
 def _action(

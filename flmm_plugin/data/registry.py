@@ -89,7 +89,8 @@ class Part:
 
     Attributes:
         what: Words that name it in listings and messages.
-        places: Paths under the root; the first that exists counts. One with a suffix is a file, others are folders.
+        places: Paths under the root; the first that exists counts. One with a suffix is a file, others are folders. An
+            absolute path is a file or a folder wherever the root is.
         licence: Terms of this part, or who states them.
         source: How to fetch it; None where a form must be filled in or a page be visited.
         how: What to do by hand, where `source` is None or does not answer.
@@ -130,8 +131,7 @@ class Part:
 
     def found(self, root: Path) -> Path | None:
         """Return the first of its places under a root that exists, None if none does."""
-        candidates = (root / place for place in self.places)
-        return next((path for path in candidates if (path.is_file() if path.suffix else path.is_dir())), None)
+        return next((root / place for place in self.places if _is_there(root, place)), None)
 
     def path(self, root: Path, benchmark: str) -> Path:
         """Return where the part is under a root.
@@ -152,6 +152,13 @@ class Part:
             f"no {self.what}: looked for {looked}.{origin} Get it with: flmm data download {benchmark} --root "
             f"'{root}'; or set {DATA_ROOT_VARIABLE} to the folder that already holds it"
         )
+
+
+def _is_there(root: Path, place: str) -> bool:
+    path = root / place
+    if Path(place).is_absolute():
+        return path.exists()
+    return path.is_file() if path.suffix else path.is_dir()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from flmm_plugin.data.own import own_sets
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
 from flmm_plugin.heads.manifest import MERGES
@@ -25,6 +26,8 @@ from flmm_plugin.yaml_text import read_yaml
 
 _CONFIGS = "configs"
 _EXTENDS = "extends"  # key of a recipe that names the one whose other settings it takes over
+#: Data sets in their official layouts; the others are data of one's own.
+DATASETS = ("png", "refcoco", "refcoco+", "refcocog")
 CONTROLS = ("none", "random", "image_only")
 
 Layers = Literal["all", "early", "mid", "late"] | tuple[int, ...]
@@ -90,7 +93,7 @@ class HeadsRecipe:
 class DataPart:
     """Samples of one data set."""
 
-    dataset: str  # ``png``, ``refcoco``, ``refcoco+`` or ``refcocog``
+    dataset: str  # one of `DATASETS`, or the name of data of one's own (``flmm data add``)
     split: str = "train"
     root: str | None = None  # None: the recipe's root
     limit: int | None = None  # take the first samples only
@@ -198,10 +201,10 @@ class TrainRecipe:
         choice("bad_samples", self.bad_samples, ("skip", "stop"))
         choice("control", self.control, CONTROLS)
         for part in (*self.data.parts, *self.validation.parts):
-            choice("dataset", part.dataset, ("png", "refcoco", "refcoco+", "refcocog"))
+            choice("dataset", part.dataset, (*DATASETS, *own_sets()))
             choice("sentences", part.sentences, ("random", "first"))
-            if part.questions and part.dataset == "png":
-                raise UnknownArgument("questions are written around expressions; PNG has whole narratives")
+            if part.questions and part.dataset not in DATASETS[1:]:
+                raise UnknownArgument(f"questions are written around expressions of RefCOCO, not of {part.dataset}")
             if wrong := [one for one in part.questions if one.count("{}") != 1]:
                 raise UnknownArgument(f"the question {wrong[0]!r} needs one {{}} where the expression goes")
         counts = {

@@ -20,15 +20,18 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin import bundled
-from flmm_plugin.datasets import png, refer
+from flmm_plugin.datasets import own, png, refer
+from flmm_plugin.datasets.own import OwnDataset
+from flmm_plugin.datasets.phrases import PhraseItem
 from flmm_plugin.datasets.png import Narrative, PngDataset
 from flmm_plugin.datasets.problems import Problem
+from flmm_plugin.datasets.reader import SplitReader
 from flmm_plugin.datasets.refer import ReferDataset, ReferItem
 from flmm_plugin.images import open_image
 from flmm_plugin.passages import Passage, piece_spans, plain_tokens
 from flmm_plugin.records import BoolMask
 from flmm_plugin.text_checks import Span, has_words
-from flmm_plugin.training.recipe import DataPart, TrainRecipe
+from flmm_plugin.training.recipe import DATASETS, DataPart, TrainRecipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +159,11 @@ class TrainingSet(Sequence[TrainingSample]):
         return sum(len(sample.grounded) for sample in self)
 
     def _read(self, part: DataPart) -> Iterator[TrainingSample]:
+        if part.dataset not in DATASETS:
+            phrases = OwnDataset(part.dataset, part.split)
+            self._note(part, phrases)
+            yield from self._own(part, phrases)
+            return
         root = data_root_of(self.recipe, part)
         if part.dataset == "png":
             narratives = PngDataset(root, part.split)
@@ -179,7 +187,28 @@ class TrainingSet(Sequence[TrainingSample]):
             elif sample is not None:
                 yield sample
 
-    def _note(self, part: DataPart, data: PngDataset | ReferDataset) -> None:
+    def _own(self, part: DataPart, phrases: OwnDataset) -> Iterator[TrainingSample]:
+        """Yield one sample per picture: its phrases that mean something."""
+        separator = self.recipe.heads.separator
+        by_picture: dict[int, list[PhraseItem]] = {}
+        for item in phrases:
+            if item.ann_ids:
+                by_picture.setdefault(item.image_id, []).append(item)
+        for image_id, items in by_picture.items():
+            pieces = [piece for item in items for piece in (item.phrase, f"{separator} ")]
+            yield TrainingSample(
+                key=f"{part.dataset}/{part.split}/{image_id}",
+                image_path=items[0].image_path,
+                image_loader=partial(open_image, items[0].image_path, own.ORIENTATION),
+                prompt=self.recipe.heads.prompt if part.prompt is None else part.prompt,
+                pieces=(*pieces[:-1], separator),
+                grounded=tuple(range(0, len(pieces), 2)),
+                mask_loader=partial(_own_masks, items),
+                keywords=bool(part.keywords),
+                separator=separator,
+            )
+
+    def _note(self, part: DataPart, data: SplitReader[Any]) -> None:
         self.problems += data.problems
         self.digests[f"{part.dataset}/{part.split}"] = data.digest
 
@@ -261,3 +290,7 @@ def _one_mask(sample: TrainingSample, place: int) -> list[BoolMask]:
 
 def _masks(data: ReferDataset, items: Sequence[ReferItem]) -> list[BoolMask]:
     return [data.mask(item) for item in items]
+
+
+def _own_masks(items: Sequence[PhraseItem]) -> list[BoolMask]:
+    return [item.mask() for item in items]

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flmm_plugin.data.own import OwnSplit
 from flmm_plugin.datasets.grandf import GranDfDataset
 from flmm_plugin.datasets.gref import GrefDataset
 from flmm_plugin.datasets.json_files import parsed_json, read_json
+from flmm_plugin.datasets.own import OwnDataset
 from flmm_plugin.datasets.png import PngDataset
 from flmm_plugin.datasets.reasonseg import ReasonSegDataset
 from flmm_plugin.datasets.refer import ReferDataset
@@ -59,12 +61,19 @@ def read_all(dataset: Any) -> None:
             dataset.rle(item)
         elif isinstance(dataset, PngDataset):
             dataset.masks(item)
-        elif isinstance(dataset, GrefDataset):
+        elif isinstance(dataset, GrefDataset | OwnDataset):
             item.rle()
         elif isinstance(dataset, ReasonSegDataset):
             item.masks()
     assert len(dataset.digest) == 64
 
+
+OWN = {
+    "images": [{"id": 1, "file_name": "1.jpg", "height": 20, "width": 30}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "phrase": "a dog", "segmentation": [[2, 2, 8, 2, 8, 8]], "bbox": [2, 2, 6, 6]}
+    ],
+}
 
 #: What writes a world in the official layout, what reads it, and its annotation files.
 READERS: Sequence[tuple[str, Callable[[Path], Any], Callable[[Path], Any], tuple[str, ...]]] = (
@@ -97,6 +106,12 @@ READERS: Sequence[tuple[str, Callable[[Path], Any], Callable[[Path], Any], tuple
         lambda root: write_gref(root, scenes=1),
         lambda root: GrefDataset(root, "val"),
         ("coco/grefcoco/instances.json", "coco/grefcoco/grefs(unc).json"),
+    ),
+    (
+        "own",
+        lambda root: (root / "refs.json").write_text(json.dumps(OWN)),
+        lambda root: OwnDataset("mine", "test", OwnSplit(root / "refs.json", root)),
+        ("refs.json",),
     ),
     (
         "viscot",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+OWN_DATA = DOCS / "own-data.md"
+TUTORIALS = [*sorted((DOCS / "tutorials").glob("*.md")), OWN_DATA]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,21 +46,25 @@ def test_a_tutorial_runs_as_it_is_printed(page: Path, tmp_path: Path) -> None:
     beside = Path(sys.executable).parent
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
 
+    if page == OWN_DATA:  # what it adds is nobody else's
+        environment["FLMM_CACHE"] = str(tmp_path / "cache")
+
     def run(*command: str) -> str:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    for block in found:
-        if block.language == "sh":
-            run("bash", "-euo", "pipefail", "-c", block.code)
-    python = [block for block in found if block.language == "python"]
-    if python:
+    for language, group in itertools.groupby(found, key=lambda block: block.language):
+        listed = list(group)
+        if language == "sh":
+            for block in listed:
+                run("bash", "-euo", "pipefail", "-c", block.code)
+            continue
         mark = "--- end of a block ---"
-        outputs = run(sys.executable, "-c", "".join(f"{block.code}\nprint({mark!r})\n" for block in python)).split(
+        outputs = run(sys.executable, "-c", "".join(f"{block.code}\nprint({mark!r})\n" for block in listed)).split(
             f"{mark}\n"
         )
-        for block, printed in zip(python, outputs, strict=False):
+        for block, printed in zip(listed, outputs, strict=False):
             assert block.output is None or printed == block.output
 
 

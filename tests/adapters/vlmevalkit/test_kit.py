@@ -102,7 +102,32 @@ def canned(doc: Any, size: tuple[int, int], seed: int) -> str:
     return json.dumps({"text": text, "phrases": phrases, "masks": masks, "boxes": boxes, "scores": [0.5] * wanted})
 
 
-@pytest.mark.parametrize("name", ["RefCOCO_SEG_TINY", "PNG_TINY", "GCG_TINY", "ReasonSeg_TINY", "VisCoT_TINY"])
+def add_own_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the pictures and objects of the synthetic RefCOCO as somebody's own data, with things that are absent."""
+    from flmm_plugin.adapters.vlmevalkit.dataset import FlmmBenchmark
+    from flmm_plugin.cli import main
+    from flmm_plugin.datasets.refer import ReferDataset
+
+    refs = list(ReferDataset("flmm_tiny_world", "refcoco", "val"))[:12]
+    pictures = {one.image_id: one for one in refs}
+    shape = [{"id": one.ref_id, "image_id": one.image_id, "caption": one.sentences[0], "segmentation": one.segmentation}
+             for one in refs]  # fmt: skip
+    absent = [{"id": 9000 + number, "image_id": number, "caption": "a cat", "segmentation": []} for number in pictures]
+    images = [{"id": number, "file_name": one.image_path.name, "height": one.height, "width": one.width}
+              for number, one in pictures.items()]  # fmt: skip
+    (folder / "refs.json").write_text(json.dumps({"images": images, "annotations": [*shape, *absent]}))
+    home = refs[0].image_path.parent
+    monkeypatch.setenv("FLMM_CACHE", str(folder / "cache"))
+    assert main(["data", "add", "mine", str(folder / "refs.json"), "--images", str(home)]) == 0
+    # As they are where the kit is imported afterwards.
+    monkeypatch.setitem(BENCHMARKS, "OWN_mine", {"": "flmm_own_mine"})
+    monkeypatch.setitem(FlmmBenchmark.DATASET_URL, "OWN_mine", "")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RefCOCO_SEG_TINY", "PNG_TINY", "GCG_TINY", "ReasonSeg_TINY", "VisCoT_TINY", "gRefCOCO_SEG_TINY", "OWN_mine"],
+)
 def test_equal_predictions_give_equal_numbers_in_both_harnesses(
     flmm: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +140,8 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
     from flmm_plugin.tasks.standalone import StandaloneTask
 
     monkeypatch.setattr("flmm_plugin.tasks.metrics.text.need_java", no_java)
+    if name == "OWN_mine":
+        add_own_data(tmp_path, monkeypatch)
     (task,) = BENCHMARKS[name].values()
     docs = StandaloneTask(task).docs
     sizes = [Image.open(doc["image_path"]).size[::-1] for doc in docs]
@@ -145,8 +172,9 @@ def test_equal_predictions_give_equal_numbers_in_both_harnesses(
     assert len(ours) > 3
     assert json.loads((tmp_path / "m_D_score.json").read_text()) == ours
     assert any(isinstance(value, float) and value > 0 for value in ours.values())
-    assert ours["complete"] == 0, "a benchmark of this world's size is not the official one"
-    first = {"RefCOCO_SEG_TINY": "cIoU", "PNG_TINY": "AR", "GCG_TINY": "mIoU", "ReasonSeg_TINY": "gIoU"}
+    assert ours["complete"] == (name == "OWN_mine"), "a benchmark of this world's size is not the official one"
+    first = {"RefCOCO_SEG_TINY": "cIoU", "PNG_TINY": "AR", "GCG_TINY": "mIoU"}
+    first |= dict.fromkeys(("ReasonSeg_TINY", "gRefCOCO_SEG_TINY", "OWN_mine"), "gIoU")
     assert list(data.report_primary_metric(ours)) == [first.get(name, "anls")] == list(ours)[:1]
 
 
