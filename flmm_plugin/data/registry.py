@@ -78,6 +78,7 @@ class Hub:
     repo: str
     into: str
     patterns: tuple[str, ...] = ()
+    size: int | None = None  # bytes of the download; None where nobody states them
 
 
 Source = Archive | Pictures | Hub
@@ -110,7 +111,7 @@ class Part:
     def size(self) -> int | None:
         """Bytes of the download, if stated; of pictures that can be had one by one those of the archive."""
         source = self.source.archive if isinstance(self.source, Pictures) else self.source
-        return source.size if isinstance(source, Archive) else None
+        return source.size if isinstance(source, Archive | Hub) else None
 
     @property
     def origin(self) -> str:

@@ -56,7 +56,7 @@ def write_mme(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
     """
     rows: list[dict[str, Any]] = []
     for number, (scene, category, questions) in enumerate(MME.pictures(scenes, seed)):
-        image = _png(scene)
+        image = png_bytes(scene)
         rows += [
             {
                 "question_id": f"{category}/{number:04d}.png", "image": image,
@@ -74,7 +74,7 @@ def write_pope(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
     """
     rows: list[dict[str, Any]] = []
     for number, (scene, category, questions) in enumerate(POPE.pictures(scenes, seed)):
-        image = _png(scene)
+        image = png_bytes(scene)
         for answer, question in questions.items():
             rows.append(
                 {
@@ -86,7 +86,8 @@ def write_pope(root: Path, *, scenes: int = 60, seed: int = 1000) -> Path:
     return _write(root / "lmms-lab-encoder" / "POPE", rows)
 
 
-def _png(scene: Scene) -> dict[str, Any]:
+def png_bytes(scene: Scene) -> dict[str, Any]:
+    """Return a painted scene as data sets of the hub hold a picture: bytes of a PNG, without a path."""
     buffer = BytesIO()
     Image.fromarray(render(scene, PICTURE_SIZE)).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": None}

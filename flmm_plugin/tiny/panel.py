@@ -16,6 +16,7 @@ from flmm_plugin.tiny.layouts_gcg import write_grandf, write_reasonseg
 from flmm_plugin.tiny.layouts_gref import write_gref
 from flmm_plugin.tiny.layouts_png import write_png
 from flmm_plugin.tiny.layouts_questions import write_mme, write_pope
+from flmm_plugin.tiny.layouts_refcoco_m import write_refcoco_m
 from flmm_plugin.tiny.layouts_viscot import write_viscot
 
 #: Pictures per split; a panel of all tasks then runs in minutes on two cores.
@@ -86,6 +87,7 @@ def write_panel(root: Path, *, scenes: int = SCENES, seed: int = SEED) -> Path:
     write_pope(root, scenes=scenes, seed=seed)
     write_mme(root, scenes=scenes, seed=seed)
     write_gref(root, scenes=scenes, seed=seed)
+    write_refcoco_m(root, scenes=scenes, seed=seed)
     return root
 
 

@@ -12,9 +12,20 @@ from flmm_plugin.tasks.task_files import TASKS_FOLDER, group_files, task_config,
 
 def test_every_folder_with_a_record_is_found() -> None:
     folders = {path.parent.name for path in TASKS_FOLDER.glob("*/benchmark.py")}
-    assert folders == {"refcoco", "png", "gcg", "reasonseg", "viscot", "pope_viscot", "qa", "grefcoco"}
+    assert folders == {
+        "refcoco",
+        "png",
+        "gcg",
+        "reasonseg",
+        "viscot",
+        "pope_viscot",
+        "qa",
+        "grefcoco",
+        "refcoco_m",
+        "own",
+    }
     assert list(benchmarks()) == [
-        "refcoco", "refcoco+", "refcocog", "png", "reasonseg", "gcg", "viscot", "pope", "mme", "grefcoco",
+        "refcoco", "refcoco+", "refcocog", "png", "reasonseg", "gcg", "viscot", "pope", "mme", "grefcoco", "refcoco-m",
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ YES_NO = [{"question_id": "a", "question": "?", "category": "existence", "answer
 DOCUMENTS: dict[str, list[dict[str, Any]]] = {
     "refcoco": [{**PICTURE, "expressions": ["dog", "nothing"], "masks": MASKS}],
     "grefcoco": [{**PICTURE, "expressions": ["dogs", "nothing"], "masks": MASKS, "ann_ids": [[1, 2], []]}],
+    "refcoco_m": [{**PICTURE, "expressions": ["nothing"], "masks": MASKS[1:]}],
     "png": [
         {
             **PICTURE, "narrative": 0, "expressions": ["a dog", "nothing"], "masks": MASKS,

@@ -1,0 +1,1 @@
+"""RefCOCO-M: RefCOCO's validation expressions with masks that were drawn anew."""
