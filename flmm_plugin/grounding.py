@@ -134,10 +134,7 @@ class PhraseGrounder(FrozenLMM):
             return self.ground_many([image], [phrases], prompt=prompt, refine=refine)[0]
         self.need_heads()
         passages = [self._phrases([phrase]) for phrase in checked_phrases(phrases)]
-        picture = open_image(image)
-        encoded = self.encode([self._prompt(prompt)], [picture], self._template)
-        read = capture_alternatives(self.backbone, encoded, passages, self.merge)
-        return [found for captured in read for found in self.masks(captured, picture, refine)]
+        return self._each_alone(image, passages, prompt, refine)
 
     def ground_many(
         self,
@@ -150,7 +147,8 @@ class PhraseGrounder(FrozenLMM):
     ) -> list[list[Grounding]]:
         """Ground phrases in several pictures, ``batch_size`` at a time in one forward pass; arguments as of `ground`.
 
-        A picture without phrases gets no groundings.
+        A picture without phrases gets no groundings. One that is given several times, as the same object with one
+        phrase each, is read once with the prompt.
         """
         self.need_heads()
         if batch_size < 1:
@@ -161,6 +159,14 @@ class PhraseGrounder(FrozenLMM):
         # All of them before the first picture is looked at: a bad phrase costs no run.
         named = [checked_phrases(some) for some in phrases]
         passages = {index: self._phrases(some) for index, some in enumerate(named) if some}
+        alone: dict[int, list[int]] = {}
+        for index in passages:
+            alone.setdefault(id(images[index]) if len(named[index]) == 1 else -index - 1, []).append(index)
+        for indices in alone.values():
+            if len(indices) > 1:
+                each = [passages.pop(index) for index in indices]
+                for index, one in zip(indices, self._each_alone(images[indices[0]], each, prompt, refine), strict=True):
+                    found[index] = [one]
         asked = list(passages)
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
@@ -376,6 +382,15 @@ class PhraseGrounder(FrozenLMM):
             Grounding.from_logits(phrase, logits[index], decoder[index], span)
             for index, (phrase, span) in enumerate(captured.passage.phrases)
         ]
+
+    def _each_alone(
+        self, image: ImageSource, passages: Sequence[Passage], prompt: str | None, refine: bool
+    ) -> list[Grounding]:
+        """Ground passages of one phrase, each an answer of its own behind the same picture and prompt."""
+        picture = open_image(image)
+        encoded = self.encode([self._prompt(prompt)], [picture], self._template)
+        read = capture_alternatives(self.backbone, encoded, passages, self.merge)
+        return [found for captured in read for found in self.masks(captured, picture, refine)]
 
     def _prompt(self, prompt: str | None) -> str:
         if prompt is not None:

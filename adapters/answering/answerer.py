@@ -6,7 +6,7 @@ is answered with an error record (masks) or an empty text (chat), counted and sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from loguru import logger
@@ -15,7 +15,7 @@ from PIL import Image
 from flmm_plugin.adapters.answering import chat, given_text, grounded_chat
 from flmm_plugin.adapters.answering.failures import FailureLog
 from flmm_plugin.adapters.answering.needs import needs_heads
-from flmm_plugin.adapters.answering.requests import Request, question_of
+from flmm_plugin.adapters.answering.requests import Question, Request, picture_named, question_of
 from flmm_plugin.adapters.answering.visual_cot import (
     VisualCotMode,
     answers_json,
@@ -29,6 +29,9 @@ from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding, error_jso
 from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions
 
 T = TypeVar("T")
+
+#: Documents of one picture that are answered together; a kill loses no more than these.
+_OF_ONE_PICTURE = 32
 
 
 class TextReply(NamedTuple):
@@ -117,6 +120,42 @@ class Answerer:
             lap.tasks = [request.task for request in batch] if len(failures) == before else []
         return replies
 
+    def batches(self, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+        """Split requests of one kind and one set of generation arguments into batches.
+
+        Those that ask for one phrase each of the same picture make a batch of their own, whatever its size: prompt and
+        picture are computed once for them. All others stay in order.
+
+        Args:
+            requests: Requests that `answer` may get together.
+            size: Requests per batch, from 1 on.
+        """
+        groups: dict[Hashable, list[Request]] = {}
+        for request in requests:
+            picture = self._picture_of_one_phrase(request)
+            groups.setdefault(request if picture is None else picture, []).append(request)
+        rest: list[Request] = []
+        for group in groups.values():
+            if len(group) > 1:
+                for start in range(0, len(group), _OF_ONE_PICTURE):
+                    yield group[start : start + _OF_ONE_PICTURE]
+                continue
+            rest += group
+            if len(rest) == size:
+                yield rest
+                rest = []
+        if rest:
+            yield rest
+
+    def _picture_of_one_phrase(self, request: Request) -> Hashable:
+        if not request.wants_masks:
+            return None
+        try:
+            doc = self._doc_of(request)
+            return picture_named(doc) if len(doc["expressions"]) == 1 else None
+        except Exception:  # said when it is its turn
+            return None
+
     def refuse_what_heads_lack(self, requests: Iterable[Request]) -> None:
         """Load heads if a request needs them, and refuse tasks that no sample could be answered for.
 
@@ -149,9 +188,15 @@ class Answerer:
 
     def _ground(self, batch: Sequence[Request], failures: FailureLog) -> list[Reply]:
         """Ground the phrases of each request; the reply is masks JSON."""
+        opened: dict[Hashable, Image.Image] = {}  # the model reads a picture once that is the same object
+
+        def read(request: Request) -> Question:
+            doc = self._doc_of(request)
+            return question_of(request, doc, opened)
+
         return self._answer(
             batch,
-            read=lambda request: question_of(request, self._doc_of(request)),
+            read=read,
             ask=lambda asked: self.lmm.ground_many(
                 [one.image for one in asked], [one.phrases for one in asked], batch_size=len(asked)
             ),

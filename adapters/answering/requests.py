@@ -6,7 +6,7 @@ one user turn whose text has the image placeholders in front, unless it has some
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +115,18 @@ class Question:
     phrases: list[str]
 
 
-def question_of(request: Request, doc: Any) -> Question:
+def picture_named(doc: Any) -> Hashable:
+    """Name the picture of a grounding document: its file, how it is opened, and the size that it must have."""
+    return tuple(doc.get(key) for key in ("image_path", "orientation", "height", "width"))
+
+
+def question_of(request: Request, doc: Any, opened: dict[Hashable, Image.Image] | None = None) -> Question:
     """Read picture and phrases of a grounding document.
+
+    Args:
+        request: Request that asks for masks.
+        doc: Its document, a dict with `image_path` and `expressions`.
+        opened: Pictures of documents before it by `picture_named`, to which its own is added; None: open it anew.
 
     Raises:
         BadAnnotation: The document is not of the form that `flmm_plugin.tasks` makes, or its picture is not of the size
@@ -130,7 +140,11 @@ def question_of(request: Request, doc: Any) -> Question:
             f"{request.task} asks for masks ({GROUND_FLAG}) but its documents have no {exc}; "
             "give `image_path` and `expressions`"
         ) from exc
-    return Question(picture_of(request, doc, GROUND_FLAG), phrases)
+    opened = {} if opened is None else opened
+    name = picture_named(doc)
+    if name not in opened:
+        opened[name] = picture_of(request, doc, GROUND_FLAG)
+    return Question(opened[name], phrases)
 
 
 def picture_of(request: Request, doc: Any, flag: str) -> Image.Image:

@@ -198,14 +198,13 @@ class FlmmModel(lmms):
         return {task: len({doc_id for one in gathered for doc_id in one.get(task, ())}) for task in tasks}
 
     def _batches(self, requests: Iterable[Request], name: str) -> Iterator[list[Request]]:
-        """Batches in the order of the requests, each of one kind and one set of generation arguments."""
+        """Batches, each of one kind and one set of generation arguments, and a picture's sentences together."""
         groups: dict[Hashable, list[Request]] = {}
         for request in requests:
             groups.setdefault(_frozen(request.options), []).append(request)
         with tqdm(total=sum(map(len, groups.values())), desc=name, disable=self.rank != 0) as bar:
             for group in groups.values():
-                for start in range(0, len(group), self.batch_size):
-                    batch = group[start : start + self.batch_size]
+                for batch in self._answerer.batches(group, self.batch_size):
                     yield batch
                     bar.update(len(batch))
 

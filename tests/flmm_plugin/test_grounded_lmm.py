@@ -224,6 +224,18 @@ def test_one_look_at_the_picture_however_many_phrases(
     assert max(most) == tokens  # rows of the phrases' tokens, never of the prompt or the picture
 
 
+def test_one_picture_given_several_times_is_read_once(lmm: GroundedLMM, noise_image: Load) -> None:
+    one, other = noise_image(), noise_image(seed=5)
+    phrases = [["a man"], ["a brown horse"], ["a man", "a hat"], ["the sky"], ["grass"]]
+    looks: list[str] = []
+    hook = lmm.backbone.model.model.vision_tower.register_forward_hook(lambda *args: looks.append("tower"))
+    found = lmm.ground_many([one, one, one, other, one], phrases, batch_size=1)
+    hook.remove()
+    assert len(looks) == 3  # of one picture the three single phrases together, its list of two, the other picture
+    for image, some, groundings in zip([one, one, one, other, one], phrases, found, strict=True):
+        assert all(same(left, right) for left, right in zip(groundings, lmm.ground(image, some), strict=True))
+
+
 def test_spans_of_a_given_answer(lmm: GroundedLMM, noise_image: Load) -> None:
     image, text = noise_image(), "a man rides a brown horse."
     found = lmm.ground_text(image, "What?", text, [(0, 5), (12, 26), (14, 25)])

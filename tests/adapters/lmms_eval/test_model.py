@@ -164,6 +164,23 @@ def test_masks_are_of_each_picture_s_own_size_and_in_order(pictures: list[Any], 
         assert [phrase["phrase"] for phrase in reply.phrases] == ["defg", "abc"]
 
 
+def test_sentences_of_one_picture_are_asked_together_and_answered_in_order(pictures: list[Any]) -> None:
+    order = [0, 1, 0, 2, 1, 0, 0]
+    words = ["abc", "abc", "defg", "defg", "defg", "poison", "abc"]
+    docs = [{**pictures[place], "expressions": [word]} for place, word in zip(order, words, strict=True)]
+    docs += [{"image_path": "none.png", "expressions": ["abc"]}, {**pictures[2], "expressions": ["abc", "defg"]}]
+    one = model()
+    replies = [json.loads(reply) for reply in ask(one, docs, GROUND)]
+    assert one.lmm.calls[:1] == [("ground", 4)]  # one of which fails, so that each is asked alone
+    assert ("ground", 2) in one.lmm.calls
+    assert "error" in replies[5]
+    assert "error" in replies[7]
+    for doc, word, reply in zip(docs, [*words, "", "abc"], replies, strict=True):
+        if "error" not in reply:
+            (mask, *_) = parse_masks_json(json.dumps(reply)).masks
+            assert mask.sum() == (24 if word == "abc" else 6 * (doc["width"] - 4))
+
+
 def test_the_task_says_what_is_wanted_and_the_text_does_not(pictures: list[Any]) -> None:
     one = model()
     doc = {**pictures[0], "image": Image.new("RGB", (4, 4)), "text": "segment the masks, flmm_ground"}
