@@ -9,6 +9,7 @@ so that no cache helps, unless a row says that the picture is encoded already.
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import sys
 import tempfile
@@ -461,19 +462,19 @@ def growth(bench: Bench) -> Iterator[Row]:
             yield Row.seconds(f"growth/documents/{count}", work)
     for processes in (1, 2):
         for limit in (4, 40):
-            seconds = _run_of(processes, limit, Path(tempfile.gettempdir()))
+            seconds = _run_of(processes, limit)
             yield Row(f"growth/processes {processes}/{limit}", seconds / processes, "s", rounds=1)
 
 
-def _run_of(processes: int, limit: int, folder: Path) -> float:
+def _run_of(processes: int, limit: int) -> float:
     """Return CPU seconds of a whole run of the embedded model on several processes."""
     words = [
         "--model", "flmm_tiny", "--tasks", "flmm_tiny_refcoco", "--limit", str(limit), "--model_args", "device=cpu",
     ]  # fmt: skip
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lmms_eval"]
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        return process_seconds([*launch, *words, "--output_path", place], cwd=place)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as place:
+        return process_seconds([*launch, "-m", "lmms_eval", *words, "--output_path", place], cwd=place, env=on_cpu)
 
 
 #: Groups by name, in the order in which they run.

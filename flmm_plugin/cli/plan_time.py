@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flmm_plugin.cli.plan_memory import ANSWER_TOKENS, TEXT_TOKENS, HeadsSize, ModelSize, short
 from flmm_plugin.errors import UnknownArgument
@@ -62,6 +62,7 @@ class Stage:
         each: Seconds of one document; None where nothing is known of the model.
         source: Words that say where that comes from.
         measured: Whether it was measured with this model on such a device.
+        parts: Seconds of one document by part (``reads``, ``writes``, ``SAM``), where they come from arithmetic alone.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     each: float | None
     source: str
     measured: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float | None:
@@ -137,7 +139,7 @@ def stage(
         dtype = None if size is None else size.dtype
         one = max(same, key=lambda one: (one.dtype == dtype, one.batch_size == batch, one.documents))
         return Stage(name, documents, one.per_document, _said(one), measured=True)
-    per, arithmetic = _operations(size, heads, device, batch, writes)
+    parts, arithmetic = _operations(size, heads, device, batch, writes)
     if size is not None:
         # A CPU says nothing about a GPU: there, arithmetic is nearer to the truth.
         alike = [one for one in known if one.device.startswith("cuda") == device.startswith("cuda")]
@@ -148,7 +150,7 @@ def stage(
             factor = (_speed(one.device) or own) / own * (size.parameters / (one.parameters or 1) if grows else 1)
             each = one.per_document * factor
             return Stage(name, documents, each, f"estimate: {factor:.2g} x that of {one.model}, {_said(one)}")
-    return Stage(name, documents, per, f"estimate: {arithmetic}")
+    return Stage(name, documents, sum(parts.values()) if parts else None, f"estimate: {arithmetic}", parts=parts)
 
 
 def _same_device(left: str, right: str) -> bool:
@@ -173,25 +175,25 @@ def _speed(device: str) -> float | None:
 
 def _operations(
     size: ModelSize | None, heads: HeadsSize | None, device: str, batch: int, writes: int
-) -> tuple[float | None, str]:
-    """Return seconds of one document by arithmetic, and the arithmetic."""
+) -> tuple[dict[str, float], str]:
+    """Return seconds of one document by part, none where nothing is known, and the arithmetic."""
     speed, published = _speed(device), _published(device)
     if size is None:
-        return None, "nothing is known of the size of this model"
+        return {}, "nothing is known of the size of this model"
     if speed is None:
-        return None, f"nothing is known of the speed of {device}; name a known GPU with --device"
+        return {}, f"nothing is known of the speed of {device}; name a known GPU with --device"
     full = published is None or size.dtype != "float32"
     tokens = size.image_tokens + TEXT_TOKENS
     rate = speed if full else speed * _FLOAT32
-    seconds = 2 * size.parameters * tokens / rate
+    seconds = {"reads": 2 * size.parameters * tokens / rate}
     said = f"2 x {short(size.parameters)} x {tokens:,} tokens at {rate / 1e12:.3g} TFLOP/s"
     if writes:
         bandwidth = _SHARE_OF_BANDWIDTH * (published.bandwidth if published is not None else _CPU_BANDWIDTH)
-        seconds += writes * max(size.weight_bytes / bandwidth / batch, 2 * size.parameters / rate)
+        seconds["writes"] = writes * max(size.weight_bytes / bandwidth / batch, 2 * size.parameters / rate)
         said += f" + {writes} tokens at {bandwidth / 1e9:,.0f} GB/s"
     if heads is not None and heads.sam_encoder:
         slow = speed if published is None else speed * _FLOAT32
-        seconds += 2 * heads.sam_encoder * heads.sam_cells / slow
+        seconds["SAM"] = 2 * heads.sam_encoder * heads.sam_cells / slow
         said += f" + SAM 2 x {short(heads.sam_encoder)} x {heads.sam_cells:,} cells at {slow / 1e12:.3g} TFLOP/s"
     share = f"{100 * _SHARE:.0f} % of its peak" if published is not None else "30 GFLOP/s a core"
     return seconds, f"{said} ({share}, assumed)"
