@@ -9,6 +9,7 @@ nothing, and is shown as *not resolved*.
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 import statistics
 import subprocess
@@ -226,6 +227,7 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed long ago must not hide what is taken now
     with open("/proc/self/clear_refs", "w", encoding="ascii") as reset:
         reset.write("5")  # the peak becomes what there is now
