@@ -37,10 +37,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flmm_plugin.errors import CaptureError
+from flmm_plugin.heads.manifest import CROSS, LINEAR, SOFTMAX
 from flmm_plugin.token_mixers import (
-    CROSS,
-    LINEAR,
-    SOFTMAX,
     KernelInputs,
     Tokens,
     called_kernels,

@@ -339,7 +339,8 @@ def _captured(
     merging: Merging | None,
 ) -> AttentionCapture:
     sizes, how = (None, "mean") if merging is None else (merging.sizes, merging.how)
-    capture = AttentionCapture(backbone.decoder, rows, columns, sizes=sizes, merge=how)
+    weighted = backbone.rows == "value"
+    capture = AttentionCapture(backbone.decoder, rows, columns, sizes=sizes, merge=how, weighted=weighted)
     with capture.active():
         backbone.forward_body(inputs)
     return capture

@@ -151,7 +151,7 @@ class GroundedLMM(PhraseGrounder):
         ids = list(answer.token_ids)
         text, offsets = decoded_offsets(self.backbone.tokenizer, ids)
         facts = self.backbone.facts
-        fits = len(ids) * facts.layers * facts.heads * len(encoded.image_tokens[0][0].slots) * 4 <= _ONE_PASS_BYTES
+        fits = len(ids) * sum(facts.maps_of_layers) * len(encoded.image_tokens[0][0].slots) * 4 <= _ONE_PASS_BYTES
         # Each token is a phrase of its own: what becomes one phrase is known when the states are.
         every = Passage(ids, [[index] for index in range(len(ids))], [(text, None)] * len(ids))
         (captured,) = capture_answers(self.backbone, encoded, generated, [every], self.merge, attention=fits)

@@ -98,6 +98,7 @@ class PhraseGrounder(FrozenLMM):
             heads.manifest.check_fits(self.backbone.facts)
             preprocessing = preprocessing or heads.manifest.preprocessing or None
         self.backbone.preprocess(preprocessing)
+        self.backbone.rows = "attention" if heads is None else heads.manifest.rows
         self.merge = merge or (heads.manifest.merge if heads is not None else "mean")
         check_merge(self.merge)
         self.heads = heads

@@ -20,9 +20,7 @@ from torch.nn import functional as F
 
 from flmm_plugin.delta_rule import decayed_rows, delta_rule_rows
 from flmm_plugin.errors import CaptureError
-
-#: Kinds of layers that have rows: a softmax over the sequence, one over a picture beside it, a linear kernel.
-SOFTMAX, CROSS, LINEAR = "softmax", "cross", "linear"
+from flmm_plugin.heads.manifest import CROSS, LINEAR, SOFTMAX
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from flmm_plugin.backbones.base import Backbone, EncodedChat
 from flmm_plugin.backbones.inputs import one_turn
 from flmm_plugin.capture import capture_passages
 from flmm_plugin.errors import BadCheckpoint, CaptureError, DataNotFound, OutputFailed
-from flmm_plugin.heads.manifest import PROMPT
+from flmm_plugin.heads.manifest import PROMPT, SOFTMAX
 from flmm_plugin.passages import Passage
 
 RECORDS = Path(__file__).with_name("verified.json")
@@ -284,12 +284,18 @@ class FixedInput:
             layers = model(**inputs, output_attentions=True, use_cache=False).attentions
         finally:
             model.set_attn_implementation(stock)
-        if not layers or len(layers) != self.backbone.num_layers:
+        facts = self.backbone.facts
+        kinds = facts.layer_kinds or (SOFTMAX,) * facts.layers
+        given = [layer for layer in layers or () if layer is not None]
+        if not given or len(given) != kinds.count(SOFTMAX):
             raise CaptureError("the eager kernel gave no attention of every layer; nothing to compare with")
         worst = 0.0
-        for index, layer in enumerate(layers):
+        maps = {index: number for index, number in enumerate(facts.maps_of_layers) if number}
+        ours = dict(zip(maps, rows.flatten(1, 2).split(list(maps.values()), dim=1), strict=True))
+        softmax = [index for index, kind in enumerate(kinds) if kind == SOFTMAX]
+        for index, layer in zip(softmax, given, strict=True):
             theirs = layer[0][:, self.slots][..., self.tokens.slots].transpose(0, 1)
-            worst = max(worst, float((theirs.float().cpu() - rows[:, index].float().cpu()).abs().max()))
+            worst = max(worst, float((theirs.float().cpu() - ours[index].float().cpu()).abs().max()))
         return worst
 
     def fingerprint(self, weights: str, rows: Tensor, rows_from_eager: float) -> AttentionFingerprint:

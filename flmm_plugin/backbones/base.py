@@ -23,8 +23,9 @@ from flmm_plugin.backbones.inputs import EncodedChat, Generated, ImageTokens, Me
 from flmm_plugin.backbones.loading import load_pretrained
 from flmm_plugin.backbones.processor_check import contradictions
 from flmm_plugin.errors import BackboneUnsupported, UnknownArgument
-from flmm_plugin.heads.manifest import BackboneFacts
+from flmm_plugin.heads.manifest import LINEAR, SOFTMAX, BackboneFacts
 from flmm_plugin.options import LoadOptions
+from flmm_plugin.token_mixers import final_norm, token_mixers
 
 __all__ = ["Backbone", "EncodedChat", "Generated", "ImageTokens", "Message", "Messages"]
 
@@ -36,12 +37,15 @@ class Backbone(ChatEncoder):
         maps_per_image: Attention maps per head and picture; 2 for families with a coarse and a fine view.
         several_images: Whether models of the family were trained on chats with several pictures; a visual chain of
             thought then answers from the whole picture and the cut-out, else from the cut-out alone.
+        rows: What attention maps hold, ``attention`` or ``value`` (`flmm_plugin.heads.manifest.ROWS`), as the heads
+            that ground say.
         refused_options: Names of `LoadOptions` that mean nothing to the family; giving one is an error.
     """
 
     maps_per_image: ClassVar[int] = 1
     several_images: ClassVar[bool] = False
     refused_options: ClassVar[tuple[str, ...]] = ("trust_remote_code",)
+    rows: str = "attention"
 
     @classmethod
     def load(cls, folder: str, *, name: str, options: LoadOptions) -> Self:
@@ -164,14 +168,20 @@ class Backbone(ChatEncoder):
     @property
     def facts(self) -> BackboneFacts:
         """The numbers that heads must fit."""
-        return BackboneFacts(
-            self.name, self.num_layers, self.num_heads, self.hidden_size, self.maps_per_image, self.revision
-        )
+        sizes = (self.num_layers, self.num_heads, self.hidden_size, self.maps_per_image)
+        mixers = token_mixers(self.decoder)
+        if all(one.kind == SOFTMAX for one in mixers):
+            return BackboneFacts(self.name, *sizes, self.revision)
+        linear = {one.heads for one in mixers if one.kind == LINEAR}
+        if len(linear) > 1:
+            raise BackboneUnsupported(f"linear layers of {self.name} differ in their heads ({sorted(linear)})")
+        kinds = tuple(one.kind for one in mixers)
+        return BackboneFacts(self.name, *sizes, self.revision, kinds, max(linear, default=0))
 
     @property
     def output_device(self) -> torch.device:
         """Device of the last layer, where captured rows arrive."""
-        return execution_device(cast("nn.Module", self.decoder.norm))
+        return execution_device(final_norm(self.decoder))
 
     @torch.no_grad()
     def generate(self, encoded: EncodedChat, **gen: Any) -> Generated:

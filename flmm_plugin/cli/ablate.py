@@ -24,6 +24,7 @@ Train one variant after the other on the same data, measure each on held-out sam
   decoder   Figure 5: attention of which layers, mean or max over a phrase's tokens, normalised or not, input size
   refiner   Table 5: the prompts given to SAM (mask, box, text), which SAM
   selector  Table 6: the keyword selector at several thresholds, beside spaCy's noun chunks where spaCy is installed
+  maps      not in the paper: attention weights, or each times the norm of the token's value
 
 The LMM is read once for all variants. Killed, the same line goes on: finished variants are read, not made again.
 """
@@ -46,13 +47,13 @@ def add_subcommand(commands: Any) -> None:
     """Add ``ablate`` to the parser of ``flmm``."""
     parser = commands.add_parser(
         "ablate",
-        help="the paper's ablations: decoder, refiner, selector",
+        help="the paper's ablations (decoder, refiner, selector), and what maps hold",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("study", choices=("decoder", "refiner", "selector"), help="what is varied")
+    option("study", choices=("decoder", "refiner", "selector", "maps"), help="what is varied")
     option("changes", metavar="key=value", nargs="*", help="keys of the recipe to change, for all variants")
     option("--config", default="flmm_tiny_ablation", help="recipe, by name or as a YAML file (default: %(default)s)")
     option("--out", type=Path, default=Path("runs/ablations"), help="default: %(default)s")

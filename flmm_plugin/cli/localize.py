@@ -47,6 +47,7 @@ def add_action(actions: Any) -> None:
 def _localize(args: argparse.Namespace) -> int:
     check_model_options(args)
     from flmm_plugin.grounded_lmm import GroundedLMM
+    from flmm_plugin.heads.manifest import place_of_map
     from flmm_plugin.training.localization import localization_heads
     from flmm_plugin.training.recipe import DataPart, DataRecipe, HeadsRecipe, TrainRecipe
     from flmm_plugin.training.samples import TrainingSet
@@ -68,8 +69,8 @@ def _localize(args: argparse.Namespace) -> int:
     method = localization_heads(lmm, samples, kept=args.heads, problems=problems)
     facts = lmm.backbone.facts
     if facts.maps_per_image == 1:
-        named = [f"layer {index // facts.heads + 1}, head {index % facts.heads + 1}" for index in method.maps]
-        note("; ".join(named))
+        places = [place_of_map(facts, index) for index in method.maps]
+        note("; ".join(f"layer {layer + 1}, head {head + 1}" for layer, head in places))
     for one in problems:
         note(f"left out: {one}")
     print(method)

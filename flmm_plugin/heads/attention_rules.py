@@ -35,8 +35,8 @@ class AttentionArgmax(nn.Module):
     """The region around the peak of the mean map: connected, above half of the peak."""
 
     def forward(self, attention: Tensor) -> Tensor:
-        """``[n, C, h, w]``, >= 0, not normalised -> logits ``[n, h', w']``."""
-        return _region(_finer(attention.float().mean(dim=1)))
+        """``[n, C, h, w]``, not normalised -> logits ``[n, h', w']``."""
+        return _region(_finer(_positive(attention).mean(dim=1)))
 
 
 class AttendAndSegment(nn.Module):
@@ -47,8 +47,8 @@ class AttendAndSegment(nn.Module):
     """
 
     def forward(self, attention: Tensor) -> Tensor:
-        """``[n, C, h, w]``, >= 0, not normalised -> logits ``[n, h', w']``."""
-        mean = attention.float().mean(dim=1)
+        """``[n, C, h, w]``, not normalised -> logits ``[n, h', w']``."""
+        mean = _positive(attention).mean(dim=1)
         if len(mean) > 1:
             mean = (mean - mean.mean(dim=0, keepdim=True)).clamp(min=0)
         return _region(_finer(mean))
@@ -71,7 +71,7 @@ class LocalizationHeads(nn.Module):
         self.maps, self.kept = tuple(maps), kept
 
     def forward(self, attention: Tensor) -> Tensor:
-        """``[n, C, h, w]``, >= 0, not normalised -> logits ``[n, h', w']``.
+        """``[n, C, h, w]``, not normalised -> logits ``[n, h', w']``.
 
         Raises:
             HeadsMismatch: A map was named that this backbone does not have.
@@ -81,14 +81,20 @@ class LocalizationHeads(nn.Module):
                 f"localization-heads names map {max(self.maps)}, but this backbone has {attention.shape[1]} maps, 0 to "
                 f"{attention.shape[1] - 1}; leave the numbers out, or choose them on this backbone: flmm heads localize"
             )
-        summed = [self._summed(maps) for maps in attention.float()]
-        return _region(_finer(torch.stack(summed) if summed else attention.float().sum(dim=1)))
+        seen = _positive(attention)
+        summed = [self._summed(maps) for maps in seen]
+        return _region(_finer(torch.stack(summed) if summed else seen.sum(dim=1)))
 
     def _summed(self, maps: Tensor) -> Tensor:
         """``[C, h, w]`` -> ``[h, w]``: each kept map sums to 1, so that none outshouts the others."""
         kept = list(self.maps) or most_concentrated(maps, self.kept)
         chosen = maps[kept]
         return _smoothed(chosen / chosen.sum(dim=(-2, -1), keepdim=True).clamp(min=_TINY)).sum(dim=0)
+
+
+def _positive(attention: Tensor) -> Tensor:
+    """Return maps in float32 without what is below 0: where a linear layer takes something away, nothing is seen."""
+    return attention.float().clamp(min=0)
 
 
 def most_concentrated(maps: Tensor, count: int) -> list[int]:

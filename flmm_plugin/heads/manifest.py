@@ -20,6 +20,16 @@ SEPARATOR = "."
 #: Ways to merge the attention rows of a phrase's tokens into one map.
 MERGES = ("mean", "max")
 
+#: What a layer's maps are rows of: a softmax over the sequence, one over the picture beside it, or a linear kernel.
+#: Any other word in `BackboneFacts.layer_kinds` says why a layer has no maps.
+SOFTMAX, CROSS, LINEAR = "softmax", "cross", "linear"
+
+#: What a map holds: attention weights, or these times the norm of each token's value.
+ROWS = ("attention", "value")
+
+# Entries that heads of plain models do not have: their files stay readable for older versions.
+_NOT_EVERYWHERE = ("layer_kinds", "linear_heads", "rows")
+
 FORMAT_VERSION = 1
 _MOST_CELLS = 1024  # of a side of the mask decoder's grid; memory goes with their square
 PLACEMENTS = ("exact", "cells", "whole")
@@ -36,6 +46,8 @@ class BackboneFacts:
         hidden_size: Width d of a hidden state.
         maps_per_image: Attention maps of one head for one picture (2 where a coarse and a fine view are stacked).
         revision: Commit of the weights, if known.
+        layer_kinds: Per layer, ``softmax``, ``cross`` or ``linear``, else why it has no maps; empty: all are softmax.
+        linear_heads: Attention maps of a linear layer.
     """
 
     name: str
@@ -44,11 +56,18 @@ class BackboneFacts:
     hidden_size: int
     maps_per_image: int = 1
     revision: str | None = None
+    layer_kinds: tuple[str, ...] = ()
+    linear_heads: int = 0
+
+    @property
+    def maps_of_layers(self) -> tuple[int, ...]:
+        """Maps of each layer for one view; 0 where it has none."""
+        return maps_of_layers(self)
 
     @property
     def attention_maps(self) -> int:
         """Channels of the mask decoder."""
-        return self.layers * self.heads * self.maps_per_image
+        return sum(self.maps_of_layers) * self.maps_per_image
 
     @property
     def entries(self) -> dict[str, Any]:
@@ -82,6 +101,10 @@ class HeadsManifest:
             "": the backbone's own chat template.
         preprocessing: What the backbone's pictures went through in training, as `load_backbone` names it; "": whatever
             the backbone is loaded with.
+        layer_kinds: Per layer of the model, ``softmax``, ``cross`` or ``linear``, else why it has no maps; empty: all
+            are softmax.
+        linear_heads: Attention maps of a linear layer.
+        rows: What the maps hold: ``attention`` weights, or each times the norm of the token's ``value``.
         placement: How decoder logits are laid on the picture: ``exact`` (sampled where the processor put each pixel),
             ``cells`` (cut out in decoder cells, then stretched; released heads) or ``whole`` (stretched as they are;
             released heads of LLaVA-Next).
@@ -116,6 +139,9 @@ class HeadsManifest:
     created_by: str = ""
     storage: str = "float32"
     sha256: str = ""
+    layer_kinds: tuple[str, ...] = ()
+    linear_heads: int = 0
+    rows: str = "attention"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -129,13 +155,17 @@ class HeadsManifest:
         if self.merge not in MERGES:
             raise BadCheckpoint(f"manifest: merge is {self.merge!r}; it must be 'mean' or 'max'")
 
+        if self.rows not in ROWS:
+            raise BadCheckpoint(f"manifest: rows is {self.rows!r}; it must be 'attention' or 'value'")
+        if self.layer_kinds and (len(self.layer_kinds) != self.layers or self.linear_heads < 0):
+            raise BadCheckpoint(f"manifest: layer_kinds names {len(self.layer_kinds)} layers of {self.layers}")
         if self.placement not in PLACEMENTS:
             raise BadCheckpoint(f"manifest: placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
 
     @property
     def attention_maps(self) -> int:
         """Channels of the mask decoder."""
-        return self.layers * self.heads * self.maps_per_image
+        return sum(maps_of_layers(self)) * self.maps_per_image
 
     @property
     def stores_image_encoder(self) -> bool:
@@ -149,7 +179,11 @@ class HeadsManifest:
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        content = {name: value for name, value in asdict(self).items() if name not in _NOT_EVERYWHERE}
+        added = {name: getattr(self, name) for name in _NOT_EVERYWHERE}
+        usual = {one.name: one.default for one in fields(self)}
+        content |= {name: value for name, value in added.items() if value != usual[name]}
+        return json.dumps(content, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, source: str = "heads") -> HeadsManifest:
@@ -192,8 +226,8 @@ class HeadsManifest:
         Raises:
             HeadsMismatch: Says both sides' numbers.
         """
-        ours = (self.layers, self.heads, self.maps_per_image)
-        theirs = (backbone.layers, backbone.heads, backbone.maps_per_image)
+        ours = (self.layers, self.heads, self.maps_per_image, maps_of_layers(self))
+        theirs = (backbone.layers, backbone.heads, backbone.maps_per_image, backbone.maps_of_layers)
         fix = f"pass heads trained for it (these were trained on {self.backbone}), or heads=None to chat only"
         if ours != theirs:
             raise HeadsMismatch(f"heads expect {_maps(self)} but {backbone.name} gives {_maps(backbone)}; {fix}")
@@ -216,7 +250,22 @@ class HeadsManifest:
 
 def _maps(facts: HeadsManifest | BackboneFacts) -> str:
     per_image = f" x {facts.maps_per_image} maps per image" if facts.maps_per_image > 1 else ""
-    return f"{facts.attention_maps} attention maps ({facts.layers} layers x {facts.heads} heads{per_image})"
+    others = [number for number in maps_of_layers(facts) if number != facts.heads]
+    told = f", {len(others)} of the layers with {', '.join(map(str, sorted(set(others))))} maps" if others else ""
+    return f"{facts.attention_maps} attention maps ({facts.layers} layers x {facts.heads} heads{per_image}{told})"
+
+
+def maps_of_layers(facts: HeadsManifest | BackboneFacts) -> tuple[int, ...]:
+    """Return the maps of each layer for one view; 0 where it has none."""
+    kinds = facts.layer_kinds or (SOFTMAX,) * facts.layers
+    heads = {SOFTMAX: facts.heads, CROSS: facts.heads, LINEAR: facts.linear_heads}
+    return tuple(heads.get(kind, 0) for kind in kinds)
+
+
+def place_of_map(facts: HeadsManifest | BackboneFacts, index: int) -> tuple[int, int]:
+    """Return layer and head, from 0, of a map of a backbone with one view."""
+    layers = [layer for layer, maps in enumerate(maps_of_layers(facts)) for _ in range(maps)]
+    return layers[index], index - layers.index(layers[index])
 
 
 def last_part(name: str) -> str:

@@ -140,7 +140,14 @@ SELECTOR = Study(
     (),
     (Part("selector", "Who chooses the words", "6", (Variant("trained"),)),),
 )
-STUDIES = {study.key: study for study in (DECODER, REFINER, SELECTOR)}
+_WEIGHTED = Variant("attention x norm of the value", ("heads.rows=value",))
+MAPS = Study(
+    "maps",
+    "What the maps hold; the refiner has no part in it, and the paper has no such study",
+    _NO_REFINER,
+    (Part("rows", "Maps of attention, or times norms of values", "", (Variant("attention"), _WEIGHTED)),),
+)
+STUDIES = {study.key: study for study in (DECODER, REFINER, SELECTOR, MAPS)}
 
 
 def with_sams(study: Study, recipe: TrainRecipe) -> Study:

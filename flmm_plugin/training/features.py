@@ -221,6 +221,7 @@ class FrozenReader:
             "template": self.heads.manifest.template or _digest(str(processor.chat_template)),
             "system_prompt": backbone.system_prompt,
             "merge": self.lmm.merge,
+            "rows": backbone.rows,
             **_code(),
         }
 

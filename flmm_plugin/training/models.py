@@ -104,6 +104,7 @@ def build_heads(recipe: TrainRecipe, backbone: Backbone, data: str = "") -> Grou
     manifest = HeadsManifest(
         **backbone.facts.entries,
         merge=heads.merge,
+        rows=heads.rows,
         decoder=decoder,
         sam=refiner.sam if refiner.enabled else None,
         sam_prompts=asdict(refiner.prompts),
@@ -165,10 +166,12 @@ def maps_of_layers(backbone: Backbone, layers: tuple[int, ...]) -> list[int]:
     Families order their channels in their own ways (view by view, or layer by layer); so rows that hold the number of
     their layer are sent the same way, and the numbers that come out name the layers of the channels.
     """
-    m, c, views = backbone.num_layers, backbone.num_heads, backbone.maps_per_image
+    facts = backbone.facts
+    views = facts.maps_per_image
+    layer_of = [layer for layer, maps in enumerate(facts.maps_of_layers, 1) for _ in range(maps)]
     grid = ImageGrid(2, 2, 1.0, 1.0, 0.0, 0.0, 2, 2)
     tokens = ImageTokens(torch.arange(4 * views), grid, tuple([grid] * (views - 1)))
-    rows = torch.arange(1, m + 1, dtype=torch.float32)[None, :, None, None].expand(1, m, c, 4 * views)
+    rows = torch.tensor(layer_of, dtype=torch.float32)[None, :, None, None].expand(1, -1, 1, 4 * views)
     found = backbone.attention_maps(rows, tokens)[0].mean(dim=(-2, -1)).round().int().tolist()
     return [channel for channel, layer in enumerate(found) if layer in layers]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from flmm_plugin.data.own import own_sets
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
-from flmm_plugin.heads.manifest import MERGES
+from flmm_plugin.heads.manifest import MERGES, ROWS
 from flmm_plugin.options import WeightOptions
 from flmm_plugin.typed_fields import built, change, choice, merged, nearest, plain
 from flmm_plugin.yaml_text import read_yaml
@@ -82,6 +82,7 @@ class HeadsRecipe:
     selector: bool = True  # train a keyword selector
     threshold: float = 0.3  # score from which it takes a token
     merge: str = "mean"  # how a phrase's tokens become one map (Figure 5b)
+    rows: str = "attention"  # what maps hold; ``value``: weights times the norms of the tokens' values
     prompt: str = "Please give me a description of the image."  # the user's words before the text
     separator: str = ";"  # written after every expression of an image
     template: str = ""  # text around ``{image}`` and ``{prompt}``; "": the model's own chat template
@@ -192,6 +193,7 @@ class TrainRecipe:
                 "no model is named: give backbone.pretrained=OWNER/NAME, or a folder with its weights"
             )
         choice("heads.merge", self.heads.merge, MERGES)
+        choice("heads.rows", self.heads.rows, ROWS)
         choice("heads.placement", self.heads.placement, ("exact", "cells", "whole"))
         choice("heads.preprocessing", self.heads.preprocessing, ("", "stock", "paper"))
         choice("optimiser.schedule", self.optimiser.schedule, ("cosine", "linear", "constant"))

@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from flmm_plugin import capture
+from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.capture import capture_alternatives, prompt_cache, read_answer, read_sequence
 from flmm_plugin.errors import CaptureError
 from flmm_plugin.passages import Passage
@@ -146,3 +147,18 @@ def test_an_answer_with_an_image_placeholder_needs_the_cache(chats: Any) -> None
     assert read_answer(backbone, encoded, generated, [[1], [1], [1]], columns).attention(0).shape[0] == 1
     with pytest.raises(CaptureError, match="use_cache=True"):
         read_answer(backbone, encoded, generated, [[1], [1], [1]], columns, tail=False)
+
+
+def test_heads_for_values_get_rows_times_norms_of_values(chats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, encoded, columns = chats
+    rows = [torch.tensor([int(one.max()) + 2]) for one in columns]
+    plain = read_sequence(backbone, encoded, rows, columns)
+    monkeypatch.setattr(backbone, "rows", "value")
+    weighted = read_sequence(backbone, encoded, rows, columns)
+    direct = AttentionCapture(backbone.decoder, rows, columns, weighted=True)
+    inputs = encoded.grounding_inputs
+    with direct.active():
+        backbone.forward_body({**inputs, "position_ids": backbone.positions(inputs)})
+    for item in range(3):
+        assert torch.equal(weighted.attention(item), direct.attention(item))
+        assert not torch.allclose(weighted.attention(item), plain.attention(item))

@@ -22,6 +22,7 @@ from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.heads import BackboneFacts, GroundingHeads, HeadsManifest, load_heads, read_manifest, save_heads
 from flmm_plugin.heads import checkpoint as checkpoint_module
 from flmm_plugin.heads.checkpoint import METADATA_KEY
+from flmm_plugin.heads.manifest import place_of_map
 from flmm_plugin.heads.weights import tensors_sha256
 
 Make = Callable[..., GroundingHeads]
@@ -267,3 +268,32 @@ def test_official_sam_is_not_stored_and_asked_for(
     official = tmp_path / "sam.pth"
     torch.save(heads.mask_refiner.sam.state_dict(), official)
     assert torch.equal(answer(load_heads(path, sam_checkpoint=official)), answer(heads))
+
+
+HYBRID = BackboneFacts(
+    "tests/hybrid", 4, 3, 8, layer_kinds=("linear", "softmax", "sees no picture", "linear"), linear_heads=5
+)
+
+
+def test_heads_of_a_hybrid_know_which_layers_have_maps() -> None:
+    manifest = HeadsManifest(**HYBRID.entries)
+    assert manifest.attention_maps == HYBRID.attention_maps == 13
+    assert HYBRID.maps_of_layers == (5, 3, 0, 5)
+    assert HeadsManifest.from_json(manifest.to_json()) == manifest
+    manifest.check_fits(HYBRID)
+    with pytest.raises(HeadsMismatch, match="13 attention maps"):
+        manifest.check_fits(BackboneFacts("tests/hybrid", 4, 3, 8))
+    assert [place_of_map(HYBRID, index) for index in (0, 4, 5, 8, 12)] == [(0, 0), (0, 4), (1, 0), (3, 0), (3, 4)]
+
+
+def test_heads_of_plain_models_stay_readable_for_older_versions() -> None:
+    written = HeadsManifest(**FACTS.entries).to_json()
+    assert not {"layer_kinds", "linear_heads", "rows"} & json.loads(written).keys()
+    assert "rows" in json.loads(HeadsManifest(**FACTS.entries, rows="value").to_json())
+
+
+@pytest.mark.parametrize("wrong", [{"rows": "both"}, {"layer_kinds": ["softmax"]}, {"layer_kinds": 3}])
+def test_wrong_entries_about_layers_are_refused(wrong: dict[str, Any]) -> None:
+    content = {**json.loads(HeadsManifest(**FACTS.entries).to_json()), **wrong}
+    with pytest.raises(BadCheckpoint):
+        HeadsManifest.from_json(json.dumps(content))

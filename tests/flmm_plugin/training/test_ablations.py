@@ -76,6 +76,12 @@ def test_sams_are_compared_by_name() -> None:
     assert with_sams(DECODER, tiny) == DECODER
 
 
+def test_the_study_of_maps_trains_heads_for_values() -> None:
+    (part,) = STUDIES["maps"].parts
+    rows = [variant_recipe(CONFIG, variant.changes, 0, Path("out")).heads.rows for variant in part.variants]
+    assert rows == ["attention", "value"]
+
+
 def test_parts_and_arms_are_chosen_by_name() -> None:
     assert [part.key for part in chosen(DECODER, ["merge", "layers"]).parts] == ["merge", "layers"]
     with pytest.raises(UnknownArgument, match="layers, merge, normalise, size"):

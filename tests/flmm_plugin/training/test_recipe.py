@@ -158,9 +158,11 @@ def test_layers_by_name_and_the_maps_that_are_theirs(load_llava: Any) -> None:
     with pytest.raises(UnknownArgument, match="count from 1 to 3"):
         layer_numbers((0,), 3)
     recipe = TrainRecipe.from_dict(
-        {"heads": {"decoder": {"layers": [2], "normalise": False}, "refiner": {"enabled": False}}}
+        {"heads": {"decoder": {"layers": [2], "normalise": False}, "refiner": {"enabled": False}, "rows": "value"}}
     )
-    decoder = build_heads(recipe, backbone).mask_decoder.eval()
+    heads = build_heads(recipe, backbone)
+    assert heads.manifest.rows == "value"
+    decoder = heads.mask_decoder.eval()
     maps = torch.rand(1, 12, 4, 4)
     others = maps.clone()
     others[:, [0, 1, 2, 3, 8, 9, 10, 11]] = 0
