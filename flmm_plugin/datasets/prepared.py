@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import types
 import typing
@@ -124,7 +125,12 @@ def _write(path: Path, state: Mapping[str, Any], record: type[Any], root: Path, 
 
 
 def _made_of(record: type[Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": _FORMAT, "record": record.__qualname__, "readers": _readers(), "sources": state}
+    # A reader of another package stands beside its record.
+    code = inspect.getsourcefile(record)
+    reader = None if code is None else file_digest(Path(code))
+    return {
+        "format": _FORMAT, "record": record.__qualname__, "reader": reader, "readers": _readers(), "sources": state,
+    }  # fmt: skip
 
 
 def _read(path: Path, state: Mapping[str, Any], record: type[Any], root: Path) -> Prepared | None:

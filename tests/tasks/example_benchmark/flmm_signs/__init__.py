@@ -1,0 +1,1 @@
+"""Street signs as a benchmark of flmm-plugin."""
