@@ -61,7 +61,7 @@ def status_of(run: Callable[[], int], *, name: str = "flmm", stopped: Callable[[
 
 
 def named(error: BaseException) -> str:
-    """Name an error in one line; the list of what is missing keeps its lines.
+    """Name an error in one line; the list of what is missing keeps its lines, as do notes on the error.
 
     >>> named(FileNotFoundError(2, "No such file or directory", "a.json"))
     'FileNotFoundError: a.json: No such file or directory'
@@ -77,7 +77,7 @@ def named(error: BaseException) -> str:
         words = f"what was read is nested too deeply ({words})"
     elif isinstance(error, MemoryError):
         words = f"there is not enough memory {words}"
-    return f"{kind}: {' '.join(words.split())}"
+    return "\n".join([f"{kind}: {' '.join(words.split())}", *getattr(error, "__notes__", ())])
 
 
 def say(name: str, words: str) -> None:

@@ -101,8 +101,8 @@ def fetch(file: WebFile, folder: Path, check: Check | None = None) -> Path:
                 _forget(partial)
                 return target
         raise error(
-            f"{file.name} could not be fetched ({'; '.join(failures)}). What has arrived is kept: run the same command "
-            f"again, or open {page_of(file.urls[0])} in a browser and save the file as {target}"
+            f"{file.name} could not be fetched ({'; '.join(failures)}). Run the same command again, which goes on from "
+            f"what has arrived, or open {page_of(file.urls[0])} in a browser and save the file as {target}"
         )
 
 

@@ -226,26 +226,31 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def turn(path: Path, doing: str) -> Iterator[None]:
+def turn(path: Path, doing: str) -> Iterator[bool]:
     """Make the folder of a file and keep others that would make the same file out: each waits for its turn.
 
     Args:
         path: The file; its lock lies beside it, and a killed process leaves it free.
         doing: What the other process is doing with it, in words, for those who wait.
 
+    Yields:
+        Whether it had to wait for another process.
+
     Raises:
         OutputFailed: Its folder cannot be written.
     """
     make_folder(path.parent)
     lock = Lock(path.with_name(f".{path.name}.lock"))
+    waited = False
     with naming(path.parent):
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            waited = True
             _log.warning("another process is %s %s; waiting for it", doing, path.name)
             lock.acquire()
     try:
-        yield
+        yield waited
     finally:
         lock.release()
 

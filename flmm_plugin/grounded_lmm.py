@@ -16,7 +16,6 @@ from flmm_plugin.backbones import load_backbone
 from flmm_plugin.backbones.base import Messages
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.capture import capture_answers, merged_rows
-from flmm_plugin.files import cache_folder
 from flmm_plugin.frozen_lmm import check_question
 from flmm_plugin.grounding import PhraseGrounder, chosen_phrases
 from flmm_plugin.heads import GroundingHeads
@@ -87,7 +86,7 @@ class GroundedLMM(PhraseGrounder):
         of_sam: dict[str, Any] = {"sam": sam, "sam_checkpoint": sam_checkpoint}
         if not fetch:
             needs = needs_for(name, heads, **of_sam, revision=options.revision, required=False)
-            provide([weights_need(name, options.revision), *needs], fetch=False, folder=cache_folder())
+            provide([weights_need(name, options.revision), *needs], fetch=False)
         # What is wrong costs no loading.
         chosen = check_heads(name, heads, **of_sam, revision=options.revision, fetch=fetch)
         model = load_backbone(backbone, options)

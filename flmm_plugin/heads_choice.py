@@ -10,7 +10,7 @@ from os import PathLike
 from os.path import exists, isfile  # a name that no system can have: False, where Path raises
 from pathlib import Path
 
-from flmm_plugin import bundled, files
+from flmm_plugin import bundled
 from flmm_plugin.backbones.base import Backbone
 from flmm_plugin.backbones.registry import FAMILIES, facts_of, family_of
 from flmm_plugin.errors import BadCheckpoint, FlmmError, HeadsMismatch, UnknownArgument
@@ -114,7 +114,7 @@ def check_heads(
     if method is None and heads != "auto" and not _is_named(str(heads)):
         read_manifest(str(heads))
     needs = needs_for(name, heads, sam=sam, sam_checkpoint=sam_checkpoint, revision=revision, required=False)
-    provide(needs, fetch=fetch, folder=files.cache_folder())
+    provide(needs, fetch=fetch)
     if method is not None:
         return str(heads)
     file = _auto(name, revision) if heads == "auto" else get_heads(str(heads), fetch=False)

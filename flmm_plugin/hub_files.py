@@ -41,6 +41,16 @@ def hub_answers() -> bool:
         return False
 
 
+def problem_of_hub(error: Exception) -> str:
+    """Say in a few words what the hub answered instead of what it was asked for."""
+    from huggingface_hub import constants
+
+    host, status = urlsplit(constants.ENDPOINT).hostname, getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return f"{host} answers {status}: no such repository, or none for you (hf auth login, and accept its terms)"
+    return f"{host} answers {status}, try again later" if status else f"{host} failed ({type(error).__name__})"
+
+
 def is_hub_id(name: str) -> bool:
     """Tell whether a name has the form ``owner/name`` of the hub, rather than that of a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
@@ -105,11 +115,12 @@ def weights_need(name: str, revision: str | None = None) -> Need:
     if offline():
         return Need("model", name, here=False, source=source, command=command, bring=lambda: _download(name, revision))
     if not hub_answers():
-        return Need("model", f"{name}: the hub does not answer", here=False, source=source, command=command)
+        silent = f"{name}: {constants.ENDPOINT} does not answer"
+        return Need("model", silent, here=False, source=source, command=command)
     try:
         info = _model_info(name, revision)
     except Exception as exc:  # no network behind a proxy, no such model, no right to it
-        return Need("model", f"{name}: {type(exc).__name__}", here=False, source=source, command=command)
+        return Need("model", f"{name}: {problem_of_hub(exc)}", here=False, source=source, command=command)
     left_out = [*_OTHER_FORMS, *_second_forms(one.rfilename for one in info.siblings or ())]
     return Need(
         "model",
@@ -120,6 +131,7 @@ def weights_need(name: str, revision: str | None = None) -> Need:
         licence=str(getattr(info.card_data, "license", None) or ""),
         command=command,
         bring=lambda: _download(name, revision, left_out),
+        folder=Path(constants.HF_HUB_CACHE),
     )
 
 

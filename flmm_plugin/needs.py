@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flmm_plugin import files
-from flmm_plugin.errors import DataNotFound
+from flmm_plugin.errors import DataNotFound, FlmmError
 
 #: Set to 1, nothing is fetched from anywhere; the hub's own ``HF_HUB_OFFLINE`` means the same.
 OFFLINE_VARIABLE = "FLMM_OFFLINE"
 
 _log = logging.getLogger(__name__)
+_fetching = contextvars.ContextVar("_fetching", default=False)
 
 
 class NotReady(DataNotFound):
@@ -36,6 +39,7 @@ class Need:
         command: The one command that brings it, or what a person must do by hand.
         bring: Fetches it; None where only a person can.
         users: Tasks that need it; empty where everything does.
+        folder: Where it goes, for the check of its disk; None: into `flmm_plugin.files.cache_folder`.
     """
 
     kind: str
@@ -48,6 +52,7 @@ class Need:
     command: str = ""
     bring: Callable[[], object] | None = None
     users: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def offline() -> bool:
@@ -93,18 +98,21 @@ def _users(need: Need) -> str:
     return f"  for {shown}" + (f" and {more} more" if more > 0 else "") if shown else ""
 
 
-def provide(needs: Iterable[Need], *, fetch: bool, folder: Path) -> None:
+def provide(needs: Iterable[Need], *, fetch: bool, again: Callable[[], Iterable[Need]] | None = None) -> None:
     """Fetch what is missing, or refuse with one screen that lists all of it.
+
+    One process fetches at a time. The others wait, and find there what it has brought.
 
     Args:
         needs: Everything that the work needs, whether here or not.
         fetch: Whether anything may be fetched; the environment can forbid it too (`offline`).
-        folder: A folder on the disk that takes what is fetched, for the check of its room.
+        again: Returns the needs anew, for a process that has waited; None: as they were.
 
     Raises:
         NotReady: Something is missing that may not or cannot be fetched; nothing was fetched then.
-        OutputFailed: The disk has no room for all of it.
-        DataNotFound, BadAnnotation, BadCheckpoint: From what fetches; what has arrived is kept.
+        OutputFailed: A disk has no room for what goes there.
+        DataNotFound, BadAnnotation, BadCheckpoint: From what fetches; what has arrived is kept. A note below the
+            message lists what is still missing.
     """
     gone = missing(needs)
     if not gone:
@@ -115,13 +123,55 @@ def provide(needs: Iterable[Need], *, fetch: bool, folder: Path) -> None:
         why = "; fetching is switched off" if forbidden else ""
         rest = "" if by_hand else "\nThe same command brings all of it where fetching is allowed."
         raise NotReady(f"nothing was loaded, because this is missing{why}:\n{listing(gone)}{rest}")
-    folder.mkdir(parents=True, exist_ok=True)
-    files.check_room(folder, sum(need.space or need.size or 0 for need in gone))
+    if _fetching.get():  # by what fetches something that is made of this
+        for need in gone:
+            _bring(need)
+        return
+    with files.turn(files.cache_folder() / "missing parts", "fetching") as waited:
+        gone = missing(again()) if waited and again is not None else gone
+        token = _fetching.set(True)
+        try:
+            _bring_all(gone)
+        finally:
+            _fetching.reset(token)
+
+
+def _bring_all(gone: Sequence[Need]) -> None:
+    if not gone:
+        return
+    _check_room(gone)
     _log.warning("fetching what is missing (%s), once:\n%s", _total(gone), listing(gone))
-    for need in gone:
+    for number, need in enumerate(gone):
         _log.warning("%s %s from %s%s", need.kind, need.what, need.source, _terms(need))
-        assert need.bring is not None
-        need.bring()
+        try:
+            _bring(need)
+        except FlmmError as exc:
+            server = urlsplit(need.source).hostname or need.source
+            exc.add_note(
+                f"{need.kind} {need.what} did not come{f' from {server}' if server else ''}. Still missing:\n"
+                f"{listing(gone[number:])}\nThe same command goes on where this one stopped."
+            )
+            raise
+
+
+def _bring(need: Need) -> None:
+    assert need.bring is not None
+    need.bring()
+
+
+def _check_room(needs: Iterable[Need]) -> None:
+    """See that each disk has room for what goes there.
+
+    Raises:
+        OutputFailed: One has not.
+    """
+    sizes: dict[int, int] = {}
+    for need in needs:
+        folder = (need.folder or files.cache_folder()).absolute()
+        place = next(one for one in (folder, *folder.parents) if one.is_dir())
+        disk = place.stat().st_dev
+        sizes[disk] = sizes.get(disk, 0) + (need.space or need.size or 0)
+        files.check_room(place, sizes[disk])
 
 
 def _total(needs: Sequence[Need]) -> str:

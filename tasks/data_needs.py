@@ -153,6 +153,7 @@ def _need(parts: Sequence[Part], uses: Sequence[Use], root: Path) -> Need:
         first.how if first.source is None else _command(uses, root),
         None if first.source is None else partial(_bring, gone, root),
         _users(uses),
+        root,
     )
 
 
@@ -184,6 +185,7 @@ def _pictures_need(parts: Sequence[Part], uses: Sequence[Use], root: Path, *, ar
         _command(uses, root) + (" --archive" if archive else ""),
         partial(_bring_pictures, part, uses, root, archive),
         _users(uses),
+        root,
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.adapters.answering.requests import GIVEN_TEXT_FLAG, GROUND_FLAG, GROUNDED_CHAT_FLAG
+from flmm_plugin.errors import FlmmError
 from flmm_plugin.hub_files import weights_need
 from flmm_plugin.needs import Need
 
@@ -43,3 +45,18 @@ def model_needs(arguments: ModelArguments, *, grounds: bool) -> list[Need]:
 
     given = {name: value for name, value in arguments.grounding.items() if name != "merge"}
     return [weights, *needs_for(arguments.pretrained, arguments.heads, revision=arguments.options.revision, **given)]
+
+
+def reads(task: str) -> bool:
+    """Tell whether a task's own reader finds its documents: it may know a place that no list has.
+
+    Args:
+        task: Name of a task of this package.
+    """
+    from flmm_plugin.tasks.standalone import StandaloneTask
+
+    try:
+        docs = StandaloneTask(task).docs
+        return len(docs) == 0 or Path(str(docs[0]["image_path"])).is_file()
+    except (FlmmError, OSError, KeyError):
+        return False

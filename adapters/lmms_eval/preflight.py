@@ -17,15 +17,15 @@ from typing import Any
 from flmm_plugin.adapters.answering.arguments import ModelArguments, checked_batch_size
 from flmm_plugin.adapters.answering.chat import given_by_hand
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.answering.needs import model_needs, needs_heads
-from flmm_plugin.adapters.answering.ready import get_ready, reads
+from flmm_plugin.adapters.answering.needs import model_needs, needs_heads, reads
 from flmm_plugin.bundled import SCENES_ROOT, is_model
 from flmm_plugin.data.root import DATA_ROOT_VARIABLE
 from flmm_plugin.devices import checked_device
 from flmm_plugin.errors import DataNotFound, UnknownArgument
-from flmm_plugin.files import cache_folder, check_file_place, make_folder
+from flmm_plugin.files import check_file_place, make_folder
 from flmm_plugin.hub_files import hub_answers as _hub_answers
-from flmm_plugin.needs import Need, NotReady, missing, offline
+from flmm_plugin.hub_files import problem_of_hub
+from flmm_plugin.needs import Need, NotReady, missing, offline, provide
 from flmm_plugin.options import none_if_said
 from flmm_plugin.suggestions import did_you_mean
 from flmm_plugin.tasks.data_needs import Use, needs_of, use_of
@@ -50,6 +50,7 @@ class Asked:
         manager: lmms-eval's `TaskManager`, whose index of tasks is already made.
         device, batch_size, num_fewshot, use_cache, gen_kwargs: As of lmms-eval.
         output_path: Where results go, None for nowhere.
+        root: Data root for tasks that name none; None means ``FLMM_DATA``, or ``data``.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Asked:
     use_cache: str | None = None
     gen_kwargs: Mapping[str, Any] | None = None
     output_path: str | None = None
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,6 @@ class Survey:
         grounds: Names of the tasks that need heads.
         needs: Everything that is needed, whether here or not.
         changes: By task, what to change of its YAML so that it reads the synthetic scenes, or needs no login.
-        folder: Folder on the disk that takes what is fetched.
     """
 
     arguments: ModelArguments
@@ -82,7 +83,6 @@ class Survey:
     grounds: tuple[str, ...]
     needs: list[Need]
     changes: dict[str, dict[str, Any]]
-    folder: Path
 
     @property
     def on_scenes(self) -> tuple[str, ...]:
@@ -116,12 +116,8 @@ def check(asked: Asked) -> dict[str, dict[str, Any]]:
     if asked.use_cache:
         cache = Path(asked.use_cache)
         check_file_place(cache) if cache.suffix == ".db" else make_folder(cache)
-    first = [found.needs]
-    get_ready(
-        lambda: first.pop() if first else survey(asked).needs,
-        fetch=found.arguments.fetch and not is_model(found.arguments.pretrained),
-        folder=found.folder,
-    )
+    fetch = found.arguments.fetch and not is_model(found.arguments.pretrained)
+    provide(found.needs, fetch=fetch, again=lambda: survey(asked).needs)
     return found.changes
 
 
@@ -146,7 +142,7 @@ def survey(asked: Asked) -> Survey:
         if folder == "tiny":
             continue  # these tasks read the synthetic scenes with every model
         repo = str(config.get("dataset_path") or "")
-        use = use_of(name, folder, config) if folder is not None else None
+        use = use_of(name, folder, config, asked.root) if folder is not None else None
         if repo and repo != SCENES_ROOT:
             if embedded and repo in _REPOS_OF_SCENES and not _cached(repo):
                 changes[name] = _on_the_scenes(name, config)
@@ -162,7 +158,7 @@ def survey(asked: Asked) -> Survey:
                 uses.append(use)
     needs = model_needs(arguments, grounds=bool(grounds)) + needs_of(uses)
     needs += [_set_need(repo, part, users, tasks[users[0]][1]) for (repo, part), users in sets.items()]
-    return Survey(arguments, tasks, grounds, needs, changes, uses[0].root if uses else cache_folder())
+    return Survey(arguments, tasks, grounds, needs, changes)
 
 
 def check_model(asked: Asked) -> ModelArguments:
@@ -264,13 +260,13 @@ def _set_need(repo: str, part: str | None, users: Sequence[str], config: Mapping
             login = "its terms must be accepted on its page: hf auth login, or HF_TOKEN=<token>"
             return Need("data", what, here=False, command=login, users=named)
     except Exception as exc:  # no network behind a proxy, no such data set, no right to it
-        return Need("data", f"{what}: {type(exc).__name__}", here=False, command=command, users=named)
+        return Need("data", f"{what}: {problem_of_hub(exc)}", here=False, command=command, users=named)
     size, space = _sizes(info, part)
     plain = set(options) <= _PLAIN_OPTIONS
     return Need(
         "data", what, False, size, space, f"https://huggingface.co/datasets/{repo}",
         str(getattr(info.card_data, "license", None) or ""), command,
-        _fetch_set(repo, part, options) if plain else lambda: None, named,
+        _fetch_set(repo, part, options) if plain else lambda: None, named, _sets_folder(),
     )  # fmt: skip
 
 
@@ -328,15 +324,20 @@ def _on_the_scenes(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cached(repo: str) -> bool:
     """Look for a data set: a folder, or one in the hub's cache, as files or as they were read."""
-    import datasets
     from huggingface_hub import constants
 
     snapshots = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "snapshots"
     if Path(repo).exists() or (snapshots.is_dir() and any(snapshots.iterdir())):
         return True
-    read = Path(os.environ.get("LMMS_EVAL_DATASETS_CACHE") or datasets.config.HF_DATASETS_CACHE)
+    read = _sets_folder()
     wanted = _letters(repo)
     return read.is_dir() and any(_letters(entry.name) == wanted for entry in read.iterdir())
+
+
+def _sets_folder() -> Path:
+    import datasets
+
+    return Path(os.environ.get("LMMS_EVAL_DATASETS_CACHE") or datasets.config.HF_DATASETS_CACHE)
 
 
 def _letters(name: str) -> str:

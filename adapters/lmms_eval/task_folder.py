@@ -85,6 +85,20 @@ def named_tasks(include_path: str | None = None) -> frozenset[str]:
     return frozenset(name for text in texts for name in _NAME.findall(text))
 
 
+def task_index(model: str) -> Any:
+    """Return lmms-eval's `TaskManager` with this package's tasks; it would name every file that is no task."""
+    install()
+    from lmms_eval.tasks import TaskManager
+
+    for name in ("lmms_eval", "flmm_plugin"):
+        logger.disable(name)
+    try:
+        return TaskManager(model_name=model)
+    finally:
+        for name in ("lmms_eval", "flmm_plugin"):
+            logger.enable(name)
+
+
 def _initialize_tasks(original: Callable[..., dict[str, Any]], self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     model = getattr(self, "model_name", None)
     if model is not None:  # else a listing, which need not wait for torch

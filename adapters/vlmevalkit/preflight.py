@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from flmm_plugin.adapters.answering.arguments import ARGUMENTS_VARIABLE, ModelArguments
 from flmm_plugin.adapters.answering.defaults import DEFAULTS
-from flmm_plugin.adapters.answering.needs import model_needs, needs_heads
-from flmm_plugin.adapters.answering.ready import get_ready, reads
+from flmm_plugin.adapters.answering.needs import model_needs, needs_heads, reads
 from flmm_plugin.adapters.vlmevalkit.benchmarks import BENCHMARKS
 from flmm_plugin.adapters.vlmevalkit.command_line import Requested
 from flmm_plugin.bundled import is_model
-from flmm_plugin.data.root import data_root
-from flmm_plugin.files import cache_folder
-from flmm_plugin.needs import Need, missing
+from flmm_plugin.needs import Need, missing, provide
 from flmm_plugin.options import arguments_of
 from flmm_plugin.tasks.data_needs import data_needs
 from flmm_plugin.tasks.task_files import task_config
@@ -37,11 +35,8 @@ def bring(asked: Requested) -> None:
     tasks = [task for name in asked.data for task in BENCHMARKS.get(name, {}).values()]
     if not models:
         return
-    get_ready(
-        lambda: _needs(models, tasks, any(name not in BENCHMARKS for name in asked.data)),
-        fetch=all(one.fetch and not is_model(one.pretrained) for one in models),
-        folder=data_root() if missing(data_needs(tasks)) else cache_folder(),
-    )
+    find = partial(_needs, models, tasks, any(name not in BENCHMARKS for name in asked.data))
+    provide(find(), fetch=all(one.fetch and not is_model(one.pretrained) for one in models), again=find)
 
 
 def _arguments(name: str, options: Mapping[str, Any]) -> ModelArguments:

@@ -7,16 +7,21 @@ import csv
 import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flmm_plugin import files
+from flmm_plugin.cli.model_options import add_no_fetch
 from flmm_plugin.cli.output import markdown_table, note
+from flmm_plugin.cli.train import needs_of, sam_needs
 from flmm_plugin.errors import DataNotFound, ToolNotFound
+from flmm_plugin.needs import Need, provide
 from flmm_plugin.redaction import public
 
 if TYPE_CHECKING:
     from flmm_plugin.training.ablations import Measured, Part, Study
+    from flmm_plugin.training.recipe import TrainRecipe
 
 _DESCRIPTION = """\
 Train one variant after the other on the same data, measure each on held-out samples, and print the study's table:
@@ -61,6 +66,7 @@ def add_subcommand(commands: Any) -> None:
     option("--skip", nargs="+", default=[], metavar="VARIANT", help="without these variants (see --list)")
     option("--seeds", type=int, default=1, metavar="N", help="train every variant N times (default: 1)")
     option("--list", action="store_true", help="the study's parts and variants, and stop")
+    add_no_fetch(parser)
     option("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=_ablate, stopped=_stopped)
 
@@ -79,6 +85,10 @@ def _ablate(args: argparse.Namespace) -> int:
         print("\n".join(f"{part.key:<10} {', '.join(one.name for one in part.variants)}" for part in study.parts))
         return 0
     files.make_folder(args.out)
+    changed = [[*study.changes, *one.changes] for part in study.parts for one in part.variants]
+    recipes = [variant_recipe(args.config, [*args.changes, *own], 0, args.out) for own in changed]
+    find = partial(_needs_of, base, recipes, Path(args.config).stem)
+    provide(find(), fetch=not args.no_fetch, again=find)
     found: list[Measured] = []
     rows: list[dict[str, str]] = []
     for one in run_study(
@@ -96,6 +106,12 @@ def _ablate(args: argparse.Namespace) -> int:
     print(markdown_table(headings, [[row.get(name, "") for name in headings] for row in rows]))
     note(f"wrote {args.out / study.key}.csv and .png")
     return 0
+
+
+def _needs_of(base: TrainRecipe, variants: Sequence[TrainRecipe], name: str) -> list[Need]:
+    """Return what a study needs: model and data of its recipe, and the SAMs of its variants."""
+    needs = [*needs_of(base, name), *(need for one in variants for need in sam_needs(one))]
+    return list({(need.kind, need.what): need for need in needs}.values())
 
 
 def _write(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_plugin import files
 from flmm_plugin.cli.model_options import positive
 from flmm_plugin.cli.output import aligned
 from flmm_plugin.errors import UnknownArgument
@@ -169,9 +170,9 @@ def _of_table(args: argparse.Namespace) -> Plan:
 def _of_models(specs: Sequence[str], tasks: Sequence[str], args: argparse.Namespace) -> Plan:
     """Plan evaluations inside lmms-eval."""
     import flmm_plugin.cli.plan_time as plan_time
-    from flmm_plugin.adapters.lmms_eval import task_folder
     from flmm_plugin.adapters.lmms_eval.exit_status import check_tasks
     from flmm_plugin.adapters.lmms_eval.preflight import Asked, check_model, survey
+    from flmm_plugin.adapters.lmms_eval.task_folder import task_index
     from flmm_plugin.options import arguments_of
 
     asked = []
@@ -181,18 +182,16 @@ def _of_models(specs: Sequence[str], tasks: Sequence[str], args: argparse.Namesp
         plan_time.device_of(args.device or arguments.get("device"))
         asked.append(Asked(name, arguments, list(tasks), None, batch_size=args.batch_size))
         check_model(asked[-1])
-    task_folder.install()
-    manager = _index(asked[0].model)
+    manager = task_index(asked[0].model)
     check_tasks(manager.all_tasks, list(tasks))
     needs: dict[tuple[str, str], Need] = {}
     works = []
-    folder = Path()
     for one in asked:
         found = survey(replace(one, manager=manager))
         needs.update({(need.kind, need.what): need for need in found.needs})
         works.append(_evaluation(one.model, found, args))
-        folder = found.folder
-    return Plan(list(needs.values()), works, folder)
+    folders = (need.folder for need in needs.values() if need.kind == "data" and need.folder)
+    return Plan(list(needs.values()), works, next(folders, files.cache_folder()))
 
 
 def _evaluation(name: str, found: Any, args: argparse.Namespace) -> Work:
@@ -417,17 +416,3 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def _need_json(need: Need) -> Mapping[str, Any]:
     names = ("kind", "what", "here", "size", "space", "source", "licence", "command", "users")
     return {name: getattr(need, name) for name in names} | {"by_hand": not need.here and need.bring is None}
-
-
-def _index(model: str) -> Any:
-    """Return lmms-eval's index of tasks; it would name every file that is no task."""
-    from lmms_eval.tasks import TaskManager
-    from loguru import logger
-
-    for name in ("lmms_eval", "flmm_plugin"):
-        logger.disable(name)
-    try:
-        return TaskManager(model_name=model)
-    finally:
-        for name in ("lmms_eval", "flmm_plugin"):
-            logger.enable(name)

@@ -141,13 +141,14 @@ def run(args: argparse.Namespace) -> int:
     layouts, out = layouts_of([args.table]), out_of(args)
     masks = frozenset(task for layout in layouts for task in layout.mask_tasks)
     jobs = planned(args, chosen_tasks(layouts, args.tasks), masks, out)
+    jobs = without_foreign_code(jobs)
     if args.dry_run:
         for job in jobs:
             print(shlex.join(["lmms_eval", *command_of(job, job.tasks, args, out)]))
         return 0
     check_places(jobs, args, out)
     script()
-    provide(needs_of(jobs, masks, args.data), fetch=not args.no_fetch, folder=files.cache_folder())
+    provide(needs_of(jobs, args.data), fetch=not args.no_fetch, again=lambda: needs_of(jobs, args.data))
     began = time.monotonic()
     lacking = []
     data = data_digests(data_root(args.data), benchmarks().values())
@@ -265,8 +266,28 @@ def specs_of(given: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def needs_of(jobs: Sequence[Job], masks: frozenset[str], data: Path | None) -> list[Need]:
-    """Return what all jobs need together: weights, heads, SAM and the data of this package's tasks, each thing once.
+def without_foreign_code(jobs: Sequence[Job]) -> list[Job]:
+    """Leave out, with a note, what runs code of its repository that nobody has allowed by its commit.
+
+    Raises:
+        UnknownArgument: Nothing is left.
+    """
+    refused = [job for job in jobs if job.model == "flmm_hpt" and "trust_remote_code" not in job.arguments]
+    if not refused:
+        return list(jobs)
+    left = [job for job in jobs if job not in refused]
+    said = (
+        f"left out: {', '.join(job.arguments or job.model for job in refused)}. HPT runs code of its repository. "
+        "Read it at one commit, then add flmm_hpt:pretrained=...,trust_remote_code=true,revision=COMMIT"
+    )
+    if not left:
+        raise UnknownArgument(said)
+    note(said)
+    return left
+
+
+def needs_of(jobs: Sequence[Job], data: Path | None) -> list[Need]:
+    """Return what all jobs need together: weights, heads, SAM and the data of their tasks, each thing once.
 
     The embedded model comes with its weights, and reads its own scenes where data are missing.
 
@@ -276,20 +297,21 @@ def needs_of(jobs: Sequence[Job], masks: frozenset[str], data: Path | None) -> l
     from flmm_plugin import bundled
     from flmm_plugin.adapters.answering.arguments import ModelArguments
     from flmm_plugin.adapters.answering.defaults import DEFAULTS
-    from flmm_plugin.adapters.answering.needs import model_needs
     from flmm_plugin.options import arguments_of
-    from flmm_plugin.tasks.data_needs import data_needs
 
-    found: list[Need] = []
-    tasks: dict[str, None] = {}
+    waiting = []
     for job in (job for job in jobs if job.ours and job.pending()):
-        arguments = ModelArguments.read(DEFAULTS[job.model], arguments_of(job.arguments))
-        if bundled.is_model(arguments.pretrained):
-            continue
-        found += model_needs(arguments, grounds=bool(masks.intersection(job.pending())))
-        tasks.update(dict.fromkeys(job.pending()))
-    found += data_needs(tasks, data)
-    return list({(need.kind, need.what): need for need in found}.values())
+        arguments = arguments_of(job.arguments)
+        if not bundled.is_model(ModelArguments.read(DEFAULTS[job.model], arguments).pretrained):
+            waiting.append((job, arguments))
+    if not waiting:
+        return []
+    from flmm_plugin.adapters.lmms_eval.preflight import Asked, survey
+    from flmm_plugin.adapters.lmms_eval.task_folder import task_index
+
+    manager = task_index(waiting[0][0].model)
+    surveys = (survey(Asked(job.model, given, job.pending(), manager, root=data)) for job, given in waiting)
+    return list({(need.kind, need.what): need for found in surveys for need in found.needs}.values())
 
 
 def stock_of(model: str, arguments: str) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from flmm_plugin import json_lines
 from flmm_plugin.cli.model_options import add_no_fetch
 from flmm_plugin.cli.output import note
 from flmm_plugin.errors import UnknownArgument
-from flmm_plugin.files import cache_folder
 from flmm_plugin.needs import Need, provide
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     if not recipe.cache.enabled and (args.estimate or args.build_cache_only):
         raise UnknownArgument("there is no cache to estimate or build: it is switched off (cache.enabled, --no-cache)")
-    provide(needs_of(recipe, Path(args.config).stem), fetch=not args.no_fetch, folder=cache_folder())
+    find = partial(needs_of, recipe, Path(args.config).stem)
+    provide(find(), fetch=not args.no_fetch, again=find)
     from flmm_plugin.training.loop import Trainer
 
     trainer = Trainer(
@@ -108,14 +109,20 @@ def _train(args: argparse.Namespace) -> int:
 
 def needs_of(recipe: TrainRecipe, name: str) -> list[Need]:
     """Return what a recipe needs: the weights of its model, SAM by name, and its data."""
-    from flmm_plugin.heads.sam_files import sam_need
     from flmm_plugin.hub_files import weights_need
     from flmm_plugin.tasks.data_needs import recipe_needs
 
+    weights = weights_need(recipe.backbone.pretrained, recipe.backbone.revision)
+    return [weights, *sam_needs(recipe), *recipe_needs(recipe, name)]
+
+
+def sam_needs(recipe: TrainRecipe) -> list[Need]:
+    """Return the SAM that a recipe asks for by name; none if it asks for none or names a file."""
+    from flmm_plugin.heads.sam_files import sam_need
+
     refiner = recipe.heads.refiner
     by_name = refiner.enabled and refiner.checkpoint is None and isinstance(refiner.sam, str)
-    sams = [sam_need(str(refiner.sam))] if by_name else []
-    return [weights_need(recipe.backbone.pretrained, recipe.backbone.revision), *sams, *recipe_needs(recipe, name)]
+    return [sam_need(str(refiner.sam))] if by_name else []
 
 
 def _folder(args: argparse.Namespace) -> Path:

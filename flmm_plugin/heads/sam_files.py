@@ -78,7 +78,7 @@ def sam_file(name: str | Path, *, fetch: bool = True) -> Path:
         NotReady: It is not here, and nothing may be fetched.
         DataNotFound, BadAnnotation, BadCheckpoint: From fetching and renaming; what has arrived is kept.
     """
-    provide([sam_need(name)], fetch=fetch, folder=files.cache_folder())
+    provide([sam_need(name)], fetch=fetch)
     text = _one_that_is_here(str(name))
     place = _place(text)
     if not place.is_file():  # transformers' form is here, and nothing had to be fetched

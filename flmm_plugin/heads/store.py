@@ -150,7 +150,7 @@ def get_heads(
     name = str(name)
     if name.endswith(_ENDING) and find_released(name) is None:
         raise BadCheckpoint(f"no heads file at {name}; give the {_ENDING} file that training wrote")
-    provide(needs_of_heads(name, facts=facts), fetch=fetch, folder=files.cache_folder())
+    provide(needs_of_heads(name, facts=facts), fetch=fetch)
     released = find_released(name)
     if released is None:
         return _place_of_repository(*_repository(name))

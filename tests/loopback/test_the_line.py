@@ -1,4 +1,4 @@
-"""The line that a user types, from an empty home to both numbers; with each part missing, and killed.
+"""The line that a user types, from an empty home to both numbers: parts missing, servers failing, runs killed.
 
 Weights are random, so no test looks at how good a number is.
 """
@@ -185,6 +185,57 @@ def test_one_part_is_missing(user: World, part: str) -> None:
     found.pop("settings", None)
     assert found == comes
     assert user.unknown == []
+
+
+MISSING = {remove: named for remove, _, named in PARTS.values()}
+
+# --- servers that fail ---------------------------------------------------------------------------------------------
+
+DRIVE, META, UNC, COCO, HUB = (
+    "drive.google.com", "dl.fbaipublicfiles.com", "bvisionweb1.cs.unc.edu", "images.cocodataset.org", "huggingface.co",
+)  # fmt: skip
+#: What is missing, what its server does, a word for it on the screen, the server.
+FAILURES: dict[str, tuple[Remove, dict[str, Any], str, str]] = {
+    "drive: gone": (without_heads, {"where": "drive.usercontent", "status": 404}, "page in place", DRIVE),
+    "drive: cut": (without_heads, {"where": "confirm=t", "cut": 2_000_000}, "incomplete", DRIVE),
+    "drive: quota": (without_heads, {}, "Too many users", DRIVE),
+    "meta: page": (without_heads_and_sam, {"where": "segment_anything", "html": "Hi"}, "web page titled 'Hi'", META),
+    "meta: cut": (without_heads_and_sam, {"where": "segment_anything", "cut": 5_000_000}, "ended after", META),
+    "UNC: down": (without_refcoco, {"where": "refcoco.zip", "status": 502}, "502", UNC),
+    "UNC: cut": (without_refcoco, {"where": "refcoco.zip", "cut": 1000}, "ended after", UNC),
+    "COCO: gone": (without_a_picture, {"where": "train2014/", "status": 404}, "404", COCO),
+    "COCO: cut": (without_a_picture, {"where": "train2014/", "cut": 1000}, "more expected", COCO),
+    "hub: busy": (without_model, {"where": "huggingface.co/api", "status": 503}, "503", HUB),
+    "hub: login": (without_model, {"where": "huggingface.co/api", "status": 401}, "hf auth login", HUB),
+    "hub: weights": (without_model, {"where": "model.safetensors", "status": 503}, "503", HUB),
+    "hub: data busy": (without_mme, {"where": "api/datasets", "status": 503}, "503", HUB),
+    "hub: data cut": (without_mme, {"where": "test-00000", "cut": 1000}, "closed connection", HUB),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", sorted(FAILURES))
+def test_a_server_fails_and_works_again(user: World, failure: str) -> None:
+    remove, fault, word, server = FAILURES[failure]
+    remove(user)
+    if fault:
+        user.break_(**fault)
+    else:
+        user.drive.quota |= {file_id for file_id, _ in HEADS.values()}
+    failed = user.run(*line())
+    assert failed.status == 2, failed.output
+    screen = failed.output[failed.output.rindex("lmms_eval: ") :]
+    for told in (word, server, MISSING[remove]):
+        assert told in screen
+    assert re.search(r"^      (flmm|hf) .*", screen, re.MULTILINE), screen
+    assert "Traceback" not in failed.output
+
+    user.mend()
+    user.drive.quota.clear()
+    works = user.run(*line())
+    assert gives_both_numbers(works)
+    if failure in ("drive: cut", "meta: cut", "UNC: cut"):
+        assert [one.status for one in works.answered if one.request.headers.get("range")] == [206]
 
 
 # --- kill -9 -------------------------------------------------------------------------------------------------------

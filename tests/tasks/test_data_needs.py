@@ -31,10 +31,10 @@ def test_annotations_and_the_pictures_of_the_split_come(world: Any, tmp_path: Pa
     assert "annotations of RefCOCO" in annotations.what
     assert "1500 pictures" in pictures.what  # the published number: nothing is here that says another
     with pytest.raises(NotReady, match="RefCOCO"):
-        provide([annotations, pictures], fetch=False, folder=root)
+        provide([annotations, pictures], fetch=False)
     assert world.proxy.answered == []
 
-    provide([annotations, pictures], fetch=True, folder=root)
+    provide([annotations, pictures], fetch=True)
     assert missing(data_needs(["flmm_refcoco_val"], root)) == []
     asked = [one.request.path for one in world.proxy.answered]
     assert [path for path in asked if "train2014" not in path] == ["/licheng/referit/data/refcoco.zip"]
@@ -48,9 +48,9 @@ def test_a_picture_that_does_not_come_is_named_and_the_others_stay(world: Any, t
     root = tmp_path / "root"
     world.break_("train2014/", status=404, times=1)
     with pytest.raises(DataNotFound, match="1 of 2 pictures"):
-        provide(data_needs(["flmm_refcoco_val"], root), fetch=True, folder=root)
+        provide(data_needs(["flmm_refcoco_val"], root), fetch=True)
     before = len(world.proxy.answered)
-    provide(data_needs(["flmm_refcoco_val"], root), fetch=True, folder=root)
+    provide(data_needs(["flmm_refcoco_val"], root), fetch=True)
     assert len(world.proxy.answered) == before + 1
 
 
