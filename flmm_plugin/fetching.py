@@ -246,6 +246,28 @@ def _drive_id(url: str) -> str | None:
     return urllib.parse.parse_qs(parts.query).get("id", [None])[0] if parts.hostname == _DRIVE else None
 
 
+def drive_files(folder: str) -> dict[str, str]:
+    """List a folder of Google Drive: the file names in it and below, with the address of each.
+
+    Args:
+        folder: ``https://drive.google.com/drive/folders/<ID>``.
+
+    Raises:
+        DataNotFound: It cannot be listed.
+    """
+    import gdown
+    from gdown.exceptions import DownloadError
+
+    try:
+        found: list[Any] = gdown.download_folder(
+            url=folder, skip_download=True, quiet=True, use_cookies=False, timeout=_TIMEOUT
+        )
+    except (DownloadError, OSError) as exc:
+        said = " ".join(str(exc).split()).partition(" You may")[0]
+        raise DataNotFound(f"{folder} cannot be listed ({said}); run the same command again, or visit it") from exc
+    return {Path(one.path).name: f"https://{_DRIVE}/uc?id={one.id}" for one in found}
+
+
 def _stream_drive(url: str, partial: Path, file: WebFile) -> bool:
     """Fetch a file from Google Drive by way of its confirmation page; what is there already is gone on with.
 

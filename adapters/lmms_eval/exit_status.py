@@ -26,7 +26,7 @@ from typing import Any
 
 from flmm_plugin.adapters.answering.defaults import answers_with_masks
 from flmm_plugin.adapters.patching import wrap_once
-from flmm_plugin.errors import DataNotFound, FlmmError, OutputFailed, UnknownArgument
+from flmm_plugin.errors import FlmmError, OutputFailed, UnknownArgument
 from flmm_plugin.exit_codes import FAILED, INTERRUPTED, TERMINATED, Terminated, named, say, terminable
 from flmm_plugin.suggestions import did_you_mean
 
@@ -228,7 +228,7 @@ def _end(exc: BaseException, use_cache: str | None = None) -> None:
     if isinstance(exc, sqlite3.OperationalError) and use_cache:  # lmms-eval's answer cache is a database
         exc = OutputFailed(f"cannot write {use_cache} ({exc}): make room or name another place")
     if isinstance(exc, FlmmError):
-        say(NAME, f"{type(exc).__name__}: {exc}" if isinstance(exc, DataNotFound) else named(exc))
+        say(NAME, named(exc))
         raise SystemExit(FAILED) from None
     traceback.print_exception(exc)
     say(NAME, f"failed: {named(exc)}")

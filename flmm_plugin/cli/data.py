@@ -110,12 +110,12 @@ def _list(args: argparse.Namespace, root: Path, chosen: list[Benchmark]) -> int:
         print("\n\n".join(_detail(one, root) for one in chosen))
     else:
         print(f"benchmarks, and how many of the parts that they need are under {root}")
-        print(f"  {'name':<10} {'here':<13} {'download':>8}  what: its first task")
+        print(f"  {'name':<10} {'here':<13} {'download':>8}  {'to train':>8}  what: its first task")
         for one in chosen:
-            print(
-                f"  {one.name:<10} {one.here(root):<13} {_size(one.size(one.splits)):>8}  {one.title}: {one.tasks[0]}"
-            )
-        print("sizes: downloads whose size is stated; parts of one archive count once. More: flmm data list NAME")
+            sizes = f"{_size(one.size(one.splits)):>8}  {_size(one.size(one.training) if one.training else 0):>8}"
+            print(f"  {one.name:<10} {one.here(root):<13} {sizes}  {one.title}: {one.tasks[0]}")
+        print("sizes: downloads whose size is stated, for the splits of tasks and for those to train on;")
+        print("parts of one archive count once. More: flmm data list NAME")
     return 0
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from flmm_plugin import files
-from flmm_plugin.data.registry import Archive, Hub
+from flmm_plugin.data.registry import Archive, DriveFolder, Hub
 from flmm_plugin.data.unpacking import problem_of_archive, unpack
 from flmm_plugin.errors import DataNotFound
-from flmm_plugin.fetching import fetch, problem_of
+from flmm_plugin.fetching import WebFile, drive_files, fetch, problem_of
+
+_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
-def install(source: Archive | Hub, root: Path) -> str:
+def install(source: Archive | Hub | DriveFolder, root: Path) -> str:
     """Fetch a source and put it where the readers look.
 
     Returns:
@@ -25,17 +27,17 @@ def install(source: Archive | Hub, root: Path) -> str:
     """
     if isinstance(source, Hub):
         return _from_hub(source, root)
+    if isinstance(source, DriveFolder):
+        return _from_drive(source, root)
     web = source.web
-    downloads = root / files.WORKPLACE / "downloads"
+    downloads = _downloads(root)
+    if source.file is None:
+        archive = downloads / web.name
+        written = _unpacked(source, web, root)
+        return (
+            f"{written} files in {root / source.into} (the archive stays in {archive}; delete it when all is checked)"
+        )
     with files.turn(downloads / f"{web.name}.install", "installing"):
-        if source.file is None:
-            # An official hash says more than a test of the archive, and reading it once is enough.
-            archive = fetch(web, downloads, None if web.sha256 else problem_of_archive)
-            folder = root / source.into
-            written = unpack(archive, folder)
-            for name, into in source.inner.items():
-                written += unpack(folder / name, root / into)
-            return f"{written} files in {folder} (the archive stays in {archive}; delete it when all is checked)"
         target = root / source.file
         # Another process may have put it there while this one waited.
         if not (target.is_file() and problem_of(target, web.size, web.sha256) is None):
@@ -44,6 +46,37 @@ def install(source: Archive | Hub, root: Path) -> str:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 download.replace(target)
         return f"{target}"
+
+
+def _downloads(root: Path) -> Path:
+    return root / files.WORKPLACE / "downloads"
+
+
+def _unpacked(source: Archive, web: WebFile, root: Path) -> int:
+    """Fetch an archive and unpack it with those inside it; return how many files were written."""
+    downloads, folder = _downloads(root), root / source.into
+    with files.turn(downloads / f"{web.name}.install", "installing"):
+        # An official hash says more than a test of the archive, and reading it once is enough.
+        archive = fetch(web, downloads, None if web.sha256 else problem_of_archive)
+        written = unpack(archive, folder)
+        for name, into in source.inner.items():
+            written += unpack(folder / name, root / into)
+    return written
+
+
+def _from_drive(source: DriveFolder, root: Path) -> str:
+    """Fetch archives of a folder of Google Drive, and unpack them."""
+    there = drive_files(source.address)
+    gone = [name for name in source.names if name not in there]
+    if gone or not there:
+        raise DataNotFound(
+            f"{source.address} has no {', '.join(gone) or 'file'}, but {', '.join(sorted(there)) or 'nothing'}"
+        )
+    written = 0
+    for name in source.names or [name for name in there if name.endswith(_ENDINGS)]:
+        archive = Archive((there[name],), into=source.into)
+        written += _unpacked(archive, WebFile(archive.urls, name), root)
+    return f"{written} files in {root / source.into}"
 
 
 def _from_hub(source: Hub, root: Path) -> str:

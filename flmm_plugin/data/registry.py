@@ -81,7 +81,22 @@ class Hub:
     size: int | None = None  # bytes of the download; None where nobody states them
 
 
-Source = Archive | Pictures | Hub
+@dataclass(frozen=True)
+class DriveFolder:
+    """Archives in a folder of Google Drive, found there by their names.
+
+    Attributes:
+        address: ``https://drive.google.com/drive/folders/<ID>``.
+        into: Folder under the root that they are unpacked into.
+        names: File names of those that are needed; none: all of them.
+    """
+
+    address: str
+    into: str
+    names: tuple[str, ...] = ()
+
+
+Source = Archive | Pictures | Hub | DriveFolder
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,8 @@ class Part:
             return self.source.urls[0]
         if isinstance(self.source, Pictures):
             return f"{self.source.archive.urls[0]}, or one by one"
+        if isinstance(self.source, DriveFolder):
+            return f"{', '.join(self.source.names) or 'all archives'} of {self.source.address}"
         return f"hub data set {self.source.repo}" if isinstance(self.source, Hub) else self.how
 
     def serves(self, splits: Iterable[str]) -> bool:

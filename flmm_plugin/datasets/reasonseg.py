@@ -27,7 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flmm_plugin.data.registry import Part
+from flmm_plugin.data.registry import DriveFolder, Part
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import STRANGE, coordinate, fields_of, read_json, text_of
 from flmm_plugin.datasets.problems import Problem
@@ -55,6 +55,7 @@ def split_part(split: str) -> Part:
         f"{split}: pairs of <name>.jpg and <name>.json",
         tuple(f"{folder}/{split}" for folder in ("reason_seg/ReasonSeg", "ReasonSeg", "reasonseg")),
         "Apache-2.0 (annotations); pictures: OpenImages and ScanNet terms",
+        DriveFolder(_FOLDER, "ReasonSeg", (f"{split}.zip",)),
         how=f"{split}.zip of {_FOLDER}, which https://github.com/dvlab-research/LISA links; unpack it into ReasonSeg",
         splits=(split,),
     )

@@ -33,7 +33,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flmm_plugin.data.registry import Archive, Part
+from flmm_plugin.data.registry import Archive, DriveFolder, Part
 from flmm_plugin.data.root import data_root
 from flmm_plugin.datasets.json_files import coordinate, fields_of, integer, parsed_json, size_of, text_of
 from flmm_plugin.datasets.problems import Problem
@@ -133,6 +133,7 @@ def table_parts() -> tuple[Part, ...]:
             f"pictures of {name}",
             tuple(f"{home}/{name}" for home in homes),
             "as its page says",
+            DriveFolder(_FOLDER, "viscot/cot"),
             how=f"from {_FOLDER}, or {page}; put the pictures, flat, into viscot/cot/{name}",
             splits=("textvqa", "textcap") if name == "textvqa" else (name,),
         )

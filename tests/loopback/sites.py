@@ -51,11 +51,13 @@ class Drive:
         files: Id -> name and content.
         quota: Ids of files that were downloaded too often.
         plain: Whether files are small enough to come without the page.
+        folders: Id of a folder -> ids of files and folders in it.
     """
 
     files: dict[str, tuple[str, Content]] = field(default_factory=dict)
     quota: set[str] = field(default_factory=set)
     plain: bool = False
+    folders: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -63,10 +65,20 @@ class Drive:
 
     def redirect(self, request: Request) -> Reply:
         file_id = "".join(request.query.get("id", []))
+        if request.path == "/embeddedfolderview" and file_id in self.folders:
+            return self.view(file_id)
         if request.path != "/uc" or file_id not in self.files:
             return page("Google Drive - Page Not Found", status=404)
         where = f"https://{DRIVE_FILES}/download?id={file_id}&export=download"
         return Reply(b"", 303, {"Location": where, "Content-Type": "application/binary"})
+
+    def view(self, folder: str) -> Reply:
+        links = []
+        for one in self.folders[folder]:
+            name = self.files[one][0] if one in self.files else one
+            where = f"file/d/{one}/view?usp=drive_web" if one in self.files else f"drive/folders/{one}"
+            links.append(f'<div class="flip-entry"><a href="https://{DRIVE}/{where}"><div>{name}</div></a></div>')
+        return page(folder, "".join(links))
 
     def download(self, request: Request) -> Reply:
         file_id = "".join(request.query.get("id", []))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from flmm_plugin.cli import main
 from flmm_plugin.errors import DataNotFound
 from flmm_plugin.needs import NotReady, missing, provide
 from flmm_plugin.tasks.data_needs import data_needs
+from flmm_plugin.tiny.layouts_gcg import write_reasonseg
 from tests.loopback.conftest import published  # noqa: F401
 
 
@@ -62,3 +65,23 @@ def test_the_command_fetches_the_same(world: Any, tmp_path: Path, capsys: pytest
     assert main([*words, "--split", "train"]) == 0
     assert len(list((tmp_path / "root/coco/train2014").glob("*.jpg"))) == 5
     assert re.search(r"got .*annotations of RefCOCO", capsys.readouterr().out)
+
+
+def test_archives_come_from_a_folder_of_the_drive_by_name(world: Any, tmp_path: Path) -> None:
+    folder, file_id = "125mewyg5Ao6tZ3ZdJ-1-E3n04LGVELqy", "1-a-file-of-the-played-drive-0"
+    write_reasonseg(tmp_path / "there", scenes=2, splits=("test",))
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as opened:
+        for path in sorted((tmp_path / "there").rglob("*.*")):
+            opened.write(path, f"test/{path.name}")
+    world.drive.files |= {file_id: ("test.zip", archive.getvalue()), file_id + "1": ("train.zip", b"others")}
+    world.drive.folders[folder] = (file_id + "1",)
+
+    root = tmp_path / "root"
+    with pytest.raises(DataNotFound, match=r"no test\.zip"):
+        provide(data_needs(["flmm_reasonseg_test"], root), fetch=True)
+    world.drive.folders[folder] = (file_id + "1", file_id)
+    provide(data_needs(["flmm_reasonseg_test"], root), fetch=True)
+    assert missing(data_needs(["flmm_reasonseg_test"], root)) == []
+    assert (root / "ReasonSeg/test").is_dir()
+    assert not [one for one in world.proxy.answered if f"{file_id}1" in one.request.address]

@@ -119,7 +119,7 @@ def test_the_command_lists_checks_and_prepares(
 
 
 def test_a_dry_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "download", "png", "reasonseg", "--root", str(tmp_path), "--dry-run"]) == 0
+    assert main(["data", "download", "png", "gcg", "--root", str(tmp_path), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"would get .*pictures of COCO val2017: http://images.cocodataset.org/", said)
     assert "panoptic maps" in said
