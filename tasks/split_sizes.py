@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flmm_plugin.data.own import own_sets
+from flmm_plugin.datasets.own import OwnDataset
 from flmm_plugin.datasets.png import OFFICIAL_NARRATIVES
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.tasks.benchmarks import benchmarks
@@ -37,6 +39,8 @@ def samples_of(dataset: str, split: str, by: str | None = None) -> int:
     Raises:
         UnknownArgument: There is no such split, or nobody states its size.
     """
+    if dataset in own_sets():
+        return len({item.image_id for item in OwnDataset(dataset, split) if item.ann_ids})
     record = benchmarks().get(dataset)
     pictures = {} if record is None else split_by(record, by).pictures
     size = (OFFICIAL_NARRATIVES if dataset == "png" else pictures).get(split)

@@ -16,6 +16,7 @@ from flmm_plugin.tasks.benchmarks import benchmarks, headline
 from flmm_plugin.tasks.data_needs import data_needs
 from flmm_plugin.tasks.rescoring import Options, rescore
 from flmm_plugin.tasks.sample_log import DocumentScores
+from flmm_plugin.tasks.split_sizes import samples_of
 from flmm_plugin.tasks.standalone import StandaloneTask
 from flmm_plugin.tasks.task_files import task_config, task_files
 from flmm_plugin.training.recipe import TrainRecipe
@@ -179,5 +180,6 @@ def test_a_recipe_learns_from_it(mine: Path, add: Callable[..., int]) -> None:
     assert [int(mask.sum()) for mask in samples[0].masks()] == [36, 72]
     assert samples[0].image_loader().size == (30, 20)
     assert list(samples.digests) == ["mine/train"]
+    assert samples_of("mine", "train") == 1
     with pytest.raises(UnknownArgument, match="--split val"):
         TrainingSet(TrainRecipe.from_dict({"data": {"parts": [{**part, "split": "val"}]}}))
