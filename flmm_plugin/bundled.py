@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flmm_plugin.errors import DataNotFound
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MODELS = "flmm_plugin.models"
 DATA_ROOTS = "flmm_plugin.data_roots"
@@ -39,11 +42,13 @@ class BundledModel:
         checkpoint: Returns the folder of the transformers checkpoint.
         heads: Returns the file of its grounding heads.
         sam: Returns the file of the SAM that its heads are trained from.
+        examples: Returns pictures to try it on, RGB, each with questions about it; none by default.
     """
 
     checkpoint: Callable[[], Path]
     heads: Callable[[], Path]
     sam: Callable[[], Path]
+    examples: Callable[[], list[tuple[Image.Image, tuple[str, ...]]]] = list
 
 
 def is_model(name: str) -> bool:

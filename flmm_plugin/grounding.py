@@ -204,12 +204,36 @@ class PhraseGrounder(FrozenLMM):
             UnknownArgument: ``where`` is neither of the two.
         """
         self.need_heads()
+        read = self._read_text(image, messages, text, spans, where)
+        return [] if read is None else self.masks(*read, refine)
+
+    def text_attention(
+        self,
+        image: ImageSource,
+        messages: str | Messages,
+        text: str,
+        spans: Iterable[Span],
+        *,
+        where: Literal["answer", "question"] = "answer",
+    ) -> list[AttentionMaps]:
+        """Return the attention maps of parts of a given text; needs no heads. Arguments and errors as of `ground_text`.
+
+        Returns:
+            One for each span, in order; all of them are read in one pass.
+        """
+        read = self._read_text(image, messages, text, spans, where)
+        return [] if read is None else self._maps(read[0])
+
+    def _read_text(
+        self, image: ImageSource, messages: str | Messages, text: str, spans: Iterable[Span], where: str
+    ) -> tuple[CapturedPassage, Image.Image] | None:
+        """Capture parts of a given text; return None where there are none."""
         if where not in ("answer", "question"):
             raise UnknownArgument(f"where is 'answer' or 'question', not {where!r}")
         check_text(text)
         spans = checked_spans(spans, text)
         if not spans:
-            return []
+            return None
         if where == "question":
             picture = open_image(image)
             encoded = self.encode([messages], [picture])
@@ -222,7 +246,7 @@ class PhraseGrounder(FrozenLMM):
             encoded = self.encode([messages], [picture], self._template if isinstance(messages, str) else "")
             encoded = encoded.extended([passage.ids], self.backbone.pad_id)
         (captured,) = capture_passages(self.backbone, encoded, [passage], self.merge)
-        return self.masks(captured, picture, refine)
+        return captured, picture
 
     def ground_pieces(self, texts: Sequence[GivenText], *, refine: bool = True) -> list[list[Grounding]]:
         """Ground the named pieces of each text; one forward pass for all of them.
@@ -324,12 +348,19 @@ class PhraseGrounder(FrozenLMM):
         """Return the maps that the heads would read for one phrase; needs no heads."""
         passage = self._phrases([phrase])
         (captured,) = self._read_phrases([open_image(image)], [passage], prompt)
-        # Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
+        return self._maps(captured)[0]
+
+    def _maps(self, captured: CapturedPassage) -> list[AttentionMaps]:
+        """Lay the attention of each phrase on the token grid, ``[m, c, h, w]`` each.
+
+        Layer by layer: families with two views differ in whether heads read them view by view or layer by layer.
+        """
         layers = [
-            self.backbone.attention_maps(captured.rows[:, layer : layer + 1], captured.image)[0]
+            self.backbone.attention_maps(captured.rows[:, layer : layer + 1], captured.image)
             for layer in range(captured.rows.shape[1])
         ]
-        return AttentionMaps(torch.stack(layers).float().cpu().numpy(), captured.image.grid)
+        stacked = torch.stack(layers, dim=1).float().cpu().numpy()
+        return [AttentionMaps(maps, captured.image.grid) for maps in stacked]
 
     def need_heads(self) -> GroundingHeads:
         """Return the heads.

@@ -208,6 +208,35 @@ def masks_json(groundings: Sequence[Grounding], text: str = "", size: tuple[int,
     return json.dumps(reply, ensure_ascii=False)
 
 
+def coco_json(groundings: Sequence[Grounding], size: tuple[int, int], name: str = "picture") -> str:
+    """Write the masks of one picture as a COCO file; each annotation has its ``phrase`` and ``score``.
+
+    Args:
+        groundings: In the order in which they are listed; empty masks are left out, since COCO has none.
+        size: ``(W, H)`` of the picture.
+        name: File name of the picture.
+    """
+    annotations = []
+    for number, one in enumerate((one for one in groundings if one.mask.any()), start=1):
+        x0, y0, x1, y1 = one.box
+        annotations.append(
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": 1,
+                "phrase": one.phrase,
+                "score": round(float(one.score), 6),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int(one.mask.sum()),
+                "iscrowd": 0,
+                "segmentation": encode_rle(one.mask),
+            }
+        )
+    image = {"id": 1, "file_name": name, "width": size[0], "height": size[1]}
+    content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "phrase"}]}
+    return json.dumps(content, ensure_ascii=False)
+
+
 def error_json(exc: BaseException) -> str:
     """Write the reply of a sample that failed: no masks, and what went wrong."""
     error = {"type": type(exc).__name__, "message": str(exc)}

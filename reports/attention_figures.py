@@ -91,7 +91,7 @@ def contact_sheet(
     tops: _Panels = [
         ("picture", seen.resize(large, Image.Resampling.BICUBIC)),
         ("mean of all", heat_map(maps.mean(axis=(0, 1)), seen, large)),
-        (f"K-means, {int(labels.max()) + 1} clusters", _cluster_view(labels, large)),
+        (f"K-means, {int(labels.max()) + 1} clusters", cluster_view(labels, large)),
         (f"layer {layer}, the sharpest", heat_map(maps[layer].mean(axis=0), seen, large)),
     ]
     font, gap, margin = typeface(13), 4, 34
@@ -172,7 +172,7 @@ def pipeline(
         cell: Longer side of one panel, pixels.
     """
     size = _fitted(seen_by_grid(image, view.grid).size, cell)
-    panels = [("K-means of all maps", _cluster_view(cluster_maps(view.maps, clusters), size))]
+    panels = [("K-means of all maps", cluster_view(cluster_maps(view.maps, clusters), size))]
     decoded = grounding.decoder_logits > 0
     for name, mask in (("mask decoder", decoded), ("mask refiner", grounding.mask), ("target", target)):
         if mask is not None:
@@ -234,7 +234,8 @@ def heat_map(values: Maps, view: Image.Image | None, size: tuple[int, int]) -> I
     return Image.blend(view.convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC), painted, 0.65)
 
 
-def _cluster_view(labels: npt.NDArray[np.int64], size: tuple[int, int]) -> Image.Image:
+def cluster_view(labels: npt.NDArray[np.int64], size: tuple[int, int]) -> Image.Image:
+    """Return what `cluster_maps` found, in colour; ``size`` is width and height of the result, pixels."""
     return _coloured(labels / max(1, int(labels.max())), size, Image.Resampling.NEAREST)
 
 

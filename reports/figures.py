@@ -54,13 +54,16 @@ def colours(count: int) -> list[Colour]:
     return found
 
 
-def mask_layer(masks: Sequence[Drawable], size: tuple[int, int], alpha: float = 0.45) -> Image.Image:
+def mask_layer(
+    masks: Sequence[Drawable], size: tuple[int, int], alpha: float = 0.45, palette: Sequence[Colour] = ()
+) -> Image.Image:
     """Return the masks alone: tinted areas with solid contours, to lay over the image.
 
     Args:
         masks: Masks of any size with the proportions of ``size``.
         size: Width and height of the layer, pixels.
         alpha: Opacity of a mask's area, 0 to 1.
+        palette: One colour for each mask; none: those of `colours`.
 
     Returns:
         An RGBA image of ``size``.
@@ -68,7 +71,7 @@ def mask_layer(masks: Sequence[Drawable], size: tuple[int, int], alpha: float = 
     width, height = size
     layer = np.zeros((height, width, 4), np.uint8)
     resized = [_resized(one.mask, size) for one in masks]
-    palette = colours(len(masks))
+    palette = palette or colours(len(masks))
     for mask, colour in zip(resized, palette, strict=True):
         layer[mask] = (*colour, round(255 * alpha))
     # Contours last, so that an overlapping area never hides another mask's edge.

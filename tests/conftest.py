@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,20 @@ def loopback(tmp_path: Path) -> Iterator[Any]:
 
     with World(tmp_path / "user") as world:
         yield world
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium (`tests.browser.Browser`)."""
+    from tests.browser import Browser
+
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = os.environ.get("FLMM_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("needs a browser: install chromium, or set FLMM_CHROMIUM to one")
+    started = Browser(found, tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.close()
 
 
 # --- tiny real models ----------------------------------------------------------------------------------------------

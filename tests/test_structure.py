@@ -96,6 +96,8 @@ BROUGHT = {
         f"flmm_plugin.adapters.vlmevalkit.{name}": {"vlmeval"} for name in ("dataset", "model", "register", "inference")
     },
     **{f"flmm_plugin.adapters.preservation.{name}": {"vlmeval"} for name in ("vlmevalkit", "plain_vlmevalkit")},
+    # `flmm serve` alone loads these, after it has seen that the extra `serve` is installed.
+    **{f"flmm_plugin.serve.{name}": {"gradio"} for name in ("page", "serving")},
 }
 
 
@@ -165,7 +167,7 @@ LAYERS = [
     {"tasks"},
     {"reports"},
     {"tiny"},
-    {"adapters"},
+    {"adapters", "serve"},
     {"bench"},
     {"cli"},
 ]  # fmt: skip

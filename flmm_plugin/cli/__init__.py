@@ -20,6 +20,7 @@ examples:
   flmm ground scene.png "the small red circle" "the star"   masks: scene.ground.png, scene.ground.json
   flmm chat scene.png "What is in the picture?"             the answer, and masks of what it names
   flmm attention scene.png "the small red circle"           every attention map of a phrase on one sheet
+  flmm serve                                                an interactive page: click words and places
   flmm list                                                 models and tasks, and what each needs
   flmm data check refcoco                                   check that a benchmark's data is complete
   flmm doctor                                               check this installation
@@ -84,6 +85,7 @@ def build_parser(command: str = "") -> Parser:
         report,
         reproduce,
         score,
+        serve,
         train,
     )
 
@@ -95,7 +97,7 @@ def build_parser(command: str = "") -> Parser:
     parser.add_argument("--version", action="version", version=f"flmm-plugin {flmm_plugin.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     look.add_subcommands(commands)
-    for module in (listing, data, doctor, heads, plan, train, ablate, score, report, reproduce, preserve, bench):
+    for module in (listing, data, doctor, heads, plan, train, ablate, score, report, reproduce, preserve, serve, bench):
         module.add_subcommand(commands)
     commands.add_parser(
         "demo", help="run the demo: lmms-eval with and without the plugin, and one page", add_help=False

@@ -52,7 +52,7 @@ def add_subcommands(commands: Any) -> None:
         "--prompt", help="the user's turn before the phrases (default: the one the heads were trained with)"
     )
     ground.add_argument("--separate", action="store_true", help="one answer for each phrase")
-    _add_heads(ground)
+    add_heads(ground)
     ground.set_defaults(run=_ground)
 
     chat = _command(
@@ -71,7 +71,7 @@ def add_subcommands(commands: Any) -> None:
     chat.add_argument(
         "--threshold", type=_share, help="score from which a word is grounded, 0 to 1 (default: the heads' own)"
     )
-    _add_heads(chat)
+    add_heads(chat)
     chat.set_defaults(run=_chat)
 
     attention = _command(
@@ -95,7 +95,7 @@ def add_subcommands(commands: Any) -> None:
     attention.add_argument(
         "--masks", action="store_true", help="instead of all maps: clusters of maps, decoder's mask, refined mask"
     )
-    _add_heads(attention)
+    add_heads(attention)
     attention.set_defaults(run=_attention)
 
 
@@ -113,7 +113,8 @@ def _command(commands: Any, name: str, help_: str, description: str, example: st
     return parser
 
 
-def _add_heads(parser: argparse.ArgumentParser) -> None:
+def add_heads(parser: argparse.ArgumentParser) -> None:
+    """Add ``--heads``, ``--sam`` and ``--no-refine``."""
     group = parser.add_argument_group("heads")
     option = group.add_argument
     option(
@@ -129,7 +130,7 @@ def _add_heads(parser: argparse.ArgumentParser) -> None:
 def _ground(args: argparse.Namespace) -> int:
     phrases = checked_phrases(args.phrases)
     picture, out = _begin(args), _stem(args, "ground")
-    lmm = _load(args, _heads(args))
+    lmm = load_model(args, checked_heads(args))
     found = lmm.ground(picture, phrases, prompt=args.prompt, joint=not args.separate, refine=not args.no_refine)
     _print_groundings(found)
     _write(out, args, picture, found, "", lmm)
@@ -145,11 +146,11 @@ def _chat(args: argparse.Namespace) -> int:
             refuse_idle(args, _OF_HEADS, "with --no-ground")
         refuse_idle(args, ("sam", "no-refine", "threshold", "out"), "where the answer is not grounded")
         picture = _begin(args)
-        lmm = _load(args, None)
+        lmm = load_model(args, None)
         print(lmm.chat(picture, args.question, max_new_tokens=args.max_new_tokens).text)
         return 0
     picture, out = _begin(args), _stem(args, "chat")
-    lmm = _load(args, _heads(args))
+    lmm = load_model(args, checked_heads(args))
     answer = lmm.grounded_chat(
         picture,
         args.question,
@@ -173,11 +174,11 @@ def _attention(args: argparse.Namespace) -> int:
         refuse_idle(args, ("clusters",), "with --compare")
     others = [checked_model(name, "--compare") for name in args.compare]
     picture, out = _begin(args), _stem(args, "attention")
-    heads = _heads(args) if args.masks else None
+    heads = checked_heads(args) if args.masks else None
     from flmm_plugin.reports.attention_figures import AttentionView, compare_attention, contact_sheet, pipeline
 
     clusters = args.clusters or 4
-    lmm = _load(args, heads)
+    lmm = load_model(args, heads)
     attention = lmm.attention_maps(picture, args.phrase, prompt=args.prompt)
     first = AttentionView(str(args.model), attention.maps, attention.grid)
     if args.masks:
@@ -190,7 +191,7 @@ def _attention(args: argparse.Namespace) -> int:
             del lmm
             # The revision is that of --model.
             args.model, args.revision, args.model_by_default = name, None, False
-            lmm = _load(args, None)
+            lmm = load_model(args, None)
             other = lmm.attention_maps(picture, args.phrase, prompt=args.prompt)
             views.append(AttentionView(name, other.maps, other.grid))
         sheet = compare_attention(views, picture, phrase=args.phrase)
@@ -222,7 +223,7 @@ def _begin(args: argparse.Namespace) -> Image.Image:
     return picture
 
 
-def _heads(args: argparse.Namespace) -> str:
+def checked_heads(args: argparse.Namespace) -> str:
     """Return the heads to load.
 
     Raises:
@@ -246,7 +247,17 @@ def _heads(args: argparse.Namespace) -> str:
     return heads
 
 
-def _load(args: argparse.Namespace, heads: str | None) -> GroundedLMM:
+def load_model(args: argparse.Namespace, heads: str | None, *, required: bool = True) -> GroundedLMM:
+    """Load the model that options name, and its heads.
+
+    Args:
+        args: Options of `add_model_options` and `add_heads`, checked.
+        heads: What `checked_heads` returned; None: chat and attention only.
+        required: Refuse a model for which ``auto`` finds no heads, instead of loading it without.
+
+    Raises:
+        HeadsMismatch: There are no heads for it.
+    """
     if args.model_by_default:
         print(
             f"flmm: {EMBEDDED}, the default model, knows only drawn shapes like those of its training; give --model "
@@ -261,7 +272,7 @@ def _load(args: argparse.Namespace, heads: str | None) -> GroundedLMM:
     chosen = None
     if heads is not None:
         chosen = check_heads(args.model, heads, sam=sam, sam_checkpoint=args.sam, revision=args.revision, fetch=fetch)
-        if chosen is None:
+        if chosen is None and required:
             raise HeadsMismatch(no_heads_text(args.model, args.revision))
     return GroundedLMM.from_pretrained(
         args.model,

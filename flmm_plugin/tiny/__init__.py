@@ -6,9 +6,13 @@ Nothing here imports torch until it is needed: a registry may ask for the paths 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flmm_plugin.bundled import BundledModel
 from flmm_plugin.errors import DataNotFound
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -45,5 +49,23 @@ def _present(path: Path, inner: str = "") -> Path:
     return path
 
 
+def examples() -> list[tuple[Image.Image, tuple[str, ...]]]:
+    """Scenes to try the model on, 448 x 448 pixels, each with questions of kinds that it knows."""
+    import numpy as np
+    from PIL import Image
+
+    from flmm_plugin.tiny.language import DESCRIBE_PROMPT, question
+    from flmm_plugin.tiny.scenes import render, sample_scene
+
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(6):
+        scene = sample_scene(rng, min_things=3)
+        asked = [question(scene, kind, rng).question for kind in ("color", "where", "count", "yes_no")]
+        short = (one.partition("\n")[0] for one in asked)  # without the line that asks for a short answer
+        found.append((Image.fromarray(render(scene, 448)), (DESCRIBE_PROMPT, *short)))
+    return found
+
+
 #: What the entry point ``flmm_tiny`` names.
-MODEL = BundledModel(checkpoint=tiny_path, heads=heads_path, sam=sam_path)
+MODEL = BundledModel(checkpoint=tiny_path, heads=heads_path, sam=sam_path, examples=examples)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -23,25 +21,13 @@ from flmm_plugin.reports.result_files import read_results
 from flmm_plugin.reports.sample_files import PhraseView, SampleView, read_samples
 from flmm_plugin.reports.table_layouts import LAYOUTS
 from flmm_plugin.reports.verdicts import read_verdicts
-from tests.reports.browser import Browser
+from tests.browser import Browser
 from tests.reports.conftest import chat_sample, mask_sample, square
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & <b>"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PAINTED = "document.querySelectorAll('canvas[data-painted]')"
 CARDS = "document.querySelectorAll('.card')"
 TYPED = "byId('find').dispatchEvent(new Event('input', {bubbles: true}))"
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A headless Chromium."""
-    found = os.environ.get("FLMM_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("needs a browser: install chromium, or set FLMM_CHROMIUM to one")
-    started = Browser(found, tmp_path_factory.mktemp("chromium"))
-    yield started
-    started.close()
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 #: What a page that does not come to show it may take; a crowded machine is slow, not wrong.
 _PATIENCE = 120.0
-#: Looks again whenever the page has drawn a frame.
-_WAIT = "new Promise(done => { const look = () => (%s) ? done(true) : requestAnimationFrame(look); look(); })"
+#: A page that is not in front draws no frames, so it is looked at by the clock.
+_WAIT = "new Promise(done => { const look = () => (%s) ? done(true) : setTimeout(look, 16); look(); })"
 
 
 class Browser:
@@ -60,12 +60,18 @@ class Browser:
         os.close(self._read)
 
     @contextmanager
-    def open(self, page: Path, fragment: str = "") -> Iterator[Page]:
-        """A page from disk, loaded, in a tab of its own until the block ends."""
+    def open(self, page: Path | str, fragment: str = "", *, width: int = 1200, dark: bool = False) -> Iterator[Page]:
+        """A page from disk or of a server, loaded, in a tab of its own until the block ends."""
+        address = f"{page.as_uri()}#{fragment}" if isinstance(page, Path) else page
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.ask("Page.enable", session)
-        self.ask("Page.navigate", session, url=f"{page.as_uri()}#{fragment}")
+        self.ask(
+            "Emulation.setDeviceMetricsOverride", session, width=width, height=1600, deviceScaleFactor=1, mobile=False
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.ask("Emulation.setEmulatedMedia", session, features=[scheme])
+        self.ask("Page.navigate", session, url=address)
         deadline = time.monotonic() + _PATIENCE
         while True:
             event = self._next(deadline, f"{page} to load")
@@ -126,6 +132,7 @@ class Page:
         return str(self.run("document.documentElement.outerHTML"))
 
     def picture(self, path: Path) -> None:
-        """What is to be seen, as a PNG."""
-        shot = self._browser.ask("Page.captureScreenshot", self._session, format="png")
+        """What is to be seen, as a PNG or JPEG file."""
+        form = "jpeg" if path.suffix == ".jpg" else "png"
+        shot = self._browser.ask("Page.captureScreenshot", self._session, format=form)
         path.write_bytes(base64.b64decode(shot["data"]))

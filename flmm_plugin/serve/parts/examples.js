@@ -1,0 +1,4 @@
+element.addEventListener('click', (event) => {
+  const example = event.target.closest('button[data-index]');
+  if (example) trigger('select', { index: +example.dataset.index });
+});
