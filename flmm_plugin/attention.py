@@ -374,7 +374,9 @@ class AttentionCapture:
         """Return where all rows of a batch item go, ``[n, maps, columns]``."""
         merge, columns = self._merges[item], len(self._columns[item])
         kept = len(self._rows[item]) if merge is None else len(merge.sizes)
-        return self._attention.room(item, kept, self._maps_of[-1].stop, (columns,), like, torch.float32)
+        maps = self._maps_of[-1].stop
+        fill = 0.0 if merge is None else merge.begin
+        return self._attention.room(item, kept, maps, (columns,), like, torch.float32, fill)
 
     def _keep(self, item: int, places: _ItemPlaces, start: int, end: int, index: int, rows: Tensor) -> None:
         """Write rows ``start`` to ``end`` of a layer, ``[c, t, columns]``, or merge them into what is written."""
@@ -401,12 +403,13 @@ class _Store:
         shape: tuple[int, ...],
         like: Tensor,
         dtype: torch.dtype | None = None,
+        fill: float = 0.0,
     ) -> Tensor:
-        """Return where an item's answers go, zeros at first; ``like`` gives device and dtype."""
+        """Return where an item's answers go, ``fill`` at first; ``like`` gives device and dtype."""
         self._device = like.device
         values = self._values[item]
         if values is None:
-            values = self._values[item] = like.new_zeros((rows, layers, *shape), dtype=dtype)
+            values = self._values[item] = like.new_full((rows, layers, *shape), fill, dtype=dtype)
         return values
 
     def get(self, item: int) -> Tensor:
@@ -450,6 +453,8 @@ class _Merge:
         self.sizes = list(sizes)
         self.rows = sum(self.sizes)
         self._how = how
+        #: What a group holds before any of its rows; rows of linear layers may all be negative.
+        self.begin = 0.0 if how == "mean" else float("-inf")
         self._group_of = [group for group, size in enumerate(self.sizes) for _ in range(size)]
 
     def segments(self, chosen: Sequence[int], device: torch.device) -> list[_Segments]:

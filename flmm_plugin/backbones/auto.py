@@ -27,6 +27,7 @@ from flmm_plugin.backbones.qwen_vl import grids_of_patches, rope_positions
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported
 from flmm_plugin.geometry import ImageGrid
+from flmm_plugin.token_mixers import token_mixers
 
 # Of the places that are lit up, so many must light up their own token (or its neighbour).
 _PROBES = 5
@@ -48,13 +49,13 @@ class AutoBackbone(Backbone):
         """The language model's body, whose layers' attention is read.
 
         Raises:
-            BackboneUnsupported: The model does not say which part that is, or not every layer of it has attention.
+            BackboneUnsupported: The model does not say which part that is, or no layer of it has rows.
         """
         if not hasattr(self.model, "get_decoder"):
             raise BackboneUnsupported(not_recovered(self.name, "it does not say which part is its language model"))
         decoder: nn.Module = self.model.get_decoder()
-        if not all(hasattr(layer, "self_attn") for layer in getattr(decoder, "layers", [None])):
-            why = f"not every layer of its {type(decoder).__name__} has attention to read"
+        if not hasattr(decoder, "layers") or not any(one.heads for one in token_mixers(decoder)):
+            why = f"no layer of its {type(decoder).__name__} has attention to read"
             raise BackboneUnsupported(not_recovered(self.name, why))
         return decoder
 

@@ -287,3 +287,18 @@ def test_rows_of_cross_attention_are_those_of_eager() -> None:
         expected = theirs[:, item][:, :, rows][..., places].permute(2, 0, 1, 3)
         assert (capture.attention(item) - expected).abs().max() < 1e-5
         assert expected.max() > 0.05
+
+
+@pytest.mark.parametrize("merge", ["mean", "max"])
+def test_rows_are_merged_as_they_are_kept_signs_and_all(merge: str) -> None:
+    model = decoder("qwen3_5_text")
+    sizes = [[2, 5, 4], [3]]
+    merged = captured(model, sizes=sizes, merge=merge)
+    in_parts = AttentionCapture(model, ROWS, COLUMNS, sizes=sizes, merge=merge)
+    in_steps(model, in_parts)
+    for item, kept in enumerate(captured(model).attention(item) for item in range(2)):
+        parts = kept.split(sizes[item])
+        expected = torch.stack([one.mean(0) if merge == "mean" else one.amax(0) for one in parts])
+        assert expected.min() < 0
+        for capture in (merged, in_parts):
+            assert (capture.attention(item) - expected).abs().max() < 1e-5
