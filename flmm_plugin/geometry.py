@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from flmm_plugin.resampling import Axis, PlacedMaps
 
 
 @dataclass(frozen=True)
@@ -156,21 +157,19 @@ class ImageGrid:
         Returns:
             ``[..., H, W]``, bilinear, float32 (or float64 as given).
         """
-        maps = maps_grid if maps_grid.dtype == torch.float64 else maps_grid.float()
-        leading, (map_height, map_width) = maps.shape[:-2], maps.shape[-2:]
-        u_y = self._along(self.image_height, self.scale_y * self.height, self.offset_y, maps)
-        u_x = self._along(self.image_width, self.scale_x * self.width, self.offset_x, maps)
-        where = torch.stack(
-            [
-                (2 * u_x - 1).expand(self.image_height, self.image_width),
-                (2 * u_y - 1)[:, None].expand(self.image_height, self.image_width),
-            ],
-            dim=-1,
+        leading, (map_height, map_width) = maps_grid.shape[:-2], maps_grid.shape[-2:]
+        image = self.placed(maps_grid.reshape(-1, map_height, map_width), fill).image()
+        return image.reshape(*leading, self.image_height, self.image_width)
+
+    def placed(self, maps_grid: Tensor, fill: float) -> PlacedMaps:
+        """Place maps ``[n, h', w']`` on the picture as `grid_to_image` does, their pixels not computed yet."""
+        rows, columns = maps_grid.shape[-2:]
+        return PlacedMaps(
+            maps_grid,
+            Axis.sampled(rows, self.image_height, self.scale_y * self.height, self.offset_y),
+            Axis.sampled(columns, self.image_width, self.scale_x * self.width, self.offset_x),
+            fill,
         )
-        stacked = maps.reshape(1, -1, map_height, map_width)
-        image = F.grid_sample(stacked, where[None], mode="bilinear", padding_mode="border", align_corners=False)
-        seen = ((u_y >= 0) & (u_y < 1))[:, None] & ((u_x >= 0) & (u_x < 1))
-        return image.masked_fill(~seen, fill).reshape(*leading, self.image_height, self.image_width)
 
     def image_to_grid(self, masks_image: Tensor) -> Tensor:
         """Measure the area of every cell that the masks cover.
@@ -206,15 +205,6 @@ class ImageGrid:
         rows = _cells(-self.offset_y, self.image_height, self.scale_y * self.height, map_height)
         columns = _cells(-self.offset_x, self.image_width, self.scale_x * self.width, map_width)
         return None if rows is None or columns is None else (rows[0], columns[0], rows[1], columns[1])
-
-    @staticmethod
-    def _along(pixels: int, extent: float, offset: float, like: Tensor) -> Tensor:
-        """Return each pixel centre's position within the extent, ``[pixels]``, 0..1 inside.
-
-        In float64: 1e-7 moves edges.
-        """
-        centres = torch.arange(pixels, dtype=torch.float64, device="cpu") + 0.5
-        return ((centres - offset) / extent).to(device=like.device, dtype=like.dtype)
 
     @staticmethod
     def _overlap(cells: int, scale: float, offset: float, pixels: int, device: torch.device) -> Tensor:

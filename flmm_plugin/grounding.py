@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ from flmm_plugin.heads_choice import no_heads_text
 from flmm_plugin.images import ImageSource, open_image
 from flmm_plugin.passages import GivenText, Keyword, Passage, decoded_offsets, span_tokens, text_offsets
 from flmm_plugin.records import Grounding
+from flmm_plugin.resampling import PlacedMaps
 from flmm_plugin.text_checks import Span, check_text, checked_phrases, checked_spans, has_words, trimmed
 
 
@@ -408,10 +410,10 @@ class PhraseGrounder(FrozenLMM):
         maps = captured.maps(self.backbone).to(heads.device)
         hidden = [states.to(heads.device) for states in captured.states()]
         out = heads(maps, hidden, picture, captured.image.grid, refine)
-        logits = out.logits.float().cpu().numpy()
-        decoder = out.decoder_logits.float().cpu().numpy()
+        final, coarse = out.final.cpu(), out.coarse.cpu()
+        # One after the other: of all pixels, only those of one phrase are in memory at a time.
         return [
-            Grounding.from_logits(phrase, logits[index], decoder[index], span)
+            Grounding.of(phrase, partial(_pixels, final.one(index)), partial(_pixels, coarse.one(index)), span)
             for index, (phrase, span) in enumerate(captured.passage.phrases)
         ]
 
@@ -458,6 +460,12 @@ class PhraseGrounder(FrozenLMM):
         """Run a batch once; rows of all phrase tokens, separators left out."""
         encoded = self._extended([self._prompt(prompt)] * len(pictures), pictures, [one.ids for one in passages])
         return capture_passages(self.backbone, encoded, passages, self.merge)
+
+
+def _pixels(logits: PlacedMaps) -> npt.NDArray[np.float32]:
+    """Return the logits of a single map at every pixel, ``float32[H, W]``."""
+    pixels: npt.NDArray[np.float32] = logits.image()[0].numpy()
+    return pixels
 
 
 def question_passage(tokenizer: Any, encoded: EncodedChat, text: str, spans: Sequence[Span]) -> Passage:

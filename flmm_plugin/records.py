@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from flmm_plugin.errors import BadAnnotation
 BoolMask = npt.NDArray[np.bool_]
 FloatMap = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
+LogitsSource = Callable[[], FloatMap]
 
 EMPTY_BOX: Box = (0.0, 0.0, 0.0, 0.0)
 #: A part of a mask with fewer pixels than this share of the largest part's does not stretch the box.
@@ -41,24 +43,50 @@ _LONGEST_NUMBER = 7  # characters of a run's length in COCO's compressed form: 3
 class Grounding:
     """One phrase and where it is in the picture.
 
+    A mask is kept as bits, and logits as what they are computed from: `mask`, `logits` and `decoder_logits` are made
+    anew each time they are looked at.
+
     Attributes:
         phrase: The words that were grounded.
         span: Character span ``[start, end)`` of the phrase in the text it was read from; None when it was given alone.
-        mask: ``bool[H, W]``, image frame; ``logits > 0``.
-        logits: ``float32[H, W]``, image frame; of the refiner, or of the mask decoder when it answered alone.
-        decoder_logits: ``float32[H, W]``, image frame; of the mask decoder, before any refinement.
         box: ``(x0, y0, x1, y1)`` pixels around the parts of the mask that are no specks (`thing_box`), all 0 for an
             empty mask.
         score: Mean probability inside the mask, 0 to 1; 0 for an empty mask.
+        size: Height and width of the picture.
+        bits: The mask row by row, eight pixels a byte, ``uint8[ceil(H * W / 8)]``.
+        logits_source: Computes `logits` from what is kept.
+        decoder_source: Computes `decoder_logits` from what is kept.
     """
 
     phrase: str
     span: tuple[int, int] | None
-    mask: BoolMask
-    logits: FloatMap
-    decoder_logits: FloatMap
     box: Box
     score: float
+    size: tuple[int, int]
+    bits: npt.NDArray[np.uint8] = field(repr=False)
+    logits_source: LogitsSource = field(repr=False)
+    decoder_source: LogitsSource = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        phrase: str,
+        logits: LogitsSource,
+        decoder_logits: LogitsSource | None = None,
+        span: tuple[int, int] | None = None,
+    ) -> Grounding:
+        """Derive mask, box and score from logits that can be computed again.
+
+        Args:
+            phrase: The words that were grounded.
+            logits: Gives ``float32[H, W]``, image frame.
+            decoder_logits: The same of the mask decoder; None: it gave the final ones.
+            span: Place of the phrase in a text, if it has one.
+        """
+        values = logits()
+        mask = values > 0
+        box, score = thing_box(mask), mask_score(mask, values)
+        return cls(phrase, span, box, score, mask.shape, np.packbits(mask), logits, decoder_logits or logits)
 
     @classmethod
     def from_logits(
@@ -68,11 +96,25 @@ class Grounding:
         decoder_logits: FloatMap | None = None,
         span: tuple[int, int] | None = None,
     ) -> Grounding:
-        """Derive mask, box and score from ``float32[H, W]`` logits in the image frame."""
-        logits = np.ascontiguousarray(logits, dtype=np.float32)
-        decoder = logits if decoder_logits is None else np.ascontiguousarray(decoder_logits, dtype=np.float32)
-        mask = logits > 0
-        return cls(phrase, span, mask, logits, decoder, thing_box(mask), mask_score(mask, logits))
+        """Derive mask, box and score from ``float32[H, W]`` logits in the image frame, which are kept."""
+        decoder = None if decoder_logits is None else partial(np.ascontiguousarray, decoder_logits, dtype=np.float32)
+        return cls.of(phrase, partial(np.ascontiguousarray, logits, dtype=np.float32), decoder, span)
+
+    @property
+    def mask(self) -> BoolMask:
+        """``bool[H, W]``, image frame: ``logits > 0``."""
+        flat = np.unpackbits(self.bits, count=self.size[0] * self.size[1])
+        return flat.view(np.bool_).reshape(self.size)
+
+    @property
+    def logits(self) -> FloatMap:
+        """``float32[H, W]``, image frame; of the refiner, or of the mask decoder when it answered alone."""
+        return self.logits_source()
+
+    @property
+    def decoder_logits(self) -> FloatMap:
+        """``float32[H, W]``, image frame; of the mask decoder, before any refinement."""
+        return self.decoder_source()
 
 
 @dataclass(frozen=True)
@@ -140,13 +182,19 @@ def thing_box(mask: BoolMask) -> Box:
     """
     import cv2  # reports read records without it
 
-    number, _, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    whole = mask_box(mask)
+    left, top, right, bottom = (int(side) for side in whole)
+    part = np.ascontiguousarray(mask[top:bottom, left:right]).view(np.uint8)
+    if not part.size:
+        return whole
+    number, _, facts, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
     if number < 3:  # the ground and at most one part
-        return mask_box(mask)
+        return whole
     areas = facts[1:, cv2.CC_STAT_AREA]
     kept = facts[1:][areas >= SPECK * areas.max()]
     x0, y0, width, height = kept[:, :4].T
-    return float(x0.min()), float(y0.min()), float((x0 + width).max()), float((y0 + height).max())
+    x1, y1 = x0 + width, y0 + height
+    return float(left + x0.min()), float(top + y0.min()), float(left + x1.max()), float(top + y1.max())
 
 
 def mask_score(mask: BoolMask, logits: FloatMap) -> float:
@@ -322,7 +370,7 @@ def _finite(number: Any) -> float:
 
 
 def _fraction_box(grounding: Grounding) -> dict[str, float]:
-    height, width = grounding.mask.shape
+    height, width = grounding.size
     x0, y0, x1, y1 = grounding.box
     return {"x_min": x0 / width, "y_min": y0 / height, "x_max": x1 / width, "y_max": y1 / height}
 

@@ -154,7 +154,7 @@ LAYERS = [
         "files", "hub_files", "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields",
         "yaml_text",
     },
-    {"geometry", "images", "records", "seal", "text_checks"},
+    {"geometry", "images", "records", "resampling", "seal", "text_checks"},
     {"delta_rule"},
     {"attention", "heads", "token_mixers"},
     {"backbones"},

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from flmm_plugin.heads.manifest import HeadsManifest
 from flmm_plugin.heads.mask_decoder import MaskDecoder
 from flmm_plugin.heads.mask_refiner import ImageEmbedding, MaskRefiner
 from flmm_plugin.heads.sam import build_sam, prompt_dim
+from flmm_plugin.resampling import PlacedMaps
 
 
 class Grid(Protocol):
@@ -35,8 +36,8 @@ class Grid(Protocol):
     def image_width(self) -> int:
         """W."""
 
-    def grid_to_image(self, maps: Tensor, fill: float, /) -> Tensor:
-        """Maps ``[..., h', w']`` over the grid's extent -> ``[..., H, W]``; ``fill`` outside the extent."""
+    def placed(self, maps: Tensor, fill: float, /) -> PlacedMaps:
+        """Place maps ``[n, h', w']`` over the grid's extent on the picture; ``fill`` outside the extent."""
 
     def picture_cells(self, map_height: int, map_width: int, /) -> tuple[int, int, int, int] | None:
         """Top, left, height and width of the picture in whole cells of such a map; None if it reaches beyond."""
@@ -44,10 +45,30 @@ class Grid(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class HeadOutput:
-    """Logits ``[n, H, W]``, image frame: of the mask decoder, and the final ones (the same tensor when not refined)."""
+    """Logits of low resolution, placed on the picture; those of its pixels are computed when they are asked for.
 
-    decoder_logits: Tensor
-    logits: Tensor
+    Attributes:
+        coarse: Of the mask decoder, n maps.
+        refined: Of the mask refiner, n maps; None: not refined.
+    """
+
+    coarse: PlacedMaps
+    refined: PlacedMaps | None = None
+
+    @property
+    def final(self) -> PlacedMaps:
+        """The refined maps, or the coarse ones where nothing was refined."""
+        return self.coarse if self.refined is None else self.refined
+
+    @cached_property
+    def decoder_logits(self) -> Tensor:
+        """Logits of the mask decoder, ``[n, H, W]``, image frame."""
+        return self.coarse.image()
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The final logits, ``[n, H, W]``, image frame; `decoder_logits` itself where nothing was refined."""
+        return self.decoder_logits if self.refined is None else self.refined.image()
 
 
 class GroundingHeads(nn.Module):
@@ -117,31 +138,26 @@ class GroundingHeads(nn.Module):
             prompts.append(self.text_proj(mixed))
         return prompts
 
-    def coarse(self, attention: Tensor, grid: Grid) -> Tensor:
-        """Mask decoder's logits over the picture, ``[n, *, *]``, as the refiner gets them.
+    def coarse(self, attention: Tensor, grid: Grid) -> PlacedMaps:
+        """Mask decoder's logits, n maps placed on the picture, as the refiner gets them.
 
-        Their resolution is the picture's own where ``manifest.placement`` is ``exact``, else the decoder's. Pixels that
-        the backbone never saw (a centre crop) get what the refiner's padding gets: ``min(-1, lowest)``.
+        Pixels that the backbone never saw (a centre crop) get what the refiner's padding gets: ``min(-1, lowest)``.
 
         Args:
             attention: Merged unnormalised maps ``[n, m*c, h, w]``, grid frame.
             grid: How the token grid lies on the picture.
         """
         logits: Tensor = self.mask_decoder(attention.to(self.device))
+        size = (grid.image_height, grid.image_width)
         if self.manifest.placement == "whole":
-            return logits
+            return PlacedMaps.over(logits, size)
         if self.manifest.placement == "cells":
             window = grid.picture_cells(*logits.shape[-2:])
             if window is not None:
                 top, left, height, width = window
-                return logits[:, top : top + height, left : left + width]
-        if logits.shape[0] == 0:
-            return logits.new_zeros((0, grid.image_height, grid.image_width))
-        return grid.grid_to_image(logits, min(-1.0, float(logits.detach().min())))
-
-    def decode(self, attention: Tensor, grid: Grid) -> Tensor:
-        """`coarse` at the picture's own resolution: ``[n, H, W]``, image frame."""
-        return _stretched(self.coarse(attention, grid), grid)
+                return PlacedMaps.over(logits[:, top : top + height, left : left + width], size)
+        lowest = float(logits.detach().min()) if len(logits) else 0.0
+        return grid.placed(logits, min(-1.0, lowest))
 
     def forward(
         self,
@@ -164,18 +180,7 @@ class GroundingHeads(nn.Module):
             HeadsMismatch: Number of maps or layers of another backbone.
         """
         coarse = self.coarse(attention, grid)
-        decoded = _stretched(coarse, grid)
         if self.mask_refiner is None or not refine:
-            return HeadOutput(decoded, decoded)
+            return HeadOutput(coarse)
         embedding = image if isinstance(image, ImageEmbedding) else self.mask_refiner.encode_image(image)
-        return HeadOutput(decoded, self.mask_refiner(embedding, coarse, self.text_prompts(hidden)))
-
-
-def _stretched(coarse: Tensor, grid: Grid) -> Tensor:
-    """Logits ``[n, *, *]`` over the whole picture -> ``[n, H, W]``, bilinear."""
-    size = (grid.image_height, grid.image_width)
-    if coarse.shape[-2:] == size:
-        return coarse
-    if coarse.shape[0] == 0:
-        return coarse.new_zeros((0, *size))
-    return F.interpolate(coarse[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return HeadOutput(coarse, self.mask_refiner(embedding, coarse, self.text_prompts(hidden)))

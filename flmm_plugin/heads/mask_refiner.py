@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from flmm_plugin.errors import BadImage
+from flmm_plugin.resampling import Axis, PlacedMaps, interpolated
 
 # Cells of image embedding decoded at once. On a CPU a batch of official size is slower than a loop (its working set
 # leaves the cache), on small grids the call overhead dominates; on a GPU batches always win until memory ends.
@@ -117,34 +119,41 @@ class MaskRefiner(nn.Module):
         """
         if image.width < 1 or image.height < 1:
             raise BadImage(f"a picture of {image.width} x {image.height} pixels has nothing to segment")
-        pixels = np.asarray(image.convert("RGB"))
-        key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+        resized = self._resized(image)
+        # What SAM sees names the picture: much less to hash than the picture itself.
+        key = hashlib.sha256(repr((image.size, resized.shape)).encode() + resized.tobytes()).digest()
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        embedding = self._encode(pixels)
+        embedding = self._encode(resized, (image.height, image.width))
         self._cache[key] = embedding
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         return embedding
 
-    def preprocess(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Tensor, tuple[int, int]]:
-        """RGB ``uint8[H, W, 3]`` -> normalised, padded ``[1, 3, S, S]`` and the size of the picture in it."""
-        sides = self._resize.get_preprocess_shape(pixels.shape[0], pixels.shape[1], self.image_size)
+    def preprocess(self, image: Image.Image) -> tuple[Tensor, tuple[int, int]]:
+        """Resize, normalise and pad a picture to ``[1, 3, S, S]``; also return the size of the picture in it."""
+        resized = self._resized(image)
+        return self._normalised(resized), (resized.shape[0], resized.shape[1])
+
+    def _resized(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        sides = self._resize.get_preprocess_shape(image.height, image.width, self.image_size)
         # SAM's own resizing leaves nothing of a picture that is narrow enough.
         height, width = (max(1, int(side)) for side in sides)
-        resized = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        return np.array(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+
+    def _normalised(self, resized: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         pixels_sam = torch.from_numpy(resized).to(self.sam.pixel_mean.device)
         batch: Tensor = self.sam.preprocess(pixels_sam.permute(2, 0, 1)[None].float())
-        return batch, (height, width)
+        return batch
 
     @torch.no_grad()
-    def _encode(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> ImageEmbedding:
-        batch, input_size = self.preprocess(pixels)
+    def _encode(self, resized: np.ndarray[Any, np.dtype[np.uint8]], original_size: tuple[int, int]) -> ImageEmbedding:
+        batch = self._normalised(resized)
         features = self.sam.image_encoder(batch.to(next(self.sam.image_encoder.parameters()).dtype))
-        return ImageEmbedding(features.float(), input_size, (int(pixels.shape[0]), int(pixels.shape[1])))
+        return ImageEmbedding(features.float(), (resized.shape[0], resized.shape[1]), original_size)
 
-    def forward(self, embedding: ImageEmbedding, mask_logits_image: Tensor, text: Sequence[Tensor]) -> Tensor:
+    def forward(self, embedding: ImageEmbedding, coarse: PlacedMaps, text: Sequence[Tensor]) -> PlacedMaps:
         """Refine the masks of one picture.
 
         The mask prompt carries gradients, the box does not, the image embedding never. As in the released models, the
@@ -153,18 +162,17 @@ class MaskRefiner(nn.Module):
 
         Args:
             embedding: The embedding of the picture, from `encode_image`.
-            mask_logits_image: Coarse logits ``[n, *, *]`` over the whole picture, at any resolution.
+            coarse: Coarse logits, n maps placed on the picture.
             text: n tensors ``[t_i, p]``; ignored unless ``use_text``.
 
         Returns:
-            Logits ``[n, H, W]``, _image frame, phrases in the order given.
+            Logits, n maps of the mask prompt's resolution placed on the picture, phrases in the order given.
         """
-        n = mask_logits_image.shape[0]
+        n = len(coarse)
         if len(text) != n:
             raise ValueError(f"{n} masks but {len(text)} texts: give one text per mask")
         if n == 0:
-            return mask_logits_image.new_zeros((0, *embedding.original_size))
-        coarse = mask_logits_image[:, None].float()
+            return self._placed(coarse.maps.new_zeros((0, *self.sam.prompt_encoder.mask_input_size)), embedding)
         boxes = self.boxes_sam(coarse, embedding) if self.use_box else None
         masks = self.mask_prompts_sam(coarse, embedding) if self.use_mask else None
         points = self.points_sam(coarse, embedding) if self.use_point else None
@@ -180,37 +188,52 @@ class MaskRefiner(nn.Module):
             )
             for index, one in zip(group, logits, strict=True):
                 refined[index] = one
-        return torch.stack([one for one in refined if one is not None])
+        return self._placed(torch.stack([one for one in refined if one is not None]), embedding)
 
-    def mask_prompts_sam(self, coarse: Tensor, embedding: ImageEmbedding) -> Tensor:
-        """Coarse logits ``[n, 1, *, *]`` of the picture -> mask prompts ``[n, 1, 4g, 4g]`` of SAM's square."""
-        height, width = embedding.input_size
-        padding = min(-1.0, float(coarse.detach().min()))  # before resizing, which does not reach every minimum
-        prompt = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
-        prompt = F.pad(prompt, (0, self.image_size - width, 0, self.image_size - height), value=padding)
+    def _placed(self, low: Tensor, embedding: ImageEmbedding) -> PlacedMaps:
+        """Place SAM's masks ``[n, 4g, 4g]`` of its square on the picture, as `Sam.postprocess_masks` resizes them."""
+        sides = zip(low.shape[-2:], embedding.input_size, embedding.original_size, strict=True)
+        rows, columns = (_from_square(cells, self.image_size, *pair) for cells, *pair in sides)
+        return PlacedMaps(low, rows, columns)
+
+    def mask_prompts_sam(self, coarse: PlacedMaps, embedding: ImageEmbedding) -> Tensor:
+        """Coarse logits of the picture -> mask prompts ``[n, 1, 4g, 4g]`` of SAM's square.
+
+        The picture is resized and padded, and the square made smaller: of all that, one matrix for each axis is left.
+        """
+        maps = coarse.maps.float()
+        padding = min(-1.0, float(maps.detach().min()) if coarse.stretched else coarse.lowest())
         size = self.sam.prompt_encoder.mask_input_size
-        return F.interpolate(prompt, size, mode="bilinear", align_corners=False)
+        axes = zip((coarse.rows, coarse.columns), maps.shape[-2:], embedding.input_size, size, strict=True)
+        (down, top, y), (across, left, x) = (
+            (part.to(maps.device) for part in _to_square(None if coarse.stretched else axis, *sides, self.image_size))
+            for axis, *sides in axes
+        )
+        picture, seen = torch.outer(y, x), torch.outer(top, left)
+        prompt = down @ maps @ across.T + coarse.fill * (picture - seen) + padding * (1 - picture)
+        return prompt[:, None]
 
     @torch.no_grad()
-    def boxes_sam(self, coarse: Tensor, embedding: ImageEmbedding) -> Tensor:
+    def boxes_sam(self, coarse: PlacedMaps, embedding: ImageEmbedding) -> Tensor:
         """Boxes ``[n, 4]`` (x0, y0, x1, y1), _sam frame, around coarse logits; the whole picture for empty ones."""
         height, width = embedding.original_size
-        masks = F.interpolate(coarse.sigmoid(), (height, width), mode="bilinear", align_corners=False)[:, 0] > 0.5
-        rows, columns = masks.any(dim=2), masks.any(dim=1)
+        # As released: probabilities, not logits, of a map that is stretched over the picture.
+        likely = replace(coarse, maps=coarse.maps.float().sigmoid()) if coarse.stretched else coarse
+        rows, columns = likely.above(0.5 if coarse.stretched else 0.0)
         empty = ~rows.any(dim=1)
         y0, y1 = _extent(rows)
         x0, x1 = _extent(columns)
-        boxes = torch.stack([x0, y0, x1, y1], dim=1).to(coarse.dtype)
+        boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
         boxes[empty] = boxes.new_tensor([0.0, 0.0, width, height])
         scale_y, scale_x = embedding.input_size[0] / height, embedding.input_size[1] / width
         return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
     @torch.no_grad()
-    def points_sam(self, coarse: Tensor, embedding: ImageEmbedding) -> Tensor:
-        """Points ``[n, 2]`` (x, y), _sam frame: middle of the pixel of the highest coarse logit ``[n, 1, *, *]``."""
+    def points_sam(self, coarse: PlacedMaps, embedding: ImageEmbedding) -> Tensor:
+        """Points ``[n, 2]`` (x, y), _sam frame: middle of the pixel of the highest coarse logit."""
         height, width = embedding.original_size
-        place = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False).flatten(1).argmax(dim=1)
-        points = torch.stack([place % width, place // width], dim=1).to(coarse.dtype) + 0.5
+        place = coarse.image().flatten(1).argmax(dim=1)
+        points = torch.stack([place % width, place // width], dim=1).float() + 0.5
         scale_y, scale_x = embedding.input_size[0] / height, embedding.input_size[1] / width
         return points * points.new_tensor([scale_x, scale_y])
 
@@ -232,7 +255,7 @@ class MaskRefiner(nn.Module):
         points: Tensor | None,
         text: Tensor,
     ) -> Tensor:
-        """One batch of phrases with equal token counts: text ``[n, t, p]`` -> logits ``[n, H, W]``."""
+        """One batch of phrases with equal token counts: text ``[n, t, p]`` -> logits ``[n, 4g, 4g]``."""
         n = text.shape[0]
         inside = None if points is None else (points[:, None], torch.ones(n, 1, dtype=torch.int, device=points.device))
         sparse, dense = self.sam.prompt_encoder(points=inside, boxes=boxes, masks=masks)
@@ -246,8 +269,8 @@ class MaskRefiner(nn.Module):
         )
         if self.several:
             low = low[torch.arange(n, device=low.device), scores.argmax(dim=1)][:, None]
-        logits: Tensor = self.sam.postprocess_masks(low, embedding.input_size, embedding.original_size)
-        return logits[:, 0]
+        logits: Tensor = low[:, 0]
+        return logits
 
 
 def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,3 +278,32 @@ def _extent(occupied: Tensor) -> tuple[Tensor, Tensor]:
     first = occupied.int().argmax(dim=1)
     last = occupied.shape[1] - occupied.flip(1).int().argmax(dim=1)
     return first, last
+
+
+@lru_cache(maxsize=32)
+def _from_square(cells: int, square: int, inside: int, pixels: int) -> Axis:
+    """Return the axis that takes SAM's masks to the picture: up to the square, cut to the picture's part, resized."""
+    up = interpolated(torch.eye(cells), square)[:, :inside]
+    return Axis(interpolated(up, pixels).T.contiguous(), torch.ones(pixels, dtype=torch.bool))
+
+
+@lru_cache(maxsize=32)
+def _to_square(axis: Axis | None, cells: int, inside: int, size: int, square: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how the mask prompt is mixed along one axis.
+
+    Args:
+        axis: From cells to pixels; None: the cells are resized themselves.
+        cells: Number of cells of the coarse logits, k.
+        inside: Length of the picture in SAM's square.
+        size: Length of the mask prompt, 4g.
+        square: Side S of SAM's square.
+
+    Returns:
+        The weights of the cells ``[4g, k]``, and how much of each place of the prompt, 0 to 1, lies on what the map
+        reaches and on the picture, ``[4g]`` each.
+    """
+    weights = torch.eye(cells) if axis is None else axis.weights.T
+    seen = torch.ones(weights.shape[1]) if axis is None else axis.seen.float()
+    mixed = interpolated(torch.cat([weights, seen[None], torch.ones_like(seen)[None]]), inside)
+    mixed = interpolated(F.pad(mixed, (0, square - inside)), size)
+    return mixed[:cells].T.contiguous(), mixed[cells], mixed[cells + 1]

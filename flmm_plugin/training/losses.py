@@ -53,8 +53,7 @@ def run_heads(heads: GroundingHeads, features: FrozenFeatures, refine: bool = Tr
     """Compute the masks of all phrases of a sample; ``refine=False``: those of the mask decoder alone."""
     embedding = features.embedding
     if embedding is None or heads.mask_refiner is None or not refine:
-        coarse = heads.decode(features.attention, features.grid)
-        return HeadOutput(coarse, coarse)
+        return HeadOutput(heads.coarse(features.attention, features.grid))
     out: HeadOutput = heads(features.attention, features.hidden, embedding, features.grid)
     return out
 

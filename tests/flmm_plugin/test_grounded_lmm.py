@@ -209,7 +209,7 @@ def test_one_look_at_the_picture_however_many_phrases(
     scores = attention._scores
 
     def watched(query: Any, key: Any, scaling: Any) -> Any:
-        most.append(query.shape[2])
+        most.append(query.shape[1])
         return scores(query, key, scaling)
 
     monkeypatch.setattr(attention, "_scores", watched)

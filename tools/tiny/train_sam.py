@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from flmm_plugin.heads import MaskRefiner, build_sam
@@ -102,7 +103,7 @@ def train_sam(out: Path, config: SamConfig, log: Log, device: str = "cpu") -> di
     for step in bar:
         rng = np.random.default_rng([config.seed, 3, step])
         scenes = [sample_scene(rng) for _ in range(config.batch)]
-        batch = torch.cat([refiner.preprocess(render(s, SIDE))[0] for s in scenes]).to(device)
+        batch = torch.cat([refiner.preprocess(Image.fromarray(render(s, SIDE)))[0] for s in scenes]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * schedule(step, config.steps, 0.5, warmup=40)
         embeddings = sam.image_encoder(batch)

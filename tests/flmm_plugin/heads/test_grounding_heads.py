@@ -37,13 +37,13 @@ def test_output_is_in_the_image_frame_and_equals_its_pieces(make_heads: Make) ->
     heads, (attention, hidden) = make_heads(), reading(2, 3)
     with torch.no_grad():
         out = heads(attention, hidden, picture(), whole())
-        coarse = heads.decode(attention, whole())
+        coarse = heads.coarse(attention, whole())
         assert heads.mask_refiner is not None
         embedding = heads.mask_refiner.encode_image(picture())
-        refined = heads.mask_refiner(embedding, coarse, heads.text_prompts(hidden))
+        refined = heads.mask_refiner(embedding, coarse, heads.text_prompts(hidden)).image()
         assert torch.equal(heads(attention, hidden, embedding, whole()).logits, refined)
     assert out.logits.shape == out.decoder_logits.shape == (2, HEIGHT, WIDTH)
-    assert torch.equal(out.decoder_logits, coarse)
+    assert torch.equal(out.decoder_logits, coarse.image())
     assert torch.equal(out.logits, refined)
 
 
@@ -63,7 +63,7 @@ def test_pixels_that_were_cut_away_get_the_lowest_logit(make_heads: Make) -> Non
     heads, (attention, _) = make_heads(), reading(1)
     crop = ImageGrid(4, 4, 6.0, 6.0, 0.0, 8.0, HEIGHT, WIDTH)  # the middle 24 columns
     with torch.no_grad():
-        logits = heads.decode(attention, crop)[0]
+        logits = heads.coarse(attention, crop).image()[0]
         lowest = min(-1.0, float(heads.mask_decoder(attention).min()))
     outside = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
     outside[:, 8:32] = False

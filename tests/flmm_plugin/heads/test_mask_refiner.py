@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flmm_plugin.errors import BadCheckpoint, HeadsMismatch, UnknownArgument
-from flmm_plugin.heads import MaskRefiner, build_sam
+from flmm_plugin.heads import ImageEmbedding, MaskRefiner, build_sam
+from flmm_plugin.resampling import PlacedMaps
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -25,6 +26,16 @@ def blobs(n: int, height: int, width: int) -> Tensor:
     for i in range(n):
         logits[i, 2 + i : 8 + i, 3 : 9 + 2 * i] = 3.0
     return logits
+
+
+def whole(logits: Tensor) -> PlacedMaps:
+    """Logits of every pixel."""
+    return PlacedMaps.over(logits, (logits.shape[1], logits.shape[2]))
+
+
+def refined(refiner: MaskRefiner, embedding: ImageEmbedding, logits: Tensor, text: list[Tensor]) -> Tensor:
+    found: Tensor = refiner(embedding, whole(logits), text).image()
+    return found
 
 
 def words(*lengths: int, width: int = 16) -> list[Tensor]:
@@ -68,7 +79,7 @@ def test_box_and_mask_prompts_equal_sams_own_forward(small_sam: dict[str, Any], 
     logits = F.interpolate(expected["low_res_logits"], (32, 32), mode="bilinear")[..., :h, :w]
     logits = F.interpolate(logits, (height, width), mode="bilinear")[:, 0]
     with torch.no_grad():
-        ours = refiner(refiner.encode_image(image), coarse, words(0, 0))
+        ours = refined(refiner, refiner.encode_image(image), coarse, words(0, 0))
     assert ours.shape == (2, height, width)
     assert torch.allclose(ours, logits, atol=1e-5)
 
@@ -76,25 +87,27 @@ def test_box_and_mask_prompts_equal_sams_own_forward(small_sam: dict[str, Any], 
 def test_every_prompt_matters_when_it_is_on(refiner: MaskRefiner) -> None:
     embedding, text = refiner.encode_image(picture(20, 30)), words(2)
     with torch.no_grad():
-        everything = refiner(embedding, blobs(1, 20, 30), text)
-        assert not torch.allclose(everything, refiner(embedding, blobs(1, 20, 30), words(2, 2)[1:]), atol=1e-4)
+        everything = refined(refiner, embedding, blobs(1, 20, 30), text)
+        assert not torch.allclose(everything, refined(refiner, embedding, blobs(1, 20, 30), words(2, 2)[1:]), atol=1e-4)
         for switch in ("use_box", "use_mask", "use_text"):
             setattr(refiner, switch, False)
-            assert not torch.allclose(everything, refiner(embedding, blobs(1, 20, 30), text), atol=1e-4), switch
+            assert not torch.allclose(everything, refined(refiner, embedding, blobs(1, 20, 30), text), atol=1e-4), (
+                switch
+            )
             setattr(refiner, switch, True)
         refiner.use_box = refiner.use_mask = refiner.use_text = False
-        assert refiner(embedding, blobs(2, 20, 30), words(2, 3)).shape == (2, 20, 30)
+        assert refined(refiner, embedding, blobs(2, 20, 30), words(2, 3)).shape == (2, 20, 30)
 
 
 def test_an_empty_coarse_mask_asks_for_the_whole_picture(refiner: MaskRefiner) -> None:
     embedding = refiner.encode_image(picture(16, 24))
-    boxes = refiner.boxes_sam(torch.full((1, 1, 16, 24), -5.0), embedding)
+    boxes = refiner.boxes_sam(whole(torch.full((1, 16, 24), -5.0)), embedding)
     assert boxes.tolist() == [[0.0, 0.0, 32.0, embedding.input_size[0]]]
-    one_pixel = torch.full((1, 1, 16, 24), -5.0)
-    one_pixel[0, 0, 15, 23] = 5.0
+    one_pixel = torch.full((1, 16, 24), -5.0)
+    one_pixel[0, 15, 23] = 5.0
     scale = 32 / 24
     assert torch.allclose(
-        refiner.boxes_sam(one_pixel, embedding)[0],
+        refiner.boxes_sam(whole(one_pixel), embedding)[0],
         torch.tensor([23 * scale, 15 * embedding.input_size[0] / 16, 32.0, embedding.input_size[0]]),
     )
 
@@ -105,11 +118,11 @@ def test_grouping_changes_nothing_and_keeps_the_order(
 ) -> None:
     embedding, coarse, text = refiner.encode_image(picture(20, 20)), blobs(3, 20, 20), words(*lengths)
     with torch.no_grad():
-        together = refiner(embedding, coarse, text)
+        together = refined(refiner, embedding, coarse, text)
         monkeypatch.setattr("flmm_plugin.heads.mask_refiner._CPU_CELLS", 1)
         assert len(refiner._groups(list(lengths), embedding)) == 3
-        assert torch.allclose(together, refiner(embedding, coarse, text), atol=1e-5)
-        alone = torch.cat([refiner(embedding, coarse[i : i + 1], text[i : i + 1]) for i in range(3)])
+        assert torch.allclose(together, refined(refiner, embedding, coarse, text), atol=1e-5)
+        alone = torch.cat([refined(refiner, embedding, coarse[i : i + 1], text[i : i + 1]) for i in range(3)])
     assert torch.allclose(together, alone, atol=1e-5)  # a square picture has no padding to share
 
 
@@ -120,10 +133,10 @@ def test_equal_lengths_are_decoded_in_one_batch(refiner: MaskRefiner) -> None:
 
 def test_padding_is_the_lowest_logit_of_the_call(refiner: MaskRefiner) -> None:
     embedding = refiner.encode_image(picture(16, 32))
-    assert refiner.mask_prompts_sam(torch.full((1, 1, 16, 32), 4.0), embedding)[0, 0, -1, -1] == -1.0
-    coarse = torch.full((2, 1, 16, 32), 4.0)
+    assert refiner.mask_prompts_sam(whole(torch.full((1, 16, 32), 4.0)), embedding)[0, 0, -1, -1] == -1.0
+    coarse = torch.full((2, 16, 32), 4.0)
     coarse[1, 0] = -7.0
-    assert refiner.mask_prompts_sam(coarse, embedding)[0, 0, -1, -1] == -7.0
+    assert refiner.mask_prompts_sam(whole(coarse), embedding)[0, 0, -1, -1] == -7.0
 
 
 def test_gradients_reach_the_coarse_logits_through_the_mask_prompt_alone(refiner: MaskRefiner) -> None:
@@ -133,7 +146,7 @@ def test_gradients_reach_the_coarse_logits_through_the_mask_prompt_alone(refiner
     coarse, text = blobs(2, 20, 20).requires_grad_(), [t.requires_grad_() for t in words(1, 2)]
     embedding = refiner.encode_image(picture(20, 20))
     assert not embedding.features.requires_grad
-    refiner(embedding, coarse, text).sum().backward()
+    refined(refiner, embedding, coarse, text).sum().backward()
     assert coarse.grad is not None
     assert coarse.grad.abs().sum() > 0
     assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in text)
@@ -141,7 +154,7 @@ def test_gradients_reach_the_coarse_logits_through_the_mask_prompt_alone(refiner
     assert refiner.sam.mask_decoder.transformer.layers[0].mlp.lin1.weight.grad is not None
     refiner.use_mask = False
     coarse.grad = None
-    refiner(embedding, coarse, words(1, 2)).sum().backward()
+    refined(refiner, embedding, coarse, words(1, 2)).sum().backward()
     assert coarse.grad is None
 
 
@@ -181,10 +194,10 @@ def test_new_weights_or_another_device_empty_the_cache(refiner: MaskRefiner) -> 
 
 def test_half_precision_image_encoder_gives_nearly_the_same(refiner: MaskRefiner) -> None:
     with torch.no_grad():
-        full = refiner(refiner.encode_image(picture(20, 20)), blobs(1, 20, 20), words(1))
+        full = refined(refiner, refiner.encode_image(picture(20, 20)), blobs(1, 20, 20), words(1))
         refiner.sam.image_encoder.to(torch.bfloat16)
         refiner.clear_cache()
-        half = refiner(refiner.encode_image(picture(20, 20)), blobs(1, 20, 20), words(1))
+        half = refined(refiner, refiner.encode_image(picture(20, 20)), blobs(1, 20, 20), words(1))
     assert half.dtype == torch.float32
     assert (full - half).abs().max() < 0.1 * full.abs().max()
 
@@ -192,8 +205,8 @@ def test_half_precision_image_encoder_gives_nearly_the_same(refiner: MaskRefiner
 def test_texts_and_masks_must_pair_and_none_is_fine(refiner: MaskRefiner) -> None:
     embedding = refiner.encode_image(picture(20, 24))
     with pytest.raises(ValueError, match="2 masks but 1 texts"):
-        refiner(embedding, blobs(2, 20, 24), words(1))
-    assert refiner(embedding, blobs(0, 20, 24), []).shape == (0, 20, 24)
+        refined(refiner, embedding, blobs(2, 20, 24), words(1))
+    assert refined(refiner, embedding, blobs(0, 20, 24), []).shape == (0, 20, 24)
 
 
 # --- build_sam ------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_converted_heads_give_the_released_masks(
         loaded = load_heads(tmp_path / "heads.safetensors", expect=FACTS)
         merged = torch.stack([phrase.mean(0) for phrase in rows])
         ours = loaded(merged, hidden, image, grid)
-        assert (loaded.coarse(merged, grid) - coarse).abs().max() < 1e-4
+        assert (loaded.coarse(merged, grid).maps - coarse).abs().max() < 1e-4
         assert (ours.logits - refined).abs().max() < 1e-4
         assert ours.logits.shape == ours.decoder_logits.shape == (4, height, width)
     # Not an easy target: logits vary, and the padding of the other way of laying them down would be seen.
@@ -131,7 +131,7 @@ def test_masks_depend_on_the_others_of_the_call_as_released_ones_do(
             _, alone = ground(state, build_sam(small_sam, sam_file), rows[part], hidden[part], picture(30, 50), padding)
             assert (ours - alone).abs().max() < 1e-4
             apart = (ours - together[part]).abs().max()
-            lowest = heads.coarse(merged, grid).amin((1, 2))
+            lowest = heads.coarse(merged, grid).maps.amin((1, 2))
             assert (apart > 1e-4) == bool(lowest[one] > lowest.min() and lowest.min() < -1)
 
 
@@ -146,7 +146,7 @@ def test_two_views_stretched_as_they_are(small_sam: dict[str, Any], sam_file: Pa
     merged = torch.stack([phrase.mean(0) for phrase in rows])
     with torch.no_grad():
         coarse, refined = ground(state, sam, rows, hidden, image, None)
-        assert (heads.coarse(merged, grid) - coarse).abs().max() < 1e-4
+        assert (heads.coarse(merged, grid).maps - coarse).abs().max() < 1e-4
         assert (heads(merged, hidden, image, grid).logits - refined).abs().max() < 1e-4
 
 
@@ -193,7 +193,7 @@ def test_official_sizes_through_the_file_that_is_published(narrow_vit_l: dict[st
         manifest = save_heads(path, convert(tensors, lmm, sam_checkpoint=tmp_path / "sam_vit_l_0b3195.pth"))
         loaded = load_heads(path, expect=lmm.facts)
         logits = loaded(merged, hidden, picture(48, 64), grid).logits
-        assert (loaded.coarse(merged, grid) - coarse).abs().max() < 1e-4
+        assert (loaded.coarse(merged, grid).maps - coarse).abs().max() < 1e-4
     assert coarse.shape == (2, 48, 64)
     assert refined.std() > 0.01
     assert (logits - refined).abs().max() < 1e-4

@@ -184,7 +184,7 @@ def test_the_best_of_three_masks_is_taken(heads_file: Path) -> None:
     best = heads(two, hidden, picture, GRID).logits
     # By hand, with segment-anything's own pieces.
     embedding = refiner.encode_image(picture)
-    points = refiner.points_sam(heads.coarse(two, GRID)[:, None], embedding)
+    points = refiner.points_sam(heads.coarse(two, GRID), embedding)
     for index in range(2):
         sparse, dense = refiner.sam.prompt_encoder(
             points=(points[index : index + 1, None], torch.ones(1, 1, dtype=torch.int)), boxes=None, masks=None
