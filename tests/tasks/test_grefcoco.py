@@ -18,8 +18,7 @@ from flmm_plugin.tasks.metrics.bootstrap import statistic_of
 from flmm_plugin.tasks.standalone import StandaloneTask
 from flmm_plugin.tasks.task_files import aggregations
 from flmm_plugin.tiny.layouts_gref import write_gref
-
-from . import metric_names
+from tests.tasks import metric_names
 
 Mask = npt.NDArray[np.bool_]
 SIZE = (24, 30)
