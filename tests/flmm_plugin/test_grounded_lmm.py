@@ -234,6 +234,9 @@ def test_one_picture_given_several_times_is_read_once(lmm: GroundedLMM, noise_im
     assert len(looks) == 3  # of one picture the three single phrases together, its list of two, the other picture
     for image, some, groundings in zip([one, one, one, other, one], phrases, found, strict=True):
         assert all(same(left, right) for left, right in zip(groundings, lmm.ground(image, some), strict=True))
+        (alone,) = lmm.ground_many([image], [some], batch_size=1)
+        for left, right in zip(groundings, alone, strict=True):
+            assert np.array_equal(left.logits, right.logits)  # to the last bit: processes share a split as they like
 
 
 def test_spans_of_a_given_answer(lmm: GroundedLMM, noise_image: Load) -> None:
