@@ -307,16 +307,23 @@ def command(folder: Path, arguments: str, out: Path, *launcher: str, tasks: str 
     return json.loads(written[0].read_text()), done.stdout + done.stderr
 
 
+def replies(out: Path, task: str) -> dict[int, Any]:
+    (path,) = out.rglob(f"*_samples_{task}.jsonl")
+    return {one["doc_id"]: one["filtered_resps"] for one in map(json.loads, path.read_text().splitlines())}
+
+
 @pytest.mark.slow
 def test_two_ranks_give_the_result_of_one(refer_folder: Callable[..., Any], arguments: str, tmp_path: Path) -> None:
     folder = refer_folder()
     (folder.root / "coco/train2014/COCO_train2014_000000000012.jpg").write_bytes(b"no picture")
-    alone, _ = command(folder.root, arguments, tmp_path / "one")
+    tasks = "refcoco_seg,flmm_refcoco_val_per_sentence"
+    alone, _ = command(folder.root, arguments, tmp_path / "one", tasks=tasks)
     both, text = command(
         folder.root, arguments, tmp_path / "two", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", tasks=tasks,
     )  # fmt: skip
-    for task in ("flmm_refcoco_val", "flmm_refcoco_testA"):
+    for task in ("flmm_refcoco_val", "flmm_refcoco_testA", "flmm_refcoco_val_per_sentence"):
         assert numbers(alone, task) == numbers(both, task)
+        assert replies(tmp_path / "one", task) == replies(tmp_path / "two", task)
     assert numbers(both, "flmm_refcoco_val")["errors"] == 1
     assert "requests FAILED on rank 1" in text
