@@ -27,17 +27,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from flmm_plugin import softmax_rows
 from flmm_plugin.errors import CaptureError
 from flmm_plugin.heads.manifest import CROSS, LINEAR, SOFTMAX
+from flmm_plugin.row_places import ItemPlaces, Merge, Pass, Store
 from flmm_plugin.token_mixers import (
     KernelInputs,
     Tokens,
@@ -114,15 +115,15 @@ class AttentionCapture:
         # Positions stay on the CPU: choosing among them must not wait for the device.
         self._rows = [row.detach().to("cpu", torch.long) for row in rows]
         self._columns = [column.detach().to("cpu", torch.long) for column in columns]
-        self._merges = [_Merge(one, merge) for one in sizes] if sizes is not None else [None] * len(rows)
+        self._merges = [Merge(one, merge) for one in sizes] if sizes is not None else [None] * len(rows)
         for row, merging in zip(self._rows, self._merges, strict=True):
             if merging is not None and merging.rows != len(row):
                 raise CaptureError(f"{len(row)} rows are to be merged in groups of {merging.rows} rows in all")
         self._with_hidden = hidden_states
-        self._attention = _Store(len(rows))
-        self._hidden = _Store(len(rows))
-        self._passes: list[_Pass] = []
-        self._running: _Pass | None = None
+        self._attention = Store(len(rows))
+        self._hidden = Store(len(rows))
+        self._passes: list[Pass] = []
+        self._running: Pass | None = None
         self._past = 0
         # Keys of linear layers that rows of later passes need, by layer; and the linear layer that is running.
         self._tokens: dict[int, Tokens] = {}
@@ -136,8 +137,8 @@ class AttentionCapture:
             CaptureError: At the end of the block, when a layer delivered nothing for some asked position. Not raised
                 over an exception of the block itself.
         """
-        self._attention = _Store(len(self._rows))
-        self._hidden = _Store(len(self._rows))
+        self._attention = Store(len(self._rows))
+        self._hidden = Store(len(self._rows))
         self._passes = []
         self._running = None
         self._tokens = {}
@@ -207,7 +208,7 @@ class AttentionCapture:
                         f"{attention_name(self._decoder)!r}; try 'sdpa')"
                     )
 
-    def _missing(self, passes: Sequence[_Pass]) -> tuple[int, list[int]] | None:
+    def _missing(self, passes: Sequence[Pass]) -> tuple[int, list[int]] | None:
         """Return the first batch item that lacks rows, and some of their slots; None where all were delivered."""
         for item, rows in enumerate(self._rows):
             delivered = {place for one in passes for place in one.chosen[item].tolist()}
@@ -233,7 +234,7 @@ class AttentionCapture:
             self._running.release()
         self._running = None
 
-    def _pass(self, batch: int, length: int) -> _Pass:
+    def _pass(self, batch: int, length: int) -> Pass:
         """Return the plan of the pass that is running: which rows are in it, made once for all its layers."""
         if batch != len(self._rows):
             raise CaptureError(
@@ -241,12 +242,12 @@ class AttentionCapture:
                 "several return sequences are read back with a full forward pass over the finished ids"
             )
         if self._running is None or self._running.length != length:
-            self._running = _Pass(self._rows, self._columns, self._past, length)
+            self._running = Pass(self._rows, self._columns, self._past, length)
             self._check_merged_once(self._running)
             self._passes.append(self._running)
         return self._running
 
-    def _check_merged_once(self, new: _Pass) -> None:
+    def _check_merged_once(self, new: Pass) -> None:
         for item, merge in enumerate(self._merges):
             before = [one.chosen[item] for one in self._passes] if merge is not None else []
             if before and bool(torch.isin(new.chosen[item], torch.cat(before)).any()):
@@ -303,7 +304,7 @@ class AttentionCapture:
         # A window's cache has let go of its first keys; a picture beside the sequence has all of its own.
         gone = 0 if self._mixers[index].kind == CROSS else max(0, self._past + now.length - key_length)
         now.with_rows.add(index)
-        _check_supported(mask, options)
+        softmax_rows.check_supported(mask, options)
         step = max(1, _SCORE_ELEMENTS // (heads * key_length))
         for item, places in enumerate(now.on(query.device)):
             into = self._room(item, query)
@@ -312,19 +313,19 @@ class AttentionCapture:
             keys = key[item].float()
             hidden = now.rows_of_mask(places, item, mask, key_length, gone, module, options)
             columns = places.columns if not gone else (self._columns[item] - gone).to(query.device)
-            norms = _norms(value[item], heads, columns) if self._weighted else None
+            norms = softmax_rows.norms(value[item], heads, columns) if self._weighted else None
             for start in range(0, places.count, step):
                 end = min(start + step, places.count)
                 rows = places.read(start, end)
-                scores = _scores(query[item, :, rows], keys, options.get("scaling"))
+                scores = softmax_rows.scores(query[item, :, rows], keys, options.get("scaling"))
                 if options.get("softcap") is not None:
                     scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
                 if options.get("position_bias") is not None:
                     scores += options["position_bias"].expand(len(key), -1, -1, -1)[item, :, rows, :key_length]
                 # Rows see all but the last few keys: adding zeros to the others would take a tenth of the time.
                 scores[..., hidden.first :].add_(hidden.rows[:, start:end])
-                shares = _shares(scores, options.get("s_aux"))
-                self._keep(item, places, start, end, index, _picked(shares, columns, norms, gone))
+                shares = softmax_rows.shares(scores, options.get("s_aux"))
+                self._keep(item, places, start, end, index, softmax_rows.picked(shares, columns, norms, gone))
 
     def _on_kernel(self, given: KernelInputs) -> None:
         """Compute the asked rows of the linear layer that is running from its kernel's own inputs."""
@@ -346,7 +347,7 @@ class AttentionCapture:
                 weights = tokens.rows(given, item, query, at)[..., columns]
                 self._keep(item, places, start, end, index, weights if norms is None else weights * norms[:, None])
 
-    def _tokens_of(self, index: int, given: KernelInputs, now: _Pass) -> Tokens | None:
+    def _tokens_of(self, index: int, given: KernelInputs, now: Pass) -> Tokens | None:
         """Return the keys of a linear layer from the first image token on; None where no item has any.
 
         They are remembered only while rows of later passes are to come.
@@ -378,7 +379,7 @@ class AttentionCapture:
         fill = 0.0 if merge is None else merge.begin
         return self._attention.room(item, kept, maps, (columns,), like, torch.float32, fill)
 
-    def _keep(self, item: int, places: _ItemPlaces, start: int, end: int, index: int, rows: Tensor) -> None:
+    def _keep(self, item: int, places: ItemPlaces, start: int, end: int, index: int, rows: Tensor) -> None:
         """Write rows ``start`` to ``end`` of a layer, ``[c, t, columns]``, or merge them into what is written."""
         merge, maps = self._merges[item], self._maps_of[index]
         into = self._room(item, rows)
@@ -388,315 +389,9 @@ class AttentionCapture:
             merge.add(rows, places.segments(merge, start, end), into[:, maps])
 
 
-class _Store:
-    """Answers of all layers, per batch item ``[t, m, ...]``, in memory that is taken once and written in place."""
-
-    def __init__(self, items: int) -> None:
-        self._values: list[Tensor | None] = [None] * items
-        self._device: torch.device | None = None
-
-    def room(
-        self,
-        item: int,
-        rows: int,
-        layers: int,
-        shape: tuple[int, ...],
-        like: Tensor,
-        dtype: torch.dtype | None = None,
-        fill: float = 0.0,
-    ) -> Tensor:
-        """Return where an item's answers go, ``fill`` at first; ``like`` gives device and dtype."""
-        self._device = like.device
-        values = self._values[item]
-        if values is None:
-            values = self._values[item] = like.new_full((rows, layers, *shape), fill, dtype=dtype)
-        return values
-
-    def get(self, item: int) -> Tensor:
-        """Return an item's answers, on the device that wrote last."""
-        values = self._values[item]
-        if values is None:
-            raise CaptureError("nothing was captured yet; run the model inside `with capture.active():` first")
-        return values.to(self._device)
-
-
-#: Positions, as a slice where they follow each other (reading and writing then copies nothing), else as a tensor.
-_Places = slice | Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Segments:
-    """Rows that become one, as many as there are runs of the same length in groups of the same size.
-
-    Attributes:
-        rows: Where they are read, runs one after another.
-        groups: The group of each run.
-        length: Number of rows of a run, from 1 on.
-        size: Rows of a whole group; more than `length` where it is read in pieces.
-    """
-
-    rows: _Places
-    groups: _Places
-    length: int
-    size: int
-
-
-class _Merge:
-    """Merging of the rows of one batch item: groups of rows that follow each other become one row each.
-
-    Args:
-        sizes: Number of rows of each group.
-        how: ``mean`` or ``max`` over the rows of a group.
-    """
-
-    def __init__(self, sizes: Sequence[int], how: str) -> None:
-        self.sizes = list(sizes)
-        self.rows = sum(self.sizes)
-        self._how = how
-        #: What a group holds before any of its rows; rows of linear layers may all be negative.
-        self.begin = 0.0 if how == "mean" else float("-inf")
-        self._group_of = [group for group, size in enumerate(self.sizes) for _ in range(size)]
-
-    def segments(self, chosen: Sequence[int], device: torch.device) -> list[_Segments]:
-        """Return what becomes of rows that are read together; ``chosen`` are their places among those asked for."""
-        alike: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
-        first = 0
-        for group, run in groupby(self._group_of[place] for place in chosen):
-            length = len(list(run))
-            rows, groups = alike.setdefault((length, self.sizes[group]), ([], []))
-            rows += range(first, first + length)
-            groups.append(group)
-            first += length
-        return [
-            _Segments(_places(torch.tensor(rows), device), _places(torch.tensor(groups), device), *key)
-            for key, (rows, groups) in alike.items()
-        ]
-
-    def add(self, shares: Tensor, segments: Sequence[_Segments], into: Tensor) -> None:
-        """Merge rows ``[c, t, columns]`` into groups ``[n, c, columns]``, which hold what was read of them before."""
-        for one in segments:
-            runs = shares[:, one.rows].unflatten(1, (-1, one.length))
-            read = runs.sum(dim=2).div_(one.size) if self._how == "mean" else runs.amax(dim=2)
-            read = read.transpose(0, 1).to(into.device)
-            if one.length < one.size:
-                before = into[one.groups]
-                read = before + read if self._how == "mean" else torch.maximum(before, read)
-            into[one.groups] = read
-
-
-@dataclass(frozen=True, eq=False)
-class _Hidden:
-    """Hold what the rows of one batch item do not see.
-
-    Attributes:
-        first: The first key that is hidden from any of them.
-        rows: What is added to the scores of it and all later keys, ``[c or 1, t, L - first]``.
-    """
-
-    first: int
-    rows: Tensor
-
-
-class _Pass:
-    """One forward pass: which asked rows are in it. The same for all of its layers, so it is found out once.
-
-    Args:
-        rows: Per batch item, the asked slots, on the CPU.
-        columns: Per batch item, the slots of its image tokens, on the CPU.
-        past: Number of tokens in the cache before the pass.
-        length: Number of tokens in the pass, l.
-    """
-
-    def __init__(self, rows: Sequence[Tensor], columns: Sequence[Tensor], past: int, length: int) -> None:
-        self.past = past
-        self.length = length
-        self._columns = columns
-        self.chosen: list[Tensor] = []
-        self.local: list[Tensor] = []
-        for asked in rows:
-            local = asked - past
-            chosen = ((local >= 0) & (local < length)).nonzero().flatten()
-            self.chosen.append(chosen)
-            self.local.append(local[chosen])
-        self.with_rows: set[int] = set()
-        self.with_hidden: set[int] = set()
-        self._places: dict[torch.device, list[_ItemPlaces]] = {}
-        self._masks: dict[tuple[Any, ...], tuple[Any, _Hidden]] = {}
-
-    def on(self, device: torch.device) -> list[_ItemPlaces]:
-        """Return the places of each batch item on a device; they are copied to it once."""
-        places = self._places.get(device)
-        if places is None:
-            parts = zip(self.chosen, self.local, self._columns, strict=True)
-            places = self._places[device] = [_ItemPlaces(*part, device) for part in parts]
-        return places
-
-    def release(self) -> None:
-        """Forget masks and indices on devices; a capture outlives its passes, of which decoding makes hundreds."""
-        self._places.clear()
-        self._masks.clear()
-
-    def rows_of_mask(
-        self,
-        places: _ItemPlaces,
-        item: int,
-        mask: Any,
-        key_length: int,
-        gone: int,
-        module: nn.Module,
-        options: Mapping[str, Any],
-    ) -> _Hidden:
-        """Return what an item's rows do not see; layers that get the same mask share the answer."""
-        causal = options.get("is_causal")
-        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-        window = options.get("sliding_window")
-        key = (places.device, item, id(mask), key_length, causal, window)
-        if key not in self._masks:
-            own = mask[item : item + 1] if mask is not None and len(mask) > 1 else mask
-            local = self.local[item][None].to(places.device)
-            rows = _rows_of_mask(own, local, self.past - gone, key_length, causal=causal, window=window)[0]
-            changed = rows.flatten(0, 1).ne(0).any(dim=0).nonzero().flatten()
-            first = int(changed[0]) if len(changed) else key_length
-            # The mask stays alive, or its id would be another's.
-            self._masks[key] = (mask, _Hidden(first, rows[..., first:].contiguous()))
-        return self._masks[key][1]
-
-
-class _ItemPlaces:
-    """Indices of a batch item's rows on one device: where each is read in a pass, and where its answer is written.
-
-    Attributes:
-        count: Number of its rows in the pass.
-        chosen: Their places among those that it asked for.
-        local: Their places in the pass.
-        columns: Slots of its image tokens.
-    """
-
-    def __init__(self, chosen: Tensor, local: Tensor, columns: Tensor, device: torch.device) -> None:
-        self.device = device
-        self.count = len(chosen)
-        self.chosen = _places(chosen, device)
-        self.local = _places(local, device)
-        self.columns = _places(columns, device)
-        self._listed: list[int] = chosen.tolist()
-        self._segments: dict[tuple[int, int], list[_Segments]] = {}
-
-    def read(self, start: int, end: int) -> _Places:
-        """Return the places in the pass of rows ``start`` to ``end``."""
-        return _part(self.local, start, end)
-
-    def written(self, start: int, end: int) -> _Places:
-        """Return the places of rows ``start`` to ``end`` among those that were asked for."""
-        return _part(self.chosen, start, end)
-
-    def segments(self, merge: _Merge, start: int, end: int) -> list[_Segments]:
-        """Return how rows ``start`` to ``end`` are merged; the same for all layers."""
-        if (start, end) not in self._segments:
-            self._segments[start, end] = merge.segments(self._listed[start:end], self.device)
-        return self._segments[start, end]
-
-
-def _places(positions: Tensor, device: torch.device) -> _Places:
-    """Return positions on a device: a slice where each is the next of the one before."""
-    if len(positions) == 0:
-        return slice(0, 0)
-    first = int(positions[0])
-    if torch.equal(positions, torch.arange(first, first + len(positions))):
-        return slice(first, first + len(positions))
-    return positions.to(device)
-
-
-def _part(places: _Places, start: int, end: int) -> _Places:
-    return slice(places.start + start, places.start + end) if isinstance(places, slice) else places[start:end]
-
-
 def attention_name(decoder: nn.Module) -> str:
     """Name of the attention function that the decoder runs, e.g. ``sdpa``."""
     return getattr(decoder.config, "_attn_implementation", None) or "eager"
-
-
-def _scores(rows: Tensor, keys: Tensor, scaling: float | None) -> Tensor:
-    """Return scaled products ``[c, t, L]`` of rows ``[c, t, d]`` and keys ``[k, L, d]``, in float32 as kernels do.
-
-    Grouped queries share a key head by reshaping, so that keys are not repeated in memory.
-    """
-    heads, count, size = rows.shape
-    scaled = rows.float() * (size**-0.5 if scaling is None else scaling)
-    products = torch.bmm(scaled.reshape(len(keys), -1, size), keys.transpose(1, 2))
-    return products.view(heads, count, keys.shape[1])
-
-
-def _rows_of_mask(
-    mask: Tensor | None, rows: Tensor, past: int, length: int, *, causal: bool, window: int | None
-) -> Tensor:
-    """Return what is added to the scores of each row, so that it sees what it sees in the stock kernel.
-
-    Args:
-        mask: None, 4D bool (true: visible) or additive ``[b or 1, c or 1, l, L]``, or 2D padding ``[b, L]``.
-        rows: Places of the rows in the pass, ``[b, t]``.
-        past: Number of keys in the cache before the pass.
-        length: Number L of keys, those in the cache and those of the pass.
-        causal: Whether a row sees no later key; plays no role beside a 4D mask.
-        window: Number of keys that a row sees back to; None: all. Plays no role beside a 4D mask.
-
-    Returns:
-        ``[b, c or 1, t, L]`` float32: minus infinity where a key is hidden, else 0 or the additive mask.
-    """
-    if mask is not None and mask.ndim == 4:
-        index = rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-        picked = mask.expand(len(rows), -1, -1, -1).gather(2, index)[..., :length]
-        return _additive(~picked) if picked.dtype == torch.bool else picked.float()
-    slots = torch.arange(length, device=rows.device)
-    positions = (past + rows)[:, None, :, None]
-    hidden = torch.zeros(len(rows), 1, rows.shape[1], length, dtype=torch.bool, device=rows.device)
-    if causal:
-        # From the number of cached tokens: None means lower-right to flash attention and upper-left to sdpa, and with
-        # the keys that each is given both come to this.
-        hidden = slots > positions
-    if mask is not None:
-        padding = ~nn.functional.pad(mask.bool(), (0, length - mask.shape[1]))
-        hidden = hidden | padding[:, None, None]
-    if window:
-        hidden = hidden | (slots <= positions - window)
-    return _additive(hidden)
-
-
-def _additive(hidden: Tensor) -> Tensor:
-    """Return minus infinity where true, else 0; adding it is faster than filling by a mask in every layer."""
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
-
-
-def _norms(value: Tensor, heads: int, columns: _Places) -> Tensor:
-    """Return the norms of the values ``[k, L, *]`` in some columns for every head, ``[c, columns]``."""
-    norms: Tensor = torch.linalg.vector_norm(value[:, columns].float(), dim=-1)
-    return norms.repeat_interleave(heads // len(value), dim=0)
-
-
-def _shares(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return the softmax of scores ``[c, t, L]``; a sink ``[c]`` is one more column, which takes its share."""
-    if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    sink = sinks.detach().float().reshape(-1, 1, 1).to(scores.device).expand(-1, scores.shape[1], 1)
-    return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
-
-
-def _picked(shares: Tensor, columns: _Places, norms: Tensor | None, gone: int) -> Tensor:
-    """Take columns out of rows ``[c, t, L]``, weighted by norms; keys that are gone have no share."""
-    if not gone or isinstance(columns, slice):
-        picked = shares[..., columns]
-    else:
-        picked = shares[..., columns.clamp(min=0)] * (columns >= 0)
-    return picked if norms is None else picked * norms[:, None]
-
-
-def _check_supported(mask: Any, options: Mapping[str, Any]) -> None:
-    if options.get("cache") is not None:
-        raise CaptureError("attention over a paged cache cannot be read; generate without continuous batching")
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
-        raise CaptureError(
-            f"attention masks of type {type(mask).__name__} cannot be read; load the model with "
-            "attn_implementation='sdpa'"
-        )
 
 
 #: A table of functions, the name of one of them, and how that is made which stands there while a capture is active.

@@ -155,8 +155,8 @@ LAYERS = [
         "yaml_text",
     },
     {"geometry", "images", "records", "resampling", "seal", "text_checks"},
-    {"delta_rule"},
-    {"attention", "heads", "token_mixers"},
+    {"delta_rule", "softmax_rows"},
+    {"attention", "heads", "row_places", "token_mixers"},
     {"backbones"},
     {
         "capture", "context_length", "frozen_lmm", "grounded_lmm", "grounding", "heads_choice", "passages",

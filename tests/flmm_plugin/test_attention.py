@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flmm_plugin import attention
+from flmm_plugin import attention, softmax_rows
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones.base import EncodedChat
 from flmm_plugin.errors import CaptureError
@@ -190,7 +190,7 @@ def test_merged_rows_count_once(load_llava: Load, noise_image: Load) -> None:
 def test_no_columns_cost_no_rows(load_llava: Load, noise_image: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_llava("mha")
     encoded = encode(backbone, noise_image)
-    monkeypatch.setattr(attention, "_scores", lambda *args: pytest.fail("scores were computed for no column"))
+    monkeypatch.setattr(softmax_rows, "scores", lambda *args: pytest.fail("scores were computed for no column"))
     capture = AttentionCapture(backbone.decoder, text_slots(encoded), [torch.tensor([], dtype=torch.long)])
     with torch.no_grad(), capture.active():
         backbone.forward_body(encoded.inputs)
@@ -305,9 +305,9 @@ def test_another_batch_size_is_refused(load_llava: Load, noise_image: Load) -> N
 
 def test_attention_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(CaptureError, match="paged cache"):
-        attention._check_supported(None, {"cache": object()})
+        softmax_rows.check_supported(None, {"cache": object()})
     with pytest.raises(CaptureError, match="sdpa"):
-        attention._check_supported(object(), {})
+        softmax_rows.check_supported(object(), {})
 
 
 # --- masks of other kernels ----------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_flash_style_masks_hide_what_a_four_dimensional_mask_hides(past: int, wi
     additive = torch.zeros(1, 1, 5, length).masked_fill(~visible, float("-inf"))
 
     def masked(mask: Tensor, causal: bool, window: int | None) -> Tensor:
-        return scores + attention._rows_of_mask(mask, rows, past, length, causal=causal, window=window)
+        return scores + softmax_rows.rows_of_mask(mask, rows, past, length, causal=causal, window=window)
 
     flash = masked(padding, True, window)
     assert torch.equal(flash, masked(visible[None, None], False, None))
@@ -337,7 +337,7 @@ def test_flash_style_masks_hide_what_a_four_dimensional_mask_hides(past: int, wi
 
 
 def test_bidirectional_attention_without_a_mask_sees_everything() -> None:
-    mask = attention._rows_of_mask(None, torch.arange(2)[None], 0, 4, causal=False, window=None)
+    mask = softmax_rows.rows_of_mask(None, torch.arange(2)[None], 0, 4, causal=False, window=None)
     assert not mask.any()
 
 

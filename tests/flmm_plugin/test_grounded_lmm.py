@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_plugin import attention, grounded_lmm
+from flmm_plugin import grounded_lmm, softmax_rows
 from flmm_plugin.bundled import EMBEDDED
 from flmm_plugin.errors import (
     BadImage,
@@ -206,13 +206,13 @@ def test_one_look_at_the_picture_however_many_phrases(
         refiner.sam.image_encoder.register_forward_hook(lambda *args: looks.append("sam")),
     ]
     most: list[int] = []
-    scores = attention._scores
+    scores = softmax_rows.scores
 
     def watched(query: Any, key: Any, scaling: Any) -> Any:
         most.append(query.shape[1])
         return scores(query, key, scaling)
 
-    monkeypatch.setattr(attention, "_scores", watched)
+    monkeypatch.setattr(softmax_rows, "scores", watched)
     many = [f"thing {index}" for index in range(9)]
     for seed, joint in ((21, True), (22, False)):
         looks.clear()
@@ -360,8 +360,8 @@ def test_bad_phrases_and_pictures_are_refused(lmm: GroundedLMM, noise_image: Loa
 def test_attention_that_is_not_finite_is_refused(
     lmm: GroundedLMM, noise_image: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = attention._scores
-    monkeypatch.setattr(attention, "_scores", lambda *args: scores(*args) * float("nan"))
+    scores = softmax_rows.scores
+    monkeypatch.setattr(softmax_rows, "scores", lambda *args: scores(*args) * float("nan"))
     with pytest.raises(CaptureError, match="bfloat16"):
         lmm.ground(noise_image(), PHRASES)
 
