@@ -155,8 +155,10 @@ class MaskDecoder(nn.Module):
         x = attention if self.maps is None else attention[:, list(self.maps)]
         if self.normalise:
             x = x / x.abs().sum(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
+        # Interpolation is faster with channels together in memory; convolutions get them apart (decision 9).
+        x = x.contiguous(memory_format=torch.channels_last)
         # scale_factor, not size: on grids that are not square the two place the samples differently, and released
         # heads were trained with this one.
         x = F.interpolate(x, scale_factor=self._scale(attention), mode="bilinear", align_corners=False)
         height, width = x.shape[-2:]
-        return F.pad(x, (0, -width % _STRIDE, 0, -height % _STRIDE)), (height, width)
+        return F.pad(x.contiguous(), (0, -width % _STRIDE, 0, -height % _STRIDE)), (height, width)
