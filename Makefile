@@ -42,7 +42,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@if [ -e docs/results/tiny.csv ]; then $(BIN)/python -m flmm_plugin.reports.tables --check README.md; fi
+	@if [ -e docs/results/tiny.csv ]; then $(BIN)/python -m flmm_plugin.reports.tables --check README.md docs/speed.md docs/scale.md; fi
 
 types: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/types
@@ -60,6 +60,8 @@ site: build/site-env/.installed
 
 bench: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/flmm bench --out benchmarks/results
+	$(BIN)/python docs/make_speed.py
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_scale.py
 
 docs: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/make_results.py
