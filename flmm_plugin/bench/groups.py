@@ -100,7 +100,9 @@ class Pictures:
     def next(self) -> Image.Image:
         """Return a picture that nobody has seen."""
         number = next(self._numbers)
-        self._pixels[0, :2] = np.frombuffer(number.to_bytes(6, "little"), dtype=np.uint8).reshape(2, 3)
+        height, width = self._pixels.shape[:2]
+        # Large enough to be another picture for SAM too, which sees it at a lower resolution.
+        self._pixels[: height // 8, : width // 8] = (37 * number % 256, 91 * number % 256, number // 256 % 256)
         return Image.fromarray(self._pixels.copy())
 
 
@@ -307,11 +309,11 @@ def _chat(ask: Callable[..., Any], source: Pictures, tokens: int, **options: Any
 
 
 def _scene(source: Pictures) -> Image.Image:
-    """Return a picture with two things to speak of, and noise in its first row, which makes it new."""
+    """Return a picture with two things to speak of, and a corner that makes it new."""
     picture = Image.new("RGB", (640, 480), (120, 120, 120))
     picture.paste((220, 30, 30), (80, 120, 240, 280))
     picture.paste((30, 60, 220), (380, 200, 560, 380))
-    picture.paste(source.next().crop((0, 0, 640, 1)), (0, 0))
+    picture.paste(source.next().crop((0, 0, 80, 60)), (0, 0))
     return picture
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -185,7 +186,7 @@ def device_words(device: Any) -> str:
 def save(folder: Path, device: Any, groups: Mapping[str, Iterable[Row]], facts: Mapping[str, Any]) -> Path:
     """Write the rows of the groups that ran into the result file of this device and these versions.
 
-    Groups that did not run keep what the file has of them.
+    Groups that did not run keep what the file has of them. ``load`` is the machine's when a group ended.
 
     Args:
         folder: Folder of result files; made where it is not there.
@@ -208,7 +209,11 @@ def save(folder: Path, device: Any, groups: Mapping[str, Iterable[Row]], facts: 
             "groups": {
                 **before.get("groups", {}),
                 **{
-                    name: {"versions": known, "rows": [_short(asdict(row)) for row in rows]}
+                    name: {
+                        "versions": known,
+                        "load": round(os.getloadavg()[0], 1),
+                        "rows": [_short(asdict(row)) for row in rows],
+                    }
                     for name, rows in groups.items()
                 },
             },
