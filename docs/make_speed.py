@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     now, old = results.load(path), {} if before is None else results.load(before)
     (ROOT / "docs" / "results" / "speed_profile.csv").write_text(profile(now, old, path.name), encoding="utf-8")
     (ROOT / "docs" / "results" / "speed_limits.csv").write_text(limits(now, path.name), encoding="utf-8")
-    for name in FIGURES:
+    for name, (_, _, curves) in FIGURES.items():
+        if not any(_points(now, f"growth/{prefix}/") for prefix in curves.values()):
+            continue  # not measured
         figure(name, now, old).savefig(ROOT / "docs" / "images" / f"growth_{name}.svg", metadata={"Date": None})
     return tables.main([str(ROOT / "README.md"), str(ROOT / "docs" / "speed.md")])
 

@@ -53,7 +53,7 @@ def add_subcommand(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print every number as it comes, and write the results after each group.
+    """Measure; print and keep every number as it comes.
 
     Raises:
         UnknownArgument: A group that does not exist, or full size on a CPU.
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         for row in groups.GROUPS[name](bench):
             rows.append(row)
             print(f"{row.name:44} {row!s:24} {row.scatter:24} {row.note}", flush=True)
-        path = results.save(args.out, bench.device, {name: rows}, {"rounds": bench.rounds, "threads": 1})
+            # At once: who stops a long run keeps what was measured.
+            path = results.save(args.out, bench.device, {name: rows}, {"rounds": bench.rounds, "threads": 1})
     print("written:", ", ".join(str(one) for one in results.write_tables(path)))
     return 0
