@@ -1,14 +1,10 @@
 """The generic way: any model that transformers loads to look at pictures and write text, if its grid can be recovered.
 
-Nothing is taken on trust. Where pictures are resized, cropped or padded to one view, the way there is measured by
-sending ramps through the processor (`processor_probe`); the number of image tokens must be that of the vision tower's
-patches, or of square blocks of them; and that tokens stand in reading order is tested once per input size, by lighting
-up places in the input and looking which token's embedding changes most. Query-based projectors (Q-Former, Perceiver)
-fail that last test whatever their number of tokens. Families that say their patches' grid themselves
-(``image_grid_thw``) are read from it.
+Nothing is taken on trust. Where the image tokens of a picture lie on it is measured through the model's own processor
+and vision tower (`flmm_plugin.backbones.measured_views`): one view, tiles with a thumbnail, crops, or flat patches.
+Families that say their patches' grid themselves (``image_grid_thw``) are read from it.
 
-What cannot be recovered is an error that says what and why; tiles are among it, their order is known only family by
-family.
+What cannot be recovered is an error that says what and why.
 """
 
 from __future__ import annotations
@@ -22,16 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flmm_plugin.backbones.base import Backbone, ImageTokens, position_ids
-from flmm_plugin.backbones.processor_probe import measured_frame, not_recovered
+from flmm_plugin.backbones.encoding import REFUSALS
+from flmm_plugin.backbones.locality import without_mixing
+from flmm_plugin.backbones.measured_views import Probe, Run, Shown, not_recovered
 from flmm_plugin.backbones.qwen_vl import grids_of_patches, rope_positions
 from flmm_plugin.backbones.views import Layout, place
 from flmm_plugin.errors import BackboneUnsupported
-from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.token_mixers import token_mixers
 
-# Of the places that are lit up, so many must light up their own token (or its neighbour).
-_PROBES = 5
-_AGREE = 4
+# A picture of usual size: whatever a model cuts in tiles, it cuts this.
+_USUAL = (384, 512)
+
+# Types whose measured places a painted rectangle contradicts (docs/conformance.md); the reason is not known yet.
+_CONTRADICTED = ("llama4",)
 
 
 class AutoBackbone(Backbone):
@@ -41,8 +40,8 @@ class AutoBackbone(Backbone):
 
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
         super().__init__(model, processor, **options)
-        self._measured: dict[tuple[int, int], ImageGrid] = {}
-        self._tested: set[tuple[int, int]] = set()
+        self._runs: dict[Any, Run] = {}
+        self._layouts: dict[tuple[int, int, int], tuple[frozenset[int], Layout]] = {}
 
     @cached_property
     def decoder(self) -> nn.Module:
@@ -54,7 +53,13 @@ class AutoBackbone(Backbone):
         if not hasattr(self.model, "get_decoder"):
             raise BackboneUnsupported(not_recovered(self.name, "it does not say which part is its language model"))
         decoder: nn.Module = self.model.get_decoder()
-        if not hasattr(decoder, "layers") or not any(one.heads for one in token_mixers(decoder)):
+        while not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            inner = getattr(decoder, "model", None) or getattr(decoder, "decoder", None)
+            if not isinstance(inner, nn.Module):
+                why = f"its language model, a {type(decoder).__name__}, has no list of layers"
+                raise BackboneUnsupported(not_recovered(self.name, why))
+            decoder = inner
+        if not any(one.heads for one in token_mixers(decoder)):
             why = f"no layer of its {type(decoder).__name__} has attention to read"
             raise BackboneUnsupported(not_recovered(self.name, why))
         return decoder
@@ -69,11 +74,19 @@ class AutoBackbone(Backbone):
         if hasattr(self.model, "get_decoder") and getattr(self.processor, "image_token", None) is not None:
             super().try_processor()
 
+    def try_text(self) -> str:
+        """A chat with a picture, as its template writes it: some processors expand another token than they name."""
+        return self.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}])
+
     def _check_places(self, texts: list[str], images: list[list[Image.Image]]) -> None:
         """Leave to the processor what it alone knows: some put pictures where no token of the text says so."""
         token = getattr(self.processor, "image_token", None)
         if token is not None and any(str(token) in text for text in texts):
             super()._check_places(texts, images)
+
+    def pictures(self, images: list[list[Image.Image]]) -> Any:
+        """The pictures of several chats chat by chat: some processors take a flat list for those of one chat."""
+        return images if len(images) > 1 and all(images) else super().pictures(images)
 
     @property
     def image_token_id(self) -> int:
@@ -92,105 +105,99 @@ class AutoBackbone(Backbone):
 
     def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """As the model's own function gives them where it has one (several axes), else counted."""
-        if hasattr(self.model.model, "get_rope_index"):
-            return rope_positions(self.model.model, inputs)
+        body = getattr(self.model, "model", None)
+        if hasattr(body, "get_rope_index"):
+            try:
+                return rope_positions(body, inputs)
+            except REFUSALS as exc:
+                raise BackboneUnsupported(f"{self.name} does not say the positions of its tokens: {exc}") from exc
         return position_ids(inputs["attention_mask"])
 
+    def forward_body(self, inputs: Mapping[str, Any], **options: Any) -> Any:
+        """One forward pass without vocabulary logits, after which the model remembers what it did before."""
+        body = getattr(self.model, "model", None)
+        remembered = getattr(body, "rope_deltas", None)
+        try:
+            return super().forward_body(inputs, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as exc:
+            raise BackboneUnsupported(f"{self.name} does not read a chat back that it was given: {exc}") from exc
+        finally:
+            if hasattr(body, "rope_deltas"):
+                body.rope_deltas = remembered
+
+    @cached_property
+    def maps_per_image(self) -> int:  # type: ignore[override]
+        """2 where a picture of usual size is shown in a coarse and a fine view, else 1."""
+        if self._states_grids:
+            return 1
+        return min(2, len(self._run(self._shown(*_USUAL, 1), 1).views))
+
     def image_tokens(self, inputs: Mapping[str, Tensor], images: list[list[Image.Image]]) -> list[list[ImageTokens]]:
-        """One view per picture.
+        """One view per picture, or a coarse and a fine one.
 
         Raises:
             BackboneUnsupported: Something of it could not be recovered; says what.
         """
-        placeholders = inputs["input_ids"] == self.image_token_id
-        if "image_grid_thw" in inputs:
+        if self._states_grids:
+            placeholders = inputs["input_ids"] == self.image_token_id
             return place(placeholders, grids_of_patches(self.processor, inputs, images), self.name)
-        total, pictures = int(placeholders.sum()), sum(len(some) for some in images)
-        if total == 0:
-            why = f"its sequences hold no placeholder {self.image_token!r} (id {self.image_token_id})"
-            raise BackboneUnsupported(not_recovered(self.name, why))
-        pixels = inputs.get("pixel_values")
-        if pixels is None or pixels.ndim != 4 or len(pixels) != pictures:
-            shape = "no pixel_values" if pixels is None else f"pixel_values {tuple(pixels.shape)}"
-            why = f"its processor makes {shape} of {pictures} pictures, not one view [3, height, width] of each"
-            raise BackboneUnsupported(not_recovered(self.name, why))
-        if total % pictures:
-            why = f"{total} image tokens for {pictures} pictures of one input size"
-            raise BackboneUnsupported(not_recovered(self.name, why))
-        size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-        rows, columns, patch = self.cells(total // pictures, size)
-        layouts = [[Layout.raster(self._grid(one, size, (rows, columns, patch))) for one in some] for some in images]
-        found = place(placeholders, layouts, self.name)
-        if size not in self._tested:
-            self._test_order(inputs, found, (rows, columns, patch))
-            self._tested.add(size)
-        return found
+        found = [[self._layout(one.height, one.width, min(2, len(some))) for one in some] for some in images]
+        ids = sorted({one for some in found for kinds, _ in some for one in kinds})
+        placeholders = torch.isin(inputs["input_ids"], torch.tensor(ids, device=inputs["input_ids"].device))
+        return place(placeholders, [[layout for _, layout in some] for some in found], self.name)
 
-    def cells(self, tokens: int, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Rows and columns of the grid, and input pixels along the side of a cell.
+    @property
+    def _states_grids(self) -> bool:
+        """Whether inputs say how many patches a picture has, and the processor what it merges."""
+        pictures = getattr(self.processor, "image_processor", None)
+        stated = "image_grid_thw" in (getattr(pictures, "model_input_names", None) or ())
+        return stated and all(isinstance(getattr(pictures, name, None), int) for name in ("patch_size", "merge_size"))
 
-        Args:
-            tokens: Image tokens of one picture.
-            size: Input pixels, height and width.
+    def _layout(self, height: int, width: int, copies: int) -> tuple[frozenset[int], Layout]:
+        """Placeholders and run of a picture of this size, alone in its chat or beside others (2 copies)."""
+        key = (height, width, copies)
+        if key not in self._layouts:
+            views = self.maps_per_image
+            shown = self._shown(height, width, copies)
+            run = self._run(shown, copies)
+            layout = run.layout(shown, min(views, len(run.views)))
+            self._layouts[key] = (run.ids, layout.twice() if len(layout.coarse) + 1 < views else layout)
+        return self._layouts[key]
 
-        Raises:
-            BackboneUnsupported: The tokens are no grid of patches, or of square blocks of patches.
-        """
-        vision = getattr(self.model.config, "vision_config", None)
-        patch = getattr(vision, "patch_size", None)
-        patch = patch[0] if isinstance(patch, (list, tuple)) else patch
-        if not isinstance(patch, int):
-            why = "its config.vision_config names no patch_size"
-            raise BackboneUnsupported(not_recovered(self.name, why))
-        height, width = size[0] // patch, size[1] // patch
-        for block in range(1, min(height, width) + 1):
-            if (height // block) * (width // block) == tokens:
-                return height // block, width // block, patch * block
-        why = f"{tokens} image tokens are no grid over {height} x {width} patches of {patch} pixels"
-        raise BackboneUnsupported(not_recovered(self.name, why))
+    def _shown(self, height: int, width: int, copies: int) -> Shown:
+        chat = [{"role": "user", "content": [{"type": "image"}] * copies + [{"type": "text", "text": "?"}]}]
+        text = self.render(chat)
 
-    def _grid(self, picture: Image.Image, size: tuple[int, int], cells: tuple[int, int, int]) -> ImageGrid:
-        key = (picture.height, picture.width)
-        if key not in self._measured:
-            frame = measured_frame(self.processor.image_processor, *key, self.name)
-            if (frame.height, frame.width) != size:
-                why = f"its image processor alone makes {(frame.height, frame.width)} pixels, with a chat {size}"
-                raise BackboneUnsupported(not_recovered(self.name, why))
-            self._measured[key] = frame.grid(cells[2])
-        return self._measured[key]
+        def process(picture: Image.Image) -> Mapping[str, Tensor]:
+            return self._processed([text], [[picture] * copies])
 
-    @torch.no_grad()
-    def _test_order(
-        self, inputs: Mapping[str, Tensor], found: list[list[ImageTokens]], cells: tuple[int, int, int]
-    ) -> None:
-        """Light up one cell at a time; its own token must change most, or one next to it."""
-        rows, columns, patch = cells
-        item = next(index for index, tokens in enumerate(found) if tokens)
-        slots = found[item][0].slots
-        first = sum(len(tokens) for tokens in found[:item])
-        picture = torch.zeros_like(inputs["pixel_values"][first : first + 1])
-        several = len(found[item])
-        spread = torch.linspace(0, rows * columns - 1, _PROBES + 2).long()[1:-1].tolist()
-        probes = [divmod(cell, columns) for cell in spread]
-        plain = self._embedded(inputs, item, picture.expand(several, -1, -1, -1))[slots]
-        agree, worst = 0, ""
-        for row, column in probes:
-            lit = picture.clone()
-            lit[..., row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 2.0
-            others = picture.expand(several - 1, -1, -1, -1)
-            change = (self._embedded(inputs, item, torch.cat([lit, others]))[slots] - plain).float().norm(dim=-1)
-            at = divmod(int(change.argmax()), columns)
-            if max(abs(at[0] - row), abs(at[1] - column)) <= 1:
-                agree += 1
-            else:
-                worst = f"lighting up row {row}, column {column} of its input changed token {at} most"
-        if agree < _AGREE:
-            why = f"its image tokens are not the cells of a grid in reading order ({worst}); a query-based projector?"
-            raise BackboneUnsupported(not_recovered(self.name, why))
+        try:
+            return Shown(process, height, width, self._patch, self.name)
+        except REFUSALS as exc:
+            why = f"its processor's pixels of a {width} x {height} picture cannot be followed ({exc})"
+            raise BackboneUnsupported(not_recovered(self.name, why)) from exc
 
-    def _embedded(self, inputs: Mapping[str, Tensor], item: int, pixels: Tensor) -> Tensor:
-        """Give what the language model gets for one chat, ``[l, d]``."""
-        per_token = {
-            name: value[item : item + 1] for name, value in inputs.items() if value.shape == inputs["input_ids"].shape
-        }
-        return self.embedded({**per_token, "pixel_values": pixels})[0].cpu()
+    def _run(self, shown: Shown, copies: int) -> Run:
+        if self.model.config.model_type in _CONTRADICTED:
+            raise BackboneUnsupported(not_recovered(self.name, "a painted rectangle contradicts what was measured"))
+        key = (copies, *shown.key)
+        if key not in self._runs:
+            try:
+                with without_mixing(), torch.no_grad():
+                    self._runs[key] = Probe(shown, lambda inputs: self.embedded(inputs)[0], self.name, copies).run()
+            except REFUSALS as exc:
+                why = f"it does not take a picture of {shown.width} x {shown.height} pixels ({exc})"
+                raise BackboneUnsupported(not_recovered(self.name, why)) from exc
+        return self._runs[key]
+
+    @property
+    def _patch(self) -> int:
+        """Input pixels along the side of a patch, as the vision tower's configuration says; 1 where it does not."""
+        for name in ("vision_config", "vision_tower_config", "encoder_config"):
+            found = getattr(getattr(self.model.config, name, None), "patch_size", None)
+            found = found[0] if isinstance(found, (list, tuple)) else found
+            if isinstance(found, int):
+                return found
+        return 1

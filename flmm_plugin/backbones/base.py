@@ -74,7 +74,7 @@ class Backbone(ChatEncoder):
         picture = Image.new("RGB", (64, 48), (90, 120, 150))
         try:
             inputs = self.processor(
-                images=self.pictures([[picture]]), text=[self.image_token], padding=True, return_tensors="pt"
+                images=self.pictures([[picture]]), text=[self.try_text()], padding=True, return_tensors="pt"
             ).to(self.device, self.dtype)
             self.embedded(dict(inputs))
         except torch.OutOfMemoryError:
@@ -85,6 +85,10 @@ class Backbone(ChatEncoder):
                 f"processor and model of {self.name} do not fit ({clauses}); restore the processor files that "
                 "came with the model"
             ) from exc
+
+    def try_text(self) -> str:
+        """The text that goes with the picture of `try_processor`."""
+        return self.image_token
 
     @torch.no_grad()
     def embedded(self, inputs: Mapping[str, Any]) -> Tensor:

@@ -30,7 +30,8 @@ from flmm_plugin.text_checks import check_text
 
 #: What processors, templates and `generate` raise for what they do not take.
 REFUSALS = (
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
+    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError,
+    ValueError,
 )  # fmt: skip
 
 
@@ -222,7 +223,12 @@ class ChatEncoder(ABC):
                     f"the processor of {self.name} takes no such picture ({_sizes(images)}): {exc}; crop or resize it"
                 ) from exc
             raise UnknownArgument(f"the processor of {self.name} does not take this chat: {exc}") from exc
-        return dict(features.to(self.device, self.dtype))
+        made = dict(features.to(self.device, self.dtype))
+        # PaliGemma's processor writes labels unasked, and its model then computes a loss.
+        made.pop("labels", None)
+        if "input_ids" not in made:
+            raise BackboneUnsupported(f"the processor of {self.name} makes no tokens of a chat, so it cannot chat here")
+        return made
 
     def preprocess(self, name: str | None) -> None:
         """Choose what pictures go through before grounding; None leaves it as it is.

@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, LlavaImageProcessor
 
 from flmm_plugin.backbones import auto, load_backbone
 from flmm_plugin.backbones.llava import follow_processor
-from flmm_plugin.backbones.processor_probe import measured_frame
+from flmm_plugin.backbones.measured_views import Shown
 from flmm_plugin.errors import BackboneUnsupported
 
 from .families import clip_numbers, save, template, text_numbers, tokenizer
@@ -33,21 +33,32 @@ def user(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
+def shown_by(processor: Any, width: int, height: int) -> Shown:
+    """What an image processor makes of pictures of one size, in a chat of one token."""
+
+    def process(picture: Image.Image) -> dict[str, torch.Tensor]:
+        made = processor(images=[picture], return_tensors="pt")
+        return {"input_ids": torch.zeros(1, 1, dtype=torch.long), "pixel_values": made["pixel_values"]}
+
+    return Shown(process, height, width, 14, "it")
+
+
 @pytest.mark.parametrize("size", [(640, 427), (100, 333), (13, 9), (64, 64)])
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_what_was_measured_is_what_was_done(kind: str, size: tuple[int, int]) -> None:
     processor = PROCESSORS[kind]()
     width, height = size
-    found = measured_frame(processor, height, width, "it")
-    known = follow_processor(processor, height, width)
-    assert (found.height, found.width) == (known.height, known.width)
-    # The corners of the view, in original pixels: half an input pixel and one original one off, at most.
-    for axis in ("y", "x"):
-        scale, offset = (getattr(found, f"{name}_{axis}") for name in ("scale", "offset"))
-        true_scale, true_offset = (getattr(known, f"{name}_{axis}") for name in ("scale", "offset"))
-        tolerance = 1 + 0.5 * true_scale
-        assert abs(offset - true_offset) < tolerance
-        assert abs(offset + 56 * scale - (true_offset + 56 * true_scale)) < tolerance
+    (found,) = shown_by(processor, width, height).lattices
+    known = follow_processor(processor, height, width).grid(14)
+    for axis, line, pixels in (("y", found.rows, height), ("x", found.columns, width)):
+        scale, offset = (getattr(known, f"{name}_{axis}") for name in ("scale", "offset"))
+        assert line.step == pytest.approx(scale, rel=0.05)
+        # Rows of the lattice that show only padding are not in it.
+        skipped = round((line.start - offset) / scale)
+        assert abs(line.start - offset - skipped * scale) < 1 + scale / 14
+        ends = (max(0.0, offset), min(pixels, offset + 4 * scale))
+        assert line.start < ends[0] + 1 + scale / 14
+        assert line.start + line.count * line.step > ends[1] - 1 - scale / 14
 
 
 class Odd:
@@ -68,40 +79,71 @@ class Odd:
         (lambda pixels: pixels.flip(-1), "does not move columns by one straight line"),
         (lambda pixels: pixels.transpose(-1, -2), "mirrors, turns or cuts"),
         (lambda pixels: torch.cat([pixels[..., 28:], pixels[..., :28]], dim=-1), "columns"),
-        (lambda pixels: pixels.repeat(5, 1, 1, 1), r"\(5, 3, 56, 56\) of one picture.*tiles"),
-        (lambda pixels: pixels.flatten(1), "flat patches"),
-        (lambda pixels: pixels * 0, "the same of black and white"),
+        (lambda pixels: pixels * 0, "the same of a black and a white"),
     ],
 )
 def test_processors_that_do_not_keep_a_grid_are_refused(change: Any, message: str) -> None:
     with pytest.raises(BackboneUnsupported, match=message):
-        measured_frame(Odd(change), 200, 300, "it")
+        shown_by(Odd(change), 300, 200)
+
+
+def test_tiles_and_flat_patches_lie_where_their_pixels_come_from() -> None:
+    """Four tiles, in one order or another, are one lattice; so are patches without any order."""
+
+    def tiles(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([pixels[..., y : y + 28, x : x + 28] for x in (0, 28) for y in (28, 0)])
+
+    def patches(pixels: torch.Tensor) -> torch.Tensor:
+        cut = pixels.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).reshape(16, -1)
+        return cut[torch.randperm(16, generator=torch.Generator().manual_seed(0))][None]
+
+    for change in (tiles, patches):
+        (found,) = shown_by(Odd(change), 300, 200).lattices
+        assert (found.rows.count, found.columns.count, len(found.units)) == (4, 4, 16)
+        assert (found.rows.step, found.columns.step) == (pytest.approx(50, rel=0.02), pytest.approx(75, rel=0.02))
+        assert max(abs(found.rows.start), abs(found.columns.start)) < 2
 
 
 def test_an_unknown_family_goes_the_generic_way(load_family: Load) -> None:
     backbone = load_family("auto_vipllava")
     assert type(backbone) is auto.AutoBackbone
-    assert backbone.cells(16, (56, 56)) == (4, 4, 14)
-    assert backbone.cells(4, (56, 56)) == (2, 2, 28)  # blocks of patches that were merged
-    with pytest.raises(BackboneUnsupported, match="7 image tokens"):
-        backbone.cells(7, (56, 56))
+    grid = backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]]).image_tokens[0][0].grid
+    assert (grid.height, grid.width) == (4, 4)
 
 
-def test_tokens_in_another_order_are_found_out(load_family: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tokens as patches, but not their cells: what a query-based projector would give."""
+def test_tokens_in_another_order_are_found_in_their_places(load_family: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_family("auto_vipllava")
     shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(
+        type(backbone.model.model), "get_image_features", features_of(backbone, lambda x: x[:, shuffled])
+    )
+    monkeypatch.setattr(backbone, "_runs", {})
+    monkeypatch.setattr(backbone, "_layouts", {})
+    tokens = backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]]).image_tokens[0][0]
+    assert torch.equal((tokens.slots - tokens.slots.min())[shuffled], torch.arange(16))
+
+
+def test_tokens_that_each_show_everything_are_refused(load_family: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens as patches, but not their cells: what a query-based projector gives."""
+    backbone = load_family("auto_vipllava")
+    mixed = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(type(backbone.model.model), "get_image_features", features_of(backbone, lambda x: mixed @ x))
+    monkeypatch.setattr(backbone, "_runs", {})
+    monkeypatch.setattr(backbone, "_layouts", {})
+    with pytest.raises(BackboneUnsupported, match="not the cells of a grid"):
+        _ = backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]]).image_tokens
+
+
+def features_of(backbone: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """The model's own picture features, changed afterwards."""
     plain = type(backbone.model.model).get_image_features
 
     def elsewhere(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = plain(self, *args, **kwargs)
-        out.pooler_output = out.pooler_output[:, shuffled]
+        out.pooler_output = change(out.pooler_output)
         return out
 
-    monkeypatch.setattr(type(backbone.model.model), "get_image_features", elsewhere)
-    monkeypatch.setattr(backbone, "_tested", set())
-    with pytest.raises(BackboneUnsupported, match="reading order"):
-        _ = backbone.encode([user("Where?")], [[Image.new("RGB", (60, 60))]]).image_tokens
+    return elsewhere
 
 
 def test_processor_and_model_must_name_their_parts(load_family: Load) -> None:
@@ -117,7 +159,7 @@ def test_processor_and_model_must_name_their_parts(load_family: Load) -> None:
 
 
 def save_idefics3(folder: Path) -> None:
-    """Tiles in a sequence of their own making, which only a file of its own could know."""
+    """Tiles with a row of text each, and a view of the whole."""
     from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3Processor, LlamaConfig
     from transformers import Idefics3ForConditionalGeneration as Idefics3
 
@@ -134,9 +176,10 @@ def save_idefics3(folder: Path) -> None:
     save(folder, lambda: Idefics3(config), processor)
 
 
-def test_tiles_of_an_unknown_family_are_refused_by_name(tmp_path: Path) -> None:
+def test_tiles_of_an_unknown_family_are_put_together(tmp_path: Path) -> None:
     save_idefics3(tmp_path)
     backbone = load_backbone(tmp_path, device="cpu")
     assert type(backbone) is auto.AutoBackbone
-    with pytest.raises(BackboneUnsupported, match="pixel_values"):
-        _ = backbone.encode([user("Where?")], [[Image.new("RGB", (100, 60))]]).image_tokens
+    assert backbone.facts.maps_per_image == 2
+    tokens = backbone.encode([user("Where?")], [[Image.new("RGB", (100, 60))]]).image_tokens[0][0]
+    assert [(one.height, one.width) for one in tokens.views] == [(2, 2), (4, 4)]
