@@ -173,7 +173,7 @@ def example_scene() -> Image.Image:
 def grounded_scenes(seed: int, count: int = 3) -> Image.Image:
     """Held-out scenes of three objects or more, side by side, with masks of what the model says of them."""
     from flmm_plugin import GroundedLMM
-    from flmm_plugin.reports.figures import in_row, overlay
+    from flmm_plugin.figures import in_row, overlay
     from flmm_plugin.tiny.evaluate import held_out
     from flmm_plugin.tiny.language import DESCRIBE_PROMPT
     from flmm_plugin.tiny.scenes import render

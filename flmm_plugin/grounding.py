@@ -37,7 +37,7 @@ from flmm_plugin.heads.manifest import PROMPT, SEPARATOR
 from flmm_plugin.heads_choice import no_heads_text
 from flmm_plugin.images import ImageSource, open_image
 from flmm_plugin.passages import GivenText, Keyword, Passage, decoded_offsets, span_tokens, text_offsets
-from flmm_plugin.records import Grounding
+from flmm_plugin.records import Grounding, Groundings
 from flmm_plugin.resampling import PlacedMaps
 from flmm_plugin.text_checks import Span, check_text, checked_phrases, checked_spans, has_words, trimmed
 
@@ -113,7 +113,7 @@ class PhraseGrounder(FrozenLMM):
         prompt: str | None = None,
         joint: bool = True,
         refine: bool = True,
-    ) -> list[Grounding]:
+    ) -> Groundings:
         """Find each phrase in a picture.
 
         Args:
@@ -147,7 +147,7 @@ class PhraseGrounder(FrozenLMM):
         prompt: str | None = None,
         refine: bool = True,
         batch_size: int = 8,
-    ) -> list[list[Grounding]]:
+    ) -> list[Groundings]:
         """Ground phrases in several pictures, ``batch_size`` at a time in one forward pass; arguments as of `ground`.
 
         A picture without phrases gets no groundings. One that is given several times, as the same object with one
@@ -157,7 +157,7 @@ class PhraseGrounder(FrozenLMM):
         self.need_heads()
         if batch_size < 1:
             raise UnknownArgument(f"batch_size is a number of pictures from 1 on, not {batch_size!r}")
-        found: list[list[Grounding]] = [[] for _ in images]
+        found = [Groundings() for _ in images]
         if len(images) != len(phrases):
             raise EmptyPhrase(f"{len(images)} images but {len(phrases)} lists of phrases; give one list for each image")
         # All of them before the first picture is looked at: a bad phrase costs no run.
@@ -170,7 +170,7 @@ class PhraseGrounder(FrozenLMM):
             if len(named[indices[0]]) == 1 and (len(indices) > 1 or batch_size == 1):
                 each = [passages.pop(index) for index in indices]
                 for index, one in zip(indices, self._each_alone(images[indices[0]], each, prompt, refine), strict=True):
-                    found[index] = [one]
+                    found[index] = Groundings([one])
         asked = list(passages)
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
@@ -189,7 +189,7 @@ class PhraseGrounder(FrozenLMM):
         *,
         where: Literal["answer", "question"] = "answer",
         refine: bool = True,
-    ) -> list[Grounding]:
+    ) -> Groundings:
         """Ground parts of a text that is given, e.g. an answer from elsewhere or the question itself.
 
         Args:
@@ -208,7 +208,7 @@ class PhraseGrounder(FrozenLMM):
         """
         self.need_heads()
         read = self._read_text(image, messages, text, spans, where)
-        return [] if read is None else self.masks(*read, refine)
+        return Groundings() if read is None else self.masks(*read, refine)
 
     def text_attention(
         self,
@@ -251,7 +251,7 @@ class PhraseGrounder(FrozenLMM):
         (captured,) = capture_passages(self.backbone, encoded, [passage], self.merge)
         return captured, picture
 
-    def ground_pieces(self, texts: Sequence[GivenText], *, refine: bool = True) -> list[list[Grounding]]:
+    def ground_pieces(self, texts: Sequence[GivenText], *, refine: bool = True) -> list[Groundings]:
         """Ground the named pieces of each text; one forward pass for all of them.
 
         Args:
@@ -268,7 +268,7 @@ class PhraseGrounder(FrozenLMM):
             HeadsMismatch: The model was loaded to chat only.
         """
         self.need_heads()
-        found: list[list[Grounding]] = [[] for _ in texts]
+        found = [Groundings() for _ in texts]
         asked = [index for index, one in enumerate(texts) if one.grounded]
         if not asked:
             return found
@@ -332,7 +332,7 @@ class PhraseGrounder(FrozenLMM):
         pictures: Sequence[Image.Image],
         *,
         refine: bool = True,
-    ) -> list[list[Grounding]]:
+    ) -> list[Groundings]:
         """Ground phrases of answers that this model has generated (`begin_answers`).
 
         Args:
@@ -343,7 +343,7 @@ class PhraseGrounder(FrozenLMM):
             refine: Use the mask refiner, if there is one.
         """
         if not any(passage.groups for passage in passages):
-            return [[] for _ in passages]
+            return [Groundings() for _ in passages]
         read = capture_answers(self.backbone, encoded, generated, passages, self.merge)
         return [self.masks(captured, picture, refine) for captured, picture in zip(read, pictures, strict=True)]
 
@@ -394,7 +394,7 @@ class PhraseGrounder(FrozenLMM):
         return heads.keyword_selector, heads.manifest.keyword_threshold if threshold is None else threshold
 
     @torch.no_grad()
-    def masks(self, captured: CapturedPassage, picture: Image.Image, refine: bool) -> list[Grounding]:
+    def masks(self, captured: CapturedPassage, picture: Image.Image, refine: bool) -> Groundings:
         """Turn the captured phrases of one picture into masks, in one call of the heads.
 
         Raises:
@@ -402,7 +402,7 @@ class PhraseGrounder(FrozenLMM):
         """
         heads = self.need_heads()
         if not captured.passage.groups:
-            return []
+            return Groundings()
         if not bool(torch.isfinite(captured.rows).all()):
             raise CaptureError(
                 f"the attention of {self.backbone.name} is not finite in {self.backbone.dtype}; load it with "
@@ -413,21 +413,21 @@ class PhraseGrounder(FrozenLMM):
         out = heads(maps, hidden, picture, captured.image.grid, refine)
         final, coarse = out.final.cpu(), out.coarse.cpu()
         # One after the other: of all pixels, only those of one phrase are in memory at a time.
-        return [
-            Grounding.of(phrase, partial(_pixels, final.one(index)), partial(_pixels, coarse.one(index)), span)
+        return Groundings(
+            Grounding.of(phrase, partial(_pixels, final.one(index)), partial(_pixels, coarse.one(index)), span, picture)
             for index, (phrase, span) in enumerate(captured.passage.phrases)
-        ]
+        )
 
     def _each_alone(
         self, image: ImageSource, passages: Sequence[Passage], prompt: str | None, refine: bool
-    ) -> list[Grounding]:
+    ) -> Groundings:
         """Ground passages of one phrase, each an answer of its own behind the same picture and prompt."""
         picture = open_image(image)
         encoded = self.encode([self._prompt(prompt)], [picture], self._template)
         # Several at once save a GPU time; on a CPU they would move the last digits and save little.
         at_once = 1 if self.backbone.device.type == "cpu" else 8
         read = capture_alternatives(self.backbone, encoded, passages, self.merge, at_once=at_once)
-        return [found for captured in read for found in self.masks(captured, picture, refine)]
+        return Groundings(found for captured in read for found in self.masks(captured, picture, refine))
 
     def _prompt(self, prompt: str | None) -> str:
         if prompt is not None:

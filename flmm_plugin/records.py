@@ -4,24 +4,32 @@ Masks are ``bool[H, W]`` in the image frame: row 0 is the top row of the picture
 processor did to it. Boxes are ``(x0, y0, x1, y1)`` in pixels of the same frame, the right and lower edge exclusive, so
 ``x1 - x0`` is the width. The JSON form is the one that lmms-eval's own ``sam3`` model speaks, plus the text.
 
-This module needs numpy and pycocotools alone: a report or a metric reads results without loading torch.
+This module needs numpy and pycocotools alone: a report or a metric reads results without loading torch. Drawing loads
+matplotlib when it is asked for.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from flmm_plugin.errors import BadAnnotation
+from flmm_plugin import files
+from flmm_plugin.errors import BadAnnotation, BadImage, UnknownArgument
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BoolMask = npt.NDArray[np.bool_]
 FloatMap = npt.NDArray[np.float32]
@@ -39,7 +47,7 @@ _REPLY_KEYS = ("text", "masks", "boxes", "phrases", "error")
 _LONGEST_NUMBER = 7  # characters of a run's length in COCO's compressed form: 32 bits, 5 in each
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grounding:
     """One phrase and where it is in the picture.
 
@@ -56,6 +64,7 @@ class Grounding:
         bits: The mask row by row, eight pixels a byte, ``uint8[ceil(H * W / 8)]``.
         logits_source: Computes `logits` from what is kept.
         decoder_source: Computes `decoder_logits` from what is kept.
+        picture: The picture, RGB, to draw on; None where only the mask is known.
     """
 
     phrase: str
@@ -66,6 +75,7 @@ class Grounding:
     bits: npt.NDArray[np.uint8] = field(repr=False)
     logits_source: LogitsSource = field(repr=False)
     decoder_source: LogitsSource = field(repr=False)
+    picture: Image.Image | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -74,6 +84,7 @@ class Grounding:
         logits: LogitsSource,
         decoder_logits: LogitsSource | None = None,
         span: tuple[int, int] | None = None,
+        picture: Image.Image | None = None,
     ) -> Grounding:
         """Derive mask, box and score from logits that can be computed again.
 
@@ -82,11 +93,13 @@ class Grounding:
             logits: Gives ``float32[H, W]``, image frame.
             decoder_logits: The same of the mask decoder; None: it gave the final ones.
             span: Place of the phrase in a text, if it has one.
+            picture: The picture, if it is known.
         """
         values = logits()
         mask = values > 0
         box, score = thing_box(mask), mask_score(mask, values)
-        return cls(phrase, span, box, score, mask.shape, np.packbits(mask), logits, decoder_logits or logits)
+        decoder = decoder_logits or logits
+        return cls(phrase, span, box, score, mask.shape, np.packbits(mask), logits, decoder, picture)
 
     @classmethod
     def from_logits(
@@ -115,6 +128,108 @@ class Grounding:
     def decoder_logits(self) -> FloatMap:
         """``float32[H, W]``, image frame; of the mask decoder, before any refinement."""
         return self.decoder_source()
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        box = ", ".join(f"{side:.0f}" for side in self.box)
+        share = np.unpackbits(self.bits).sum() / (height * width)
+        return f"Grounding({self.phrase!r}, box=({box}), score={self.score:.2f}, {share:.1%} of {width} x {height})"
+
+    def overlay(self) -> Image.Image:
+        """Draw the mask on its picture."""
+        return Groundings([self]).overlay()
+
+    def _repr_png_(self) -> bytes | None:
+        return Groundings([self])._repr_png_()
+
+
+class Groundings(list[Grounding]):
+    """The groundings of one picture, in the order in which they were asked for; a notebook shows them drawn."""
+
+    def overlay(self) -> Image.Image:
+        """Draw all masks on the picture, numbered, with what each number means below.
+
+        Raises:
+            BadImage: The picture is not known: the masks were read from a file.
+        """
+        from flmm_plugin.figures import overlay
+
+        pictures = [one.picture for one in self if one.picture is not None]
+        if not pictures:
+            raise BadImage("there is no picture to draw on; use flmm_plugin.figures.overlay(picture, groundings)")
+        return overlay(pictures[0], self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the drawing (``.png``, ``.jpg``), or the masks as a COCO file (``.json``).
+
+        Raises:
+            UnknownArgument: Another ending.
+        """
+        place = Path(path)
+        forms = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+        if place.suffix == ".json":
+            files.write(place, json.dumps(self.to_coco(place.stem), ensure_ascii=False) + "\n")
+        elif place.suffix in forms:
+            with files.new_file(place) as part:
+                self.overlay().save(part, format=forms[place.suffix])
+        else:
+            raise UnknownArgument(f"save writes .png, .jpg or .json, not {place.name!r}")
+
+    def to_coco(self, name: str = "picture") -> dict[str, Any]:
+        """Return the masks as the content of a COCO file; each annotation has its ``phrase`` and ``score``.
+
+        Boxes are ``x, y, width, height`` in pixels, as COCO has them. Empty masks are left out: COCO has none.
+
+        Args:
+            name: File name of the picture.
+        """
+        annotations: list[dict[str, Any]] = []
+        for one in self:
+            x0, y0, x1, y1 = one.box
+            if x1 > x0:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": 1,
+                        "category_id": 1,
+                        "phrase": one.phrase,
+                        "score": round(float(one.score), 6),
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "area": int(one.mask.sum()),
+                        "iscrowd": 0,
+                        "segmentation": encode_rle(one.mask),
+                    }
+                )
+        height, width = self[0].size if self else (0, 0)
+        image = {"id": 1, "file_name": name, "width": width, "height": height}
+        return {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "phrase"}]}
+
+    def to_supervision(self) -> Any:
+        """Return ``supervision.Detections`` with masks, boxes (``xyxy``, pixels), scores and phrases.
+
+        Raises:
+            UnknownArgument: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as exc:
+            raise UnknownArgument("to_supervision needs supervision: pip install supervision") from exc
+        if not self:
+            return supervision.Detections.empty()
+        return supervision.Detections(
+            xyxy=np.array([one.box for one in self], dtype=np.float32),
+            mask=np.stack([one.mask for one in self]),
+            confidence=np.array([one.score for one in self], dtype=np.float32),
+            data={"class_name": np.array([one.phrase for one in self])},
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """Draw for a notebook; None, which shows the text, where there is nothing to draw on."""
+        if all(one.picture is None for one in self):
+            return None
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -254,35 +369,6 @@ def masks_json(groundings: Sequence[Grounding], text: str = "", size: tuple[int,
     if size is not None:
         reply["size"] = [int(size[0]), int(size[1])]
     return json.dumps(reply, ensure_ascii=False)
-
-
-def coco_json(groundings: Sequence[Grounding], size: tuple[int, int], name: str = "picture") -> str:
-    """Write the masks of one picture as a COCO file; each annotation has its ``phrase`` and ``score``.
-
-    Args:
-        groundings: In the order in which they are listed; empty masks are left out, since COCO has none.
-        size: ``(W, H)`` of the picture.
-        name: File name of the picture.
-    """
-    annotations = []
-    for number, one in enumerate((one for one in groundings if one.mask.any()), start=1):
-        x0, y0, x1, y1 = one.box
-        annotations.append(
-            {
-                "id": number,
-                "image_id": 1,
-                "category_id": 1,
-                "phrase": one.phrase,
-                "score": round(float(one.score), 6),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": int(one.mask.sum()),
-                "iscrowd": 0,
-                "segmentation": encode_rle(one.mask),
-            }
-        )
-    image = {"id": 1, "file_name": name, "width": size[0], "height": size[1]}
-    content = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "phrase"}]}
-    return json.dumps(content, ensure_ascii=False)
 
 
 def error_json(exc: BaseException) -> str:

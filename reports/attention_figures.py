@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from flmm_plugin.figures import INK, PAPER, NamedMask, mask_layer, typeface
 from flmm_plugin.records import Grounding
-from flmm_plugin.reports.figures import INK, PAPER, NamedMask, mask_layer, typeface
 
 if TYPE_CHECKING:
     from flmm_plugin.geometry import ImageGrid

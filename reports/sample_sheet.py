@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from flmm_plugin.errors import BadAnnotation, BadImage, DataNotFound
+from flmm_plugin.figures import NamedMask, in_column, in_row, overlay
 from flmm_plugin.images import open_image
 from flmm_plugin.records import decode_rle
-from flmm_plugin.reports.figures import NamedMask, in_column, in_row, overlay
 from flmm_plugin.reports.sample_files import PhraseView, SampleView
 
 

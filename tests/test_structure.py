@@ -98,6 +98,8 @@ BROUGHT = {
     **{f"flmm_plugin.adapters.preservation.{name}": {"vlmeval"} for name in ("vlmevalkit", "plain_vlmevalkit")},
     # `flmm serve` alone loads these, after it has seen that the extra `serve` is installed.
     **{f"flmm_plugin.serve.{name}": {"gradio"} for name in ("page", "serving")},
+    # `Groundings.to_supervision` makes records of a library that only its callers have.
+    "flmm_plugin.records": {"supervision"},
 }
 
 
@@ -154,7 +156,7 @@ LAYERS = [
         "files", "hub_files", "json_lines", "measured", "needs", "suggestions", "options", "redaction", "typed_fields",
         "yaml_text",
     },
-    {"geometry", "images", "records", "resampling", "seal", "text_checks"},
+    {"figures", "geometry", "images", "records", "resampling", "seal", "text_checks"},
     {"delta_rule", "softmax_rows"},
     {"attention", "heads", "row_places", "token_mixers"},
     {"backbones"},
@@ -299,7 +301,7 @@ def python(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         "import flmm_plugin",
         "import flmm_plugin.records, flmm_plugin.errors",
         "from flmm_plugin.adapters.lmms_eval.models import manifests; assert list(manifests())",
-        "import flmm_plugin.reports.gallery, flmm_plugin.reports.figures",
+        "import flmm_plugin.reports.gallery, flmm_plugin.figures",
         "import flmm_plugin.cli",
         "import flmm_plugin.adapters.vlmevalkit.command, flmm_plugin.adapters.vlmevalkit.benchmarks",
     ],

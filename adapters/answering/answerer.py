@@ -25,7 +25,7 @@ from flmm_plugin.adapters.answering.visual_cot import (
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.measured import Stopwatch
 from flmm_plugin.passages import GivenText, Keyword
-from flmm_plugin.records import ChatAnswer, GroundedAnswer, Grounding, error_json, masks_json
+from flmm_plugin.records import ChatAnswer, GroundedAnswer, Groundings, error_json, masks_json
 from flmm_plugin.visual_cot import CotQuestion, VisualCotAnswer, VisualCotOptions
 
 T = TypeVar("T")
@@ -57,10 +57,10 @@ class Model(Protocol):
     def chat_batch(self, messages: list[Any], images: list[Any], **generate: Any) -> list[ChatAnswer]:
         """Continue chats."""
 
-    def ground_many(self, images: list[Any], phrases: list[list[str]], *, batch_size: int) -> list[list[Grounding]]:
+    def ground_many(self, images: list[Any], phrases: list[list[str]], *, batch_size: int) -> list[Groundings]:
         """Ground phrases in several pictures."""
 
-    def ground_pieces(self, texts: Sequence[GivenText]) -> list[list[Grounding]]:
+    def ground_pieces(self, texts: Sequence[GivenText]) -> list[Groundings]:
         """Ground pieces of given texts."""
 
     def select_keywords(self, texts: Sequence[GivenText]) -> list[list[Keyword]]:

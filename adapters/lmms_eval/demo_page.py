@@ -9,10 +9,10 @@ from typing import Any
 
 from flmm_plugin.adapters.lmms_eval.agreement import Agreement
 from flmm_plugin.datasets.refer import ORIENTATION, ReferDataset, ReferItem
+from flmm_plugin.figures import mask_layer
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.images import open_image
 from flmm_plugin.reports.attention_figures import contact_sheet
-from flmm_plugin.reports.figures import mask_layer
 from flmm_plugin.reports.gallery import Card, Cards, Section, Table, Text, write_page
 from flmm_plugin.tasks.metrics.segmentation import iou_counts
 

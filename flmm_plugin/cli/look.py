@@ -303,8 +303,8 @@ def _write(
     text: str,
     lmm: GroundedLMM,
 ) -> None:
+    from flmm_plugin.figures import overlay
     from flmm_plugin.records import masks_json
-    from flmm_plugin.reports.figures import overlay
 
     drawing, record = _file(out, ".png"), _file(out, ".json")
     content = json.loads(masks_json(found, text, size=(picture.height, picture.width)))

@@ -201,7 +201,7 @@ def as_text(run: TrainedRun) -> str:
 
 def write_validation_page(path: Path, report: ValidationReport) -> None:
     """Write the page of a run's validations: scores of all, from the log beside it, and masks of the latest."""
-    from flmm_plugin.reports.figures import overlay
+    from flmm_plugin.figures import overlay
     from flmm_plugin.reports.gallery import Card, Cards, Table, write_page
 
     columns = {

@@ -8,6 +8,7 @@ whatever a model or a visitor wrote passes through `_safe` first.
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from flmm_plugin import records
 from flmm_plugin.errors import EmptyPhrase, FlmmError
+from flmm_plugin.figures import NamedMask, colours, mask_layer
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.images import open_image
-from flmm_plugin.records import Grounding
+from flmm_plugin.records import Grounding, Groundings
 from flmm_plugin.reports.attention_figures import cluster_maps, cluster_view, heat_map, seen_by_grid, sharpest_maps
-from flmm_plugin.reports.figures import NamedMask, colours, mask_layer
 from flmm_plugin.reports.templating import as_base64, fill
 from flmm_plugin.serve.conversation import Conversation, Looking, mixed, words_of
 
@@ -312,7 +312,7 @@ class _Page:
     def _as_coco(self, visit: _Visit | None) -> str:
         conversation = _begun(visit).conversation
         every = [one for turn in conversation.turns for one in (*turn.found, *turn.asked)] + conversation.phrases
-        return records.coco_json(every, conversation.picture.size)
+        return json.dumps(Groundings(every).to_coco(), ensure_ascii=False)
 
     # --- what is seen ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 import flmm_plugin
-from flmm_plugin.errors import BadAnnotation, BadImage, FlmmError
+from flmm_plugin.errors import BadAnnotation, BadImage, FlmmError, UnknownArgument
 from flmm_plugin.records import (
     EMPTY_BOX,
     Grounding,
+    Groundings,
     answer_of,
     checked_rle,
     decode_rle,
@@ -265,3 +269,55 @@ def test_package_exports_are_lazy_and_named() -> None:
         flmm_plugin.nothing_of_the_kind  # noqa: B018
     code = "import flmm_plugin, flmm_plugin.records, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# --- groundings that show themselves -------------------------------------------------------------------------------
+
+
+def two_squares() -> Groundings:
+    """Groundings of two squares on a grey picture, 40 wide and 30 high."""
+    picture = Image.new("RGB", (40, 30), (128, 128, 128))
+    found = []
+    for phrase, left in (("left one", 2), ("right one", 22)):
+        logits = np.full((30, 40), -4.0, np.float32)
+        logits[5:15, left : left + 10] = 4.0
+        found.append(Grounding.of(phrase, lambda values=logits: values, picture=picture))
+    return Groundings(found)
+
+
+def test_a_grounding_says_in_one_line_what_it_is() -> None:
+    assert repr(two_squares()[0]) == "Grounding('left one', box=(2, 5, 12, 15), score=0.98, 8.3% of 40 x 30)"
+
+
+def test_groundings_are_drawn_and_saved(tmp_path: Path) -> None:
+    found = two_squares()
+    drawn = found.overlay()
+    assert drawn.width >= 40
+    assert np.asarray(drawn).std() > 10
+    assert found[0].overlay().size != drawn.size  # one line of the legend less
+    assert found._repr_png_()[:4] == b"\x89PNG"
+    found.save(tmp_path / "drawn.png")
+    assert Image.open(tmp_path / "drawn.png").size == drawn.size
+    with pytest.raises(UnknownArgument, match="json"):
+        found.save(tmp_path / "drawn.gif")
+    unknown = Groundings([Grounding.from_logits("thing", np.ones((4, 4), np.float32))])
+    assert unknown._repr_png_() is None
+    with pytest.raises(BadImage, match="picture"):
+        unknown.overlay()
+
+
+def test_a_coco_file_of_groundings_is_read_by_pycocotools(tmp_path: Path) -> None:
+    found = two_squares()
+    empty = Grounding.from_logits("nothing", np.full((30, 40), -1.0, np.float32))
+    Groundings([*found, empty]).save(tmp_path / "masks.json")
+    coco = COCO(tmp_path / "masks.json")
+    assert [one["phrase"] for one in coco.dataset["annotations"]] == ["left one", "right one"]
+    assert coco.anns[2]["bbox"] == [22, 5, 10, 10]
+    assert (coco.annToMask(coco.anns[2]) == found[1].mask).all()
+
+
+def test_groundings_become_detections_of_supervision() -> None:
+    pytest.importorskip("supervision", reason="needs supervision: pip install supervision")
+    detections = two_squares().to_supervision()
+    assert detections.xyxy.tolist() == [[2, 5, 12, 15], [22, 5, 32, 15]]
+    assert detections.mask.sum() == 200

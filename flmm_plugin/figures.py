@@ -9,14 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
-
-from flmm_plugin.records import Grounding
 
 Colour = tuple[int, int, int]
 
@@ -42,7 +41,20 @@ class NamedMask:
     score: float = math.nan
 
 
-Drawable = Grounding | NamedMask
+class Drawable(Protocol):
+    """What `overlay` draws: a `NamedMask`, or a `flmm_plugin.records.Grounding`."""
+
+    @property
+    def phrase(self) -> str:
+        """Words of the legend."""
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """``bool[H, W]``, image frame."""
+
+    @property
+    def score(self) -> float:
+        """Number of the legend, 0 to 1; NaN for none."""
 
 
 def colours(count: int) -> list[Colour]:

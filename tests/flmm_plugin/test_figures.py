@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flmm_plugin.figures import NamedMask, colours, contour, in_column, in_row, mask_layer, overlay
 from flmm_plugin.records import Grounding
-from flmm_plugin.reports.figures import NamedMask, colours, contour, in_column, in_row, mask_layer, overlay
 
 
 def grounding(
