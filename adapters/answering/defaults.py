@@ -45,7 +45,7 @@ def answers_with_masks(model: Any) -> bool:
 def model_for(family: str) -> str:
     """Return the name for ``--model`` of a model type, as configurations say it.
 
-    >>> model_for("qwen2_vl"), model_for("paligemma")
+    >>> model_for("qwen2_vl"), model_for("ovis2")
     ('flmm_qwen2_5_vl', 'flmm_auto')
     """
     return next((model.name for model in _MODELS if family in model.families), AUTO.name)

@@ -166,7 +166,10 @@ class Shown:
         if values.ndim < 4:
             return None
         rows, columns = (int(side) // self._patch for side in values.shape[-2:])
-        return (values[..., 0, 0, 0].numel(), rows, columns) if min(rows, columns) > 1 else None
+        views = values[..., 0, 0, 0].numel()
+        # Many views of one patch each are patches; one such view, or a view of one row, shows a tiny or narrow picture.
+        is_view = min(rows, columns) > 0 and (max(rows, columns) > 1 or views == 1)
+        return (views, rows, columns) if is_view else None
 
     def _field(self, name: str, ramp: Tensor, pixels: int) -> Floats:
         """Which row (column) of the picture each number of an input shows; not a number where it shows none."""

@@ -35,7 +35,17 @@ class Family:
     classes: Mapping[str, str]
 
 
-#: A new family is one file in this folder and one line here.
+#: The class whose instances measure where image tokens lie: for every type without a file of its own.
+_AUTO = "auto:AutoBackbone"
+
+
+def _measured(model: str, pretrained: str, *types: str) -> Family:
+    """Return a family that needs no file of its own."""
+    return Family(model, pretrained, dict.fromkeys(types, _AUTO))
+
+
+#: A new family is one line here, with a file in this folder where measuring is not enough. Types that chat, but cannot
+#: ground, have a name too; docs/conformance.md says which.
 FAMILIES = (
     Family("flmm_llava", "llava-hf/llava-1.5-7b-hf", {"llava": "llava:LlavaBackbone"}),
     Family("flmm_llava_next", "llava-hf/llava-v1.6-vicuna-7b-hf", {"llava_next": "llava_next:LlavaNextBackbone"}),
@@ -49,7 +59,11 @@ FAMILIES = (
         "Qwen/Qwen2.5-VL-3B-Instruct",
         {"qwen2_5_vl": "qwen_vl:Qwen25VLBackbone", "qwen2_vl": "qwen_vl:Qwen2VLBackbone"},
     ),
-    Family("flmm_qwen3_vl", "Qwen/Qwen3-VL-4B-Instruct", {"qwen3_vl": "qwen_vl:Qwen3VLBackbone"}),
+    Family(
+        "flmm_qwen3_vl",
+        "Qwen/Qwen3-VL-4B-Instruct",
+        dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "qwen_vl:Qwen3VLBackbone"),
+    ),
     Family("flmm_internvl", "OpenGVLab/InternVL3-8B-hf", {"internvl": "internvl:InternVLBackbone"}),
     Family(
         "flmm_deepseekvl",
@@ -65,7 +79,23 @@ FAMILIES = (
         dict.fromkeys(("mgm", "mgm_gemma", "mini_gemini", "mini_gemini_gemma"), "mgm.backbone:MGMBackbone"),
     ),
     Family("flmm_hpt", "HyperGAI/HPT", {"hpt": "hpt.backbone:HPTBackbone"}),
+    _measured("flmm_qwen3_5", "Qwen/Qwen3.5-4B", "qwen3_5", "qwen3_5_moe"),
+    _measured("flmm_glm4v", "zai-org/GLM-4.1V-9B-Thinking", "glm4v", "glm4v_moe", "glm46v"),
+    _measured("flmm_gemma3", "google/gemma-3-4b-it", "gemma3"),
+    _measured("flmm_gemma4", "google/gemma-4-E4B-it", "gemma4"),
+    _measured("flmm_mistral3", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3"),
+    _measured("flmm_pixtral", "mistral-community/pixtral-12b", "pixtral"),
+    _measured("flmm_smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm", "idefics3"),
+    _measured("flmm_paligemma", "google/paligemma2-3b-mix-448", "paligemma"),
+    _measured("flmm_minicpmv", "openbmb/MiniCPM-V-4.6", "minicpmv4_6", "minicpmv4_7"),
+    _measured("flmm_kimi", "moonshotai/Kimi-K2.5", "kimi_k25"),
+    _measured("flmm_molmo2", "allenai/Molmo2-8B", "molmo2"),
+    _measured("flmm_lfm2_vl", "LiquidAI/LFM2-VL-1.6B", "lfm2_vl", "lfm3_vl"),
+    _measured("flmm_llama4", "meta-llama/Llama-4-Scout-17B-16E-Instruct", "llama4"),
 )
+
+#: Types that this package tells apart, and what their configurations call themselves.
+_CALLED = {"pixtral": "llava"}
 
 #: Entry points of other packages that bring a family: model type -> ``package.module:Class``.
 ENTRY_POINTS = "flmm_plugin.backbones"
@@ -89,15 +119,15 @@ def family_class(family: str, name: str) -> type[Backbone]:
             is broken.
     """
     known = families()
-    if family not in known:
+    place = known.get(family, f"{__package__}.{_AUTO}")
+    if place == f"{__package__}.{_AUTO}":
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-        if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        if _CALLED.get(family, family) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             raise BackboneUnsupported(
-                f"{name!r} is a {family!r} model, which is none that transformers loads to look at pictures and write "
-                f"text; implemented families: {', '.join(sorted(known))}. docs/add-a-backbone.md adds one"
+                f"{name!r} is a {family!r} model, which is none that this transformers loads to look at pictures and "
+                f"write text; implemented families: {', '.join(sorted(known))}. docs/add-a-backbone.md adds one"
             )
-    place = known.get(family, f"{__package__}.auto:AutoBackbone")
     module, _, attribute = place.partition(":")
     try:
         found: type[Backbone] = getattr(importlib.import_module(module), attribute)
@@ -116,7 +146,7 @@ def folder_of(pretrained: str | PathLike[str]) -> str:
 
 
 def family_of(pretrained: str | PathLike[str], *, revision: str | None = None) -> str:
-    """Return ``model_type`` of a checkpoint, from its configuration alone.
+    """Return ``model_type`` of a checkpoint, from its configuration alone; ``pixtral`` for a LLaVA with that tower.
 
     Args:
         pretrained: A folder or a hub name.
@@ -150,7 +180,8 @@ def family_of(pretrained: str | PathLike[str], *, revision: str | None = None) -
         raise BackboneUnsupported(
             f"the config.json of {name!r} names no model_type; take it from the model's repository"
         )
-    return str(family)
+    tower = str((config.get("vision_config") or {}).get("model_type"))
+    return tower if _CALLED.get(tower) == family else str(family)
 
 
 def facts_of(pretrained: str | PathLike[str], *, revision: str | None = None) -> BackboneFacts:

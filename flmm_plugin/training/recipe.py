@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from flmm_plugin.backbones.registry import FAMILIES
 from flmm_plugin.data.own import own_sets
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.files import read_text
@@ -261,9 +262,10 @@ def read_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Tra
 
 
 def recipes() -> tuple[str, ...]:
-    """Return the names of the recipes that the package carries."""
+    """Return the names of the recipes that the package carries: of its files, and of models that need none."""
     folder = resources.files("flmm_plugin.training") / _CONFIGS
-    return tuple(sorted(one.name[: -len(".yaml")] for one in folder.iterdir() if one.name.endswith(".yaml")))
+    files = {one.name[: -len(".yaml")] for one in folder.iterdir() if one.name.endswith(".yaml")}
+    return tuple(sorted(files | {family.model for family in FAMILIES}))
 
 
 def _content_of(path: str | PathLike[str], above: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
@@ -298,6 +300,10 @@ def _text_of(path: str | PathLike[str]) -> tuple[str, str]:
     if given.is_file():
         return read_text(given, UnknownArgument), str(given)
     name = str(path)
-    if name in recipes():
-        return (resources.files("flmm_plugin.training") / _CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), name
+    carried = resources.files("flmm_plugin.training") / _CONFIGS / f"{name}.yaml"
+    if name in recipes() and carried.is_file():
+        return carried.read_text(encoding="utf-8"), name
+    for family in FAMILIES:
+        if family.model == name:
+            return f"{_EXTENDS}: flmm_auto\nbackbone:\n  pretrained: {family.pretrained}\n", name
     raise UnknownArgument(f"no recipe {name!r}, and no such file; {nearest(name, recipes())}")

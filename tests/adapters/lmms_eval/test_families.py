@@ -14,8 +14,12 @@ from flmm_plugin.adapters.answering.defaults import DEFAULTS, model_for
 from flmm_plugin.adapters.lmms_eval import models
 from flmm_plugin.adapters.lmms_eval.classes import FlmmAuto, FlmmLlava, FlmmQwen25Vl
 from flmm_plugin.adapters.lmms_eval.model import FlmmModel
+from flmm_plugin.backbones.registry import FAMILIES, Family
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.options import LoadOptions, as_switch
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE, TASKS_PAGE = ((DOCS / name).read_text(encoding="utf-8") for name in ("backbones.md", "tasks.md"))
 
 
 def checkpoint(folder: Path, family: str) -> Path:
@@ -35,18 +39,26 @@ def test_a_checkpoint_of_another_family_names_its_model(tmp_path: Path) -> None:
     with pytest.raises(UnknownArgument, match=r"is a 'qwen3_vl' model: use --model flmm_qwen3_vl"):
         FlmmLlava(pretrained=str(checkpoint(tmp_path, "qwen3_vl")), device="cpu")
     with pytest.raises(UnknownArgument, match=r"qwen2_5_vl and qwen2_vl models.*use --model flmm_auto"):
-        FlmmQwen25Vl(pretrained=str(checkpoint(tmp_path, "paligemma")), device="cpu")
+        FlmmQwen25Vl(pretrained=str(checkpoint(tmp_path, "ovis2")), device="cpu")
 
 
 @pytest.mark.parametrize(
     ("family", "name"),
     [("llava", "flmm_llava"), ("llava_next", "flmm_llava_next"), ("qwen2_vl", "flmm_qwen2_5_vl"),
-     ("deepseek_vl_hybrid", "flmm_deepseekvl"), ("internvl", "flmm_internvl"), ("something", "flmm_auto")],
+     ("deepseek_vl_hybrid", "flmm_deepseekvl"), ("internvl", "flmm_internvl"), ("qwen3_5_moe", "flmm_qwen3_5"),
+     ("glm46v", "flmm_glm4v"), ("something", "flmm_auto")],
 )  # fmt: skip
 def test_every_family_has_a_model(family: str, name: str) -> None:
     assert model_for(family) == name
     assert name in models.MODELS.keys() & DEFAULTS.keys()
     assert models.MODELS.keys() == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("named", FAMILIES, ids=lambda one: one.model)
+def test_a_name_and_its_checkpoint_are_in_the_docs(named: Family) -> None:
+    rows = [line for line in PAGE.splitlines() if line.startswith(f"| `{named.model}` | `{named.pretrained}`")]
+    assert len(rows) == 1
+    assert f"`{named.model}`" in TASKS_PAGE
 
 
 def test_flmm_auto_must_be_told_which_model() -> None:

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from .tiny_types import TYPES
+from flmm_plugin.backbones.registry import FAMILIES, Family
+
+from .tiny_types import FACTS, TYPES
 from .verdicts import verdict_of
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.append(str(ROOT / "docs"))
 
-# Merged patches, tiles with a thumbnail, a picture that is a prefix, a query-based projector that is refused.
-SHOWN = {"glm46v": "grounds", "qianfan_ocr": "grounds", "paligemma": "grounds", "idefics2": "chats"}
+# Merged patches, tiles with a thumbnail, a picture that is a prefix, a LLaVA of another tower, a query-based projector.
+SHOWN = dict.fromkeys(("glm46v", "qianfan_ocr", "paligemma", "pixtral"), "grounds") | {"idefics2": "chats"}
 
 
 @pytest.mark.parametrize("kind", SHOWN)
 def test_a_type_gets_its_verdict(kind: str, tmp_path: Path) -> None:
-    if kind not in TYPES:
+    if FACTS.get(kind, {}).get("model_type", kind) not in TYPES:
         assert "qianfan" in kind, "older transformers know all others"
         return
     found = verdict_of(kind, tmp_path / "model")
@@ -37,6 +39,15 @@ def test_a_type_that_falls_out_of_grounds_is_a_problem() -> None:
     assert len(make_types.problems([row("a", "chats"), row("b", "bug")], known)) == 2
     # A version that was never tried is held to what any other grounds.
     assert len(make_types.problems([row("c", "refused", "6.0.0")], known)) == 1
+
+
+@pytest.mark.parametrize("named", FAMILIES, ids=lambda one: one.model)
+def test_a_named_model_chats_at_least(named: Family) -> None:
+    import make_types
+
+    verdicts = {row["type"]: row["verdict"] for row in make_types.read_csv()} | SHOWN
+    measured = [kind for kind, place in named.classes.items() if place.startswith("auto:")]
+    assert {verdicts[kind] for kind in measured} <= {"grounds", "chats"}
 
 
 def test_the_committed_table_names_no_bug_and_enough_types() -> None:

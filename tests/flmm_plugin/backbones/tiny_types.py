@@ -217,7 +217,8 @@ _NO_SPLIT = {"vision_config.image_size": 112, "vision_config.patch_size": 14}
 
 #: What no rule gives. ``processor_class``, ``image_processor_class``: where the auto classes name none.
 #: ``pictures``: attributes of the image processor. ``processor``: arguments of the processor. ``config``: numbers by
-#: dotted path; ``...`` removes one. ``image``: what a chat template writes for a picture. ``tokens``: named tokens.
+#: dotted path; ``...`` removes one. ``model_type``: what its configuration calls itself. ``image``: what a chat
+#: template writes for a picture. ``tokens``: named tokens.
 FACTS: dict[str, dict[str, Any]] = {
     "aria": {"config": {"projector_patch_to_query_dict": {"64": 64}, "vision_config.patch_size": 14}},
     "aya_vision": {
@@ -328,6 +329,11 @@ FACTS: dict[str, dict[str, Any]] = {
         "image_processor_class": "Qwen2VLImageProcessor",
         **_OMNI,
     },
+    "pixtral": {
+        "model_type": "llava",
+        "from": {"vision_config": {"model_type": "pixtral"}, "text_config": {"model_type": "mistral"}},
+        "config": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+    },
     "qwen3_vl_moe": {"image_processor_class": "Qwen2VLImageProcessor"},
     "step3p7": {"image": "<im_patch>"},
 }
@@ -369,7 +375,8 @@ def build(kind: str, folder: Path) -> None:
     processor_class = of_transformers(fact.get("processor_class") or named(PROCESSOR_MAPPING_NAMES, kind))
     names, others = special_tokens(processor_class)
     tokens = tokenizer({"image_token": "<image>"} | names | fact.get("tokens", {}), others)
-    config_class = CONFIG_MAPPING[kind]
+    model_type = fact.get("model_type", kind)
+    config_class = CONFIG_MAPPING[model_type]
     numbers = settled(shrunk(config_class(**fact.get("from", {})).to_dict(), len(tokens)), fact.get("config", {}))
     processor = processor_of(kind, fact, processor_class, tokens, numbers)
     for section in (numbers, numbers.get("text_config") or {}):
@@ -382,7 +389,7 @@ def build(kind: str, folder: Path) -> None:
     for name, token in fact.get("ids", {}).items():
         setattr(config, name, tokens.convert_tokens_to_ids(token))
     torch.manual_seed(0)
-    model = of_transformers(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind])(config).eval()
+    model = of_transformers(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from flmm_plugin.backbones.registry import FAMILIES, Family
 from flmm_plugin.cli import main
 from flmm_plugin.errors import UnknownArgument
 from flmm_plugin.heads import build_sam
@@ -30,18 +31,17 @@ from flmm_plugin.training.recipe import TrainRecipe, read_recipe, recipes
 OTHERS = {
     "flmm_tiny": BackboneFacts("flmm_tiny", 6, 6, 192),
     "OWNER/NAME": BackboneFacts("any", 2, 4, 32),
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf": BackboneFacts("onevision", 28, 28, 3584, 2),
-    "Qwen/Qwen2.5-VL-3B-Instruct": BackboneFacts("qwen", 36, 16, 2048),
-    "Qwen/Qwen3-VL-4B-Instruct": BackboneFacts("qwen", 36, 32, 2560),
-    "OpenGVLab/InternVL3-8B-hf": BackboneFacts("internvl", 28, 28, 3584, 2),
 }
+
+CONFIGS = resources.files("flmm_plugin.training") / "configs"
+FILES = sorted(one.name.removesuffix(".yaml") for one in CONFIGS.iterdir() if one.name.endswith(".yaml"))
 
 
 def text_of(name: str) -> str:
-    return (resources.files("flmm_plugin.training") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", FILES)
 def test_every_recipe_builds_its_heads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load_sam", lambda sam, checkpoint: build_sam(sam))  # weights come from a file
     recipe = read_recipe(name, ["backbone.pretrained=OWNER/NAME"] if name == "flmm_auto" else [])
@@ -56,7 +56,7 @@ def test_every_recipe_builds_its_heads(name: str, monkeypatch: pytest.MonkeyPatc
         assert recipe.heads.template == released.template
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", FILES)
 def test_every_header_can_be_run_and_every_knob_says_its_consequence(name: str, capsys: Any) -> None:
     text = text_of(name)
     header = [line for line in text.splitlines() if line.startswith("#")]
@@ -74,7 +74,12 @@ def test_every_header_can_be_run_and_every_knob_says_its_consequence(name: str, 
 def test_every_model_of_the_package_has_a_recipe() -> None:
     from flmm_plugin.adapters.lmms_eval.models import MODELS
 
-    assert set(MODELS) <= set(recipes())
+    assert set(recipes()) == set(MODELS) | set(FILES)
+
+
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one.model not in FILES], ids=lambda one: one.model)
+def test_a_model_without_a_file_is_trained_as_any_other(family: Family) -> None:
+    assert read_recipe(family.model) == read_recipe("flmm_auto", [f"backbone.pretrained={family.pretrained}"])
 
 
 def test_a_recipe_states_what_differs_from_the_one_that_it_extends(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_the_recipe_of_any_model_takes_nothing_of_another() -> None:
         ("optimiser.decoder_first=1", "share of all steps"),
         ("control=randum", "did you mean 'random'"),
         ("data.parts.0.questions=['Where is it?']", "needs one {}"),
-        ("data.parts.1.questions=['Where is the {}?']", "PNG"),
+        ("data.parts.1.questions=['Where is the {}?']", "png"),
     ],
 )
 def test_what_is_wrong_is_said(change: str, said: str) -> None:
