@@ -124,7 +124,7 @@ class AutoBackbone(Backbone):
         except REFUSALS as exc:
             raise BackboneUnsupported(f"{self.name} does not read a chat back that it was given: {exc}") from exc
         finally:
-            if hasattr(body, "rope_deltas"):
+            if body is not None and hasattr(body, "rope_deltas"):
                 body.rope_deltas = remembered
 
     @cached_property

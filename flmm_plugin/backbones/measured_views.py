@@ -35,6 +35,7 @@ from flmm_plugin.geometry import ImageGrid
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 # Units whose sizes differ by less lie on one lattice.
 _ALIKE = 0.15
@@ -64,7 +65,7 @@ class Axis:
 
     def centres(self) -> Floats:
         """Positions of the middles, ``[count]``."""
-        return self.start + self.step * (np.arange(self.count) + 0.5)
+        return np.asarray(self.start + self.step * (np.arange(self.count) + 0.5), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,14 @@ class Shown:
         across = np.linspace(0, 255, width)[None, :] if width > 1 else np.zeros((1, 1))
         flat = np.zeros((height, width))
         made = [process(_grey(pixels)) for pixels in (flat, flat + 255, flat + down, flat + across)]
-        self.black = dict(made[0])
-        self.white = dict(made[1])
+        self.black: dict[str, Any] = dict(made[0])
+        self.white: dict[str, Any] = dict(made[1])
         self.names = [name for name in self.black if self._shows(name)]
         if not self.names:
             raise BackboneUnsupported(
                 not_recovered(name, "its processor makes the same of a black and a white picture, or no pixels at all")
             )
-        self._counts = []
+        self._counts: list[int] = []
         self.lattices: list[Lattice] = []
         for one in self.names:
             rows, columns = self._field(one, made[2][one], height), self._field(one, made[3][one], width)
@@ -158,8 +159,9 @@ class Shown:
 
     def _shows(self, name: str) -> bool:
         black, white = self.black[name], self.white[name]
-        pixels = isinstance(black, Tensor) and black.is_floating_point() and black.shape == white.shape
-        return bool(pixels and not torch.equal(black, white))
+        if not isinstance(black, Tensor) or not black.is_floating_point() or black.shape != white.shape:
+            return False
+        return not torch.equal(black, white)
 
     def _views(self, values: Tensor) -> tuple[int, int, int] | None:
         """Views, and the rows and columns of units in each; None for patches one after another."""
@@ -173,10 +175,10 @@ class Shown:
 
     def _field(self, name: str, ramp: Tensor, pixels: int) -> Floats:
         """Which row (column) of the picture each number of an input shows; not a number where it shows none."""
-        black, white, ramp = (one.double().cpu().numpy() for one in (self.black[name], self.white[name], ramp))
-        contrast = white - black
+        black = self.black[name].double().cpu().numpy()
+        contrast = self.white[name].double().cpu().numpy() - black
         shows = np.abs(contrast) > 0.8 * np.abs(contrast).max()
-        share = (ramp - black) / np.where(shows, contrast, 1.0)
+        share = (ramp.double().cpu().numpy() - black) / np.where(shows, contrast, 1.0)
         found: Floats = np.where(shows, share * (pixels - 1) + 0.5, np.nan)
         return found
 
@@ -184,18 +186,17 @@ class Shown:
         """Lattices of views: those of one scale lie beside each other on one."""
         height, width = rows.shape[-2:]
         channels = rows.shape[-3]
-        lines = []
-        for down, across in zip(
-            rows.reshape(-1, channels, height, width), columns.reshape(-1, channels, height, width), strict=True
-        ):
-            seen = ~np.isnan(down).all(axis=0)
+        downs = rows.reshape(-1, channels, height, width)
+        acrosses = columns.reshape(-1, channels, height, width)
+        lines: dict[int, tuple[float, float, float, float]] = {}
+        for index, (down, across) in enumerate(zip(downs, acrosses, strict=True)):
+            seen: Bools = np.asarray(~np.isnan(down).all(axis=0))
             if not seen.any():
-                lines.append(None)
                 continue
             y = _line(down, seen, self.height, self._name, "rows")
             x = _line(across.swapaxes(-1, -2), seen.T, self.width, self._name, "columns")
-            lines.append((y[0], x[0], y[1] * self._patch, x[1] * self._patch))
-        left = [index for index, line in enumerate(lines) if line is not None]
+            lines[index] = (y[0], x[0], y[1] * self._patch, x[1] * self._patch)
+        left = list(lines)
         found = []
         while left:
             first = np.array(lines[left[0]][2:])
@@ -212,12 +213,12 @@ class Shown:
             units, row, column = [], [], []
             for place, index in enumerate(alike):
                 patch = self._patch
-                seen = ~np.isnan(rows.reshape(-1, channels, height, width)[index]).all(axis=0)
+                seen = ~np.isnan(downs[index]).all(axis=0)
                 cut = seen[: views[1] * patch, : views[2] * patch].reshape(views[1], patch, views[2], patch)
-                down, across = np.nonzero(cut.any(axis=(1, 3)))
-                units.append(index * views[1] * views[2] + down * views[2] + across)
-                row.append(down + axes[0][2][place])
-                column.append(across + axes[1][2][place])
+                unit_row, unit_column = np.nonzero(cut.any(axis=(1, 3)))
+                units.append(index * views[1] * views[2] + unit_row * views[2] + unit_column)
+                row.append(unit_row + axes[0][2][place])
+                column.append(unit_column + axes[1][2][place])
             found.append(_lattice(axes, np.concatenate(units), np.concatenate(row), np.concatenate(column)))
         return found
 
@@ -232,7 +233,7 @@ class Shown:
         limits = np.array([self.height, self.width])
         whole = seen[shown] > 0.999
         inner = whole & (middle - size / 2 > 0.6).all(axis=1) & (middle + size / 2 < limits - 0.6).all(axis=1)
-        sure = inner if inner.any() else whole if whole.any() else ~whole
+        sure = next((some for some in (inner, whole) if some.any()), ~whole)
         found: list[Lattice] = []
         left = np.ones(len(shown), dtype=bool)
         while left.any():
