@@ -116,8 +116,13 @@ class Question:
 
 
 def picture_named(doc: Any) -> Hashable:
-    """Name the picture of a grounding document: its file, how it is opened, and the size that it must have."""
-    return tuple(doc.get(key) for key in ("image_path", "orientation", "height", "width"))
+    """Name the picture of a grounding document: its file, how it is opened, and the size that it must have.
+
+    A picture in memory is named by the object, which its document keeps alive.
+    """
+    picture = doc.get("image_path")
+    named = picture if isinstance(picture, str) else id(picture)
+    return (named, *(doc.get(key) for key in ("orientation", "height", "width")))
 
 
 def question_of(request: Request, doc: Any, opened: dict[Hashable, Image.Image] | None = None) -> Question:
