@@ -45,7 +45,7 @@ _EXACT: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "num_experts_per_token"), 2),
     **dict.fromkeys(("n_group", "topk_group"), 1),
-    "vision_feature_layer": -2,
+    **dict.fromkeys(("vision_feature_layer", "vision_feature_layers"), -2),
     "deepstack_visual_indexes": [0],
     "fullatt_block_indexes": [1],
     "global_attn_indexes": [1],
@@ -96,10 +96,14 @@ def special_tokens(processor_class: type) -> tuple[dict[str, str], list[str]]:
         if not name.startswith((*_STANDARD, "add_")):
             names[name] = f"<{name.removesuffix('_token')}>"
     for name, text in re.findall(r'(\w+_token)\b[^\n]*?(?:=|else|,)\s*"([^"\s]{2,40})"', source):
-        if name in names:
+        # Processors write a placeholder for a moment, where the image token is being repeated.
+        if name in names and "placeholder" not in text:
             names[name] = text
     for name, text in re.findall(r'tokenizer, "(\w+_token)", "([^"\s]+)"', source):
         names[name] = text
+    for name, text in re.findall(r'^([A-Z_]+_TOKEN) = "([^"\s]+)"', source, re.MULTILINE):
+        if name.lower() in names:
+            names[name.lower()] = text
     others = re.findall(r'"(<[^"\s{}]{1,40}>|\[[A-Z_]+\]|<?\|[^"\s{}]+\|>?)"', source)
     return names, list(dict.fromkeys([*others, *re.findall(r"<[A-Z][A-Z_]+>", source)]))
 
@@ -152,7 +156,7 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> dict[str, Any]:
             small[key] = [value[index] for index in kept]
         elif key in _EXACT:
             small[key] = _EXACT[key]
-            if key == "vision_feature_layer" and isinstance(value, (list, tuple)):
+            if key.startswith("vision_feature_layer") and isinstance(value, (list, tuple)):
                 small[key] = [-2] * len(value)
         elif _KV.search(key):
             small[key] = HEADS if value == heads else HEADS // 2
@@ -245,8 +249,11 @@ FACTS: dict[str, dict[str, Any]] = {
     "gemma3": {
         "config": {"mm_tokens_per_image": 16, "vision_config.patch_size": 14, "vision_config.image_size": 112},
         "processor": {"image_seq_length": 16},
+        "image": "<boi>",
         "image_id": "<image>",
     },
+    "shieldgemma2": {"image": "<boi>"},
+    "t5gemma2": {"image": "<boi>"},
     "gemma4": {
         "from": {"vision_config": {"model_type": "gemma4_vision"}},
         "config": {"vision_config.position_embedding_size": 256},
@@ -300,6 +307,10 @@ FACTS: dict[str, dict[str, Any]] = {
         for kind in ("llava_next", "llava_next_video", "granite4_vision")
     },
     "deepseek_vl_hybrid": {"pictures": {"high_res_size": {"height": 128, "width": 128}}},
+    # Tables of positions that take every picture; older transformers fix the number of Janus' tokens.
+    "janus": {"config": {"vision_config.image_size": 384}},
+    "lighton_ocr": {"config": {"vision_config.image_size": 1024}},
+    "mistral3": {"config": {"vision_config.image_size": 1024}},
     "llama4": {
         "image": "<|image|>",
         "image_id": "<|patch|>",
@@ -315,7 +326,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "minicpmv4_6": {"pictures": {"scale_resolution": 112}},
     "minicpmv4_7": {"pictures": {"scale_resolution": 112}},
     "minicpm_ocr": {"pictures": {"scale_resolution": 112}},
-    "paddleocr_vl": {"config": _MROPE},
+    "paddleocr_vl": {"config": _MROPE, "pictures": {"temporal_patch_size": 1}},
     "qwen2_5_vl": {"config": _MROPE},
     "qwen2_vl": {"config": _MROPE},
     "qwen2_5_omni_thinker": {
@@ -336,6 +347,11 @@ FACTS: dict[str, dict[str, Any]] = {
     },
     "qwen3_vl_moe": {"image_processor_class": "Qwen2VLImageProcessor"},
     "step3p7": {"image": "<im_patch>"},
+    "video_llama_3": {
+        "processor_class": "VideoLlama3Processor",
+        "image_processor_class": "VideoLlama3ImageProcessor",
+        "video_processor_class": "VideoLlama3VideoProcessor",
+    },
 }
 
 
@@ -388,6 +404,9 @@ def build(kind: str, folder: Path) -> None:
     config = config_class.from_dict(settled(numbers, fact.get("config", {})))
     for name, token in fact.get("ids", {}).items():
         setattr(config, name, tokens.convert_tokens_to_ids(token))
+    for one in (config, text_of(config)):
+        if not hasattr(one, "pad_token_id"):  # older transformers expect it in the file
+            one.pad_token_id = tokens.pad_token_id
     torch.manual_seed(0)
     model = of_transformers(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])(config).eval()
     with torch.no_grad():
