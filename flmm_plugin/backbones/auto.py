@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -150,9 +151,13 @@ class AutoBackbone(Backbone):
 
     @property
     def _states_grids(self) -> bool:
-        """Whether inputs say how many patches a picture has, and the processor what it merges."""
+        """Whether inputs say how many patches a picture has, and the processor what it merges.
+
+        The first fast image processor of PaddleOCR-VL does not list what it makes; its model lists what it takes.
+        """
         pictures = getattr(self.processor, "image_processor", None)
-        stated = "image_grid_thw" in (getattr(pictures, "model_input_names", None) or ())
+        made = getattr(pictures, "model_input_names", None) or ()
+        stated = "image_grid_thw" in (*made, *signature(self.model.forward).parameters)
         return stated and all(isinstance(getattr(pictures, name, None), int) for name in ("patch_size", "merge_size"))
 
     def _layout(self, height: int, width: int, copies: int) -> tuple[frozenset[int], Layout]:

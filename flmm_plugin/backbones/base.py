@@ -80,7 +80,7 @@ class Backbone(ChatEncoder):
         except torch.OutOfMemoryError:
             return
         except (*REFUSALS, ImportError) as exc:
-            clauses = "; ".join([*contradictions(self.processor, self.model.config), str(exc)])
+            clauses = "; ".join([*contradictions(self.processor, self.model.config), str(exc) or type(exc).__name__])
             raise BackboneUnsupported(
                 f"processor and model of {self.name} do not fit ({clauses}); restore the processor files that "
                 "came with the model"

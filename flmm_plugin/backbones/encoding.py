@@ -30,8 +30,8 @@ from flmm_plugin.text_checks import check_text
 
 #: What processors, templates and `generate` raise for what they do not take.
 REFUSALS = (
-    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError,
-    ValueError,
+    ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, OSError, RuntimeError,
+    StopIteration, TypeError, ValueError,
 )  # fmt: skip
 
 

@@ -149,8 +149,9 @@ class Shown:
             first = sum(self._counts)
             views = self._views(self.black[one])
             if views is None:
-                self._counts.append(rows[..., 0].size)
-                found = self._of_patches(rows, columns)
+                numbers = self._numbers(self.black[one])
+                self._counts.append(rows.size // numbers)
+                found = self._of_patches(rows.reshape(-1, numbers), columns.reshape(-1, numbers))
             else:
                 self._counts.append(int(np.prod(views)))
                 found = self._of_views(rows, columns, views)
@@ -172,6 +173,11 @@ class Shown:
         # Many views of one patch each are patches; one such view, or a view of one row, shows a tiny or narrow picture.
         is_view = min(rows, columns) > 0 and (max(rows, columns) > 1 or views == 1)
         return (views, rows, columns) if is_view else None
+
+    def _numbers(self, patches: Tensor) -> int:
+        """Numbers of a patch: the last dimension, or the last three where they are its channels, rows and columns."""
+        square = patches.ndim == 4 and patches.shape[-2:] == (self._patch, self._patch)
+        return int(np.prod(patches.shape[1:] if square else patches.shape[-1:]))
 
     def _field(self, name: str, ramp: Tensor, pixels: int) -> Floats:
         """Which row (column) of the picture each number of an input shows; not a number where it shows none."""
@@ -223,8 +229,7 @@ class Shown:
         return found
 
     def _of_patches(self, rows: Floats, columns: Floats) -> list[Lattice]:
-        """Lattices of patches in any order: those of one size lie on one."""
-        rows, columns = (one.reshape(-1, one.shape[-1]) for one in (rows, columns))
+        """Lattices of patches ``[patches, numbers]`` in any order: those of one size lie on one."""
         seen = (~np.isnan(rows)).mean(axis=1)
         shown = np.flatnonzero(seen > 0)
         middle = np.stack([np.nanmean(rows[shown], axis=1), np.nanmean(columns[shown], axis=1)], axis=1)
@@ -268,7 +273,7 @@ class Shown:
                 flat = where.flatten(0, -4)
                 flat[..., : cells.shape[-2], : cells.shape[-1]] = cells
             else:
-                where.reshape(-1, black.shape[-1])[:] = part[:, None]
+                where.reshape(-1, self._numbers(black))[:] = part[:, None]
             made[name] = torch.where(where.to(black.device), white, black)
         return made
 

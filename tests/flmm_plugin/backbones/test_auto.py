@@ -97,7 +97,10 @@ def test_tiles_and_flat_patches_lie_where_their_pixels_come_from() -> None:
         cut = pixels.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).reshape(16, -1)
         return cut[torch.randperm(16, generator=torch.Generator().manual_seed(0))][None]
 
-    for change in (tiles, patches):
+    def squares(pixels: torch.Tensor) -> torch.Tensor:
+        return patches(pixels).reshape(16, -1, 14, 14)
+
+    for change in (tiles, patches, squares):
         (found,) = shown_by(Odd(change), 300, 200).lattices
         assert (found.rows.count, found.columns.count, len(found.units)) == (4, 4, 16)
         assert (found.rows.step, found.columns.step) == (pytest.approx(50, rel=0.02), pytest.approx(75, rel=0.02))

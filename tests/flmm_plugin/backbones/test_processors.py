@@ -141,3 +141,12 @@ def test_numbers_that_agree_in_another_way_are_left_alone(changed: Load, load_fa
     backbone = load_backbone(changed("llava", other), device="cpu")
     assert backbone.processor.num_additional_image_tokens == 0
     assert answer(backbone) == answer(load_family("llava"))
+
+
+def test_a_processor_that_runs_out_of_pictures_is_refused_by_name(
+    load_family: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_family("llava")
+    monkeypatch.setattr(type(backbone.processor), "__call__", lambda *_, **__: next(iter(())))
+    with pytest.raises(BackboneUnsupported, match="StopIteration"):
+        backbone.try_processor()

@@ -97,7 +97,7 @@ def special_tokens(processor_class: type) -> tuple[dict[str, str], list[str]]:
             names[name] = f"<{name.removesuffix('_token')}>"
     for name, text in re.findall(r'(\w+_token)\b[^\n]*?(?:=|else|,)\s*"([^"\s]{2,40})"', source):
         # Processors write a placeholder for a moment, where the image token is being repeated.
-        if name in names and "placeholder" not in text:
+        if name in names and text != name and "placeholder" not in text:
             names[name] = text
     for name, text in re.findall(r'tokenizer, "(\w+_token)", "([^"\s]+)"', source):
         names[name] = text

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from flmm_plugin.attention import AttentionCapture
 from flmm_plugin.backbones import load_backbone
@@ -38,7 +39,7 @@ class Verdict:
 
     Attributes:
         kind: ``grounds``; ``chats`` (grounding is refused); ``refused`` (by loading); ``not built`` (no tiny
-            instance could be made here); ``bug``.
+            instance could be made here that transformers alone takes); ``bug``.
         reason: One sentence; empty where it grounds.
         views: Views of a picture.
     """
@@ -64,7 +65,23 @@ def verdict_of(kind: str, folder: Path) -> Verdict:
         found = Verdict("chats", str(exc))
     except Exception as exc:
         return Verdict("bug", _sentence(exc, kind, folder))
+    if found.kind == "refused":
+        try:
+            alone(folder)
+        except Exception as exc:
+            return Verdict("not built", f"transformers alone fails with it: {_sentence(exc, kind, folder)}")
     return replace(found, reason=found.reason.replace(str(folder), kind).replace("\n", " "))
+
+
+def alone(folder: Path) -> None:
+    """Let transformers answer a chat by itself: an instance that it does not take either is none."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    writer = processor if getattr(processor, "chat_template", None) else processor.tokenizer
+    text = writer.apply_chat_template(user("Where?"), add_generation_prompt=True, tokenize=False)
+    inputs = processor(images=[noise(160, 120, 1)], text=[text], return_tensors="pt").to(model.dtype)
+    with torch.no_grad():
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
 
 
 def _sentence(exc: Exception, kind: str, folder: Path) -> str:
