@@ -343,7 +343,11 @@ FACTS: dict[str, dict[str, Any]] = {
     "pixtral": {
         "model_type": "llava",
         "from": {"vision_config": {"model_type": "pixtral"}, "text_config": {"model_type": "mistral"}},
-        "config": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        "config": {
+            "vision_config.image_size": 1024,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
     },
     "qwen3_vl_moe": {"image_processor_class": "Qwen2VLImageProcessor"},
     "step3p7": {"image": "<im_patch>"},
