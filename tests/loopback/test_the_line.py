@@ -259,10 +259,10 @@ def test_killed_and_again(user: World, phase: str) -> None:
     process = user.start(*line())
     if fault:
         held = user.break_(**fault)
-        _wait(lambda: held.reached.is_set() or process.poll() is not None)
+        wait_for(lambda: held.reached.is_set() or process.poll() is not None)
         assert held.reached.is_set(), user.output
     else:
-        _wait(lambda: bool(re.search(says, user.output)) or process.poll() is not None)
+        wait_for(lambda: bool(re.search(says, user.output)) or process.poll() is not None)
         assert process.poll() is None, user.output
     user.kill(process)
     user.mend()
@@ -276,7 +276,7 @@ def test_killed_and_again(user: World, phase: str) -> None:
     assert leftovers == []
 
 
-def _wait(happened: Callable[[], bool], seconds: float = 600) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen"
