@@ -250,7 +250,7 @@ def drive_files(folder: str) -> dict[str, str]:
     """List a folder of Google Drive: the file names in it and below, with the address of each.
 
     Args:
-        folder: ``https://drive.google.com/drive/folders/<ID>``.
+        folder: Address of the folder, ``https://drive.google.com/drive/folders/<ID>``.
 
     Raises:
         DataNotFound: It cannot be listed.

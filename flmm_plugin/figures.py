@@ -42,7 +42,7 @@ class NamedMask:
 
 
 class Drawable(Protocol):
-    """What `overlay` draws: a `NamedMask`, or a `flmm_plugin.records.Grounding`."""
+    """Describe what `overlay` draws: a `NamedMask`, or a `flmm_plugin.records.Grounding`."""
 
     @property
     def phrase(self) -> str:

@@ -74,7 +74,7 @@ class Lattice:
 
     Attributes:
         rows: Its rows on the picture.
-        columns: Its columns.
+        columns: Its columns on the picture.
         units: Which units are on it, ``[v]``.
         row: The row of each, ``[v]``.
         column: The column of each, ``[v]``.
@@ -96,7 +96,7 @@ class View:
     """Image tokens of one lattice that fill a grid, whatever the picture's size.
 
     Attributes:
-        lattice: Which one.
+        lattice: Number of the lattice among those that are shown, from 0.
         block: Units that a cell is high and wide.
         first: Row and column of the lattice at which the grid begins.
         cells: Rows and columns of the grid.
@@ -111,12 +111,12 @@ class View:
 
 
 class Shown:
-    """What a processor makes of pictures of one size: inputs, and which place every unit of them shows.
+    """Show a processor pictures of one size, and find out which place every unit of its inputs shows.
 
     Args:
         process: Picture -> inputs of a chat with that picture.
-        height: Rows of the picture.
-        width: Columns of the picture.
+        height: Rows of the picture, from 1 on.
+        width: Columns of the picture, from 1 on.
         patch: Input pixels along the side of a patch, where inputs have rows and columns of pixels.
         name: The model as the user called it.
 
@@ -180,7 +180,7 @@ class Shown:
         return int(np.prod(patches.shape[1:] if square else patches.shape[-1:]))
 
     def _field(self, name: str, ramp: Tensor, pixels: int) -> Floats:
-        """Which row (column) of the picture each number of an input shows; not a number where it shows none."""
+        """Find which row (column) of the picture each number of an input shows; NaN where it shows none."""
         black = self.black[name].double().cpu().numpy()
         contrast = self.white[name].double().cpu().numpy() - black
         shows = np.abs(contrast) > 0.8 * np.abs(contrast).max()
@@ -279,7 +279,7 @@ class Shown:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What the model's answer depends on."""
+        """Name what the model's answer depends on."""
         shapes = tuple(tuple(self.black[name].shape) for name in self.names)
         return (
             shapes,
@@ -343,8 +343,8 @@ def _tiled(starts: Floats, step: float, count: int) -> tuple[float, float, Integ
 
     Args:
         starts: First edge of each view.
-        step: Original pixels per unit.
-        count: Units of a view.
+        step: Original pixels per unit, > 0.
+        count: Units of a view along the axis.
     """
     ordered = np.sort(starts)
     tiles = [part.mean() for part in np.split(ordered, np.flatnonzero(np.diff(ordered) > 0.4 * step) + 1)]
@@ -376,12 +376,12 @@ def _spaced(middles: Floats, size: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Run:
-    """How a model lays pictures of one kind of input out among its placeholders.
+    """Say how a model lays pictures of one kind of input out among its placeholders.
 
     Attributes:
         ids: Token ids of the placeholders.
-        count: Placeholders of a picture.
-        views: Coarse to fine.
+        count: Number of placeholders of a picture.
+        views: Its views, from the coarsest to the finest.
     """
 
     ids: frozenset[int]
@@ -452,7 +452,7 @@ class Probe:
         return self._embed(self._shown.black)
 
     def _change(self, lit: Integers, before: Tensor) -> Floats:
-        """How much each token changes, ``[l]``."""
+        """Measure how much each token changes, ``[l]``."""
         after = self._embed(self._shown.inputs(lit))
         return np.asarray((after - before).float().norm(dim=-1).double().cpu().numpy())
 

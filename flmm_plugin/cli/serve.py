@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.examples is not None and not args.examples.is_dir():
         raise DataNotFound(f"there is no folder {args.examples}; --examples takes a folder of pictures")
     heads = checked_heads(args)
+    _check_address(args.host, args.port)
     examples = _examples(args)
     from flmm_plugin.serve.serving import serve
 
@@ -76,6 +78,15 @@ def _serve(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
     )
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise `UnknownArgument` where nothing can listen, before a model is loaded."""
+    try:
+        with socket.create_server((host, port)):
+            return
+    except (OSError, OverflowError) as exc:
+        raise UnknownArgument(f"cannot listen on {host} port {port} ({exc}); give another --port or --host") from exc
 
 
 def _examples(args: argparse.Namespace) -> list[Example]:

@@ -86,7 +86,7 @@ class DriveFolder:
     """Archives in a folder of Google Drive, found there by their names.
 
     Attributes:
-        address: ``https://drive.google.com/drive/folders/<ID>``.
+        address: Address of the folder, ``https://drive.google.com/drive/folders/<ID>``.
         into: Folder under the root that they are unpacked into.
         names: File names of those that are needed; none: all of them.
     """

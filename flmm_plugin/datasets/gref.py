@@ -23,7 +23,7 @@ from flmm_plugin.datasets.json_files import fields_of, inside, integer, read_jso
 from flmm_plugin.datasets.phrases import PhraseItem
 from flmm_plugin.datasets.problems import Problem
 from flmm_plugin.datasets.reader import SplitReader, known_name
-from flmm_plugin.datasets.refer import PICTURES, by_id, sentences_of
+from flmm_plugin.datasets.refer import PICTURES, read_instances, sentences_of
 from flmm_plugin.errors import BadAnnotation
 
 NAME = "grefcoco"
@@ -107,10 +107,7 @@ class GrefDataset(SplitReader[PhraseItem]):
         """Yield one item per sentence, with the objects that its ref names."""
         if not refs:
             return
-        instances = read_json(self.instances_path)
-        with fields_of(f"{self.instances_path} is not a COCO file: it", "fetch it again"):
-            images = by_id(instances["images"], self.instances_path)
-            objects = by_id(instances["annotations"], self.instances_path)
+        images, objects = read_instances(self.instances_path)
         for ref in refs:
             named = f"ref {ref.get('ref_id')} (image {ref.get('image_id')}, annotations {ref.get('ann_id')})"
             with fields_of(

@@ -211,10 +211,7 @@ class ReferDataset(SplitReader[ReferItem]):
         """Refs with the picture and the object that each one names."""
         if not refs:
             return
-        instances = read_json(self.instances_path)
-        with fields_of(f"{self.instances_path} is not a COCO file: it", "fetch it again"):
-            images = by_id(instances["images"], self.instances_path)
-            objects = by_id(instances["annotations"], self.instances_path)
+        images, objects = read_instances(self.instances_path)
         for ref in refs:
             named = _named(ref.get("ref_id"), ref.get("image_id"), ref.get("ann_id"))
             with fields_of(
@@ -270,12 +267,18 @@ def split_matches(ref_split: str, asked: str) -> bool:
     return ref_split == asked
 
 
-def by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
-    """Return the records of a COCO file by their ids.
+def read_instances(path: Path) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Read a COCO file: its pictures and its objects, each by its id.
 
     Raises:
-        BadAnnotation: An id stands for two different records.
+        BadAnnotation: It is not of COCO's form, or an id stands for two different records.
     """
+    instances = read_json(path)
+    with fields_of(f"{path} is not a COCO file: it", "fetch it again"):
+        return _by_id(instances["images"], path), _by_id(instances["annotations"], path)
+
+
+def _by_id(listed: Sequence[Any], path: Path) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for one in listed:
         if found.setdefault(integer(one["id"]), one) != one:

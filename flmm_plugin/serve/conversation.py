@@ -23,6 +23,7 @@ from transformers import TextIteratorStreamer
 
 from flmm_plugin.errors import EmptyPhrase, UnknownArgument
 from flmm_plugin.frozen_lmm import check_question
+from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
 from flmm_plugin.grounding import AttentionMaps
 from flmm_plugin.records import ChatAnswer, Grounding
@@ -51,8 +52,8 @@ class Turn:
     """One question and its answer.
 
     Attributes:
-        question: The visitor's words.
-        text: The grounded model's answer.
+        question: The visitor's words, as typed.
+        text: The grounded model's answer, decoded without special tokens.
         stock: The answer of the model's own ``generate`` to the same chat, made without any grounding.
         same: Whether both are the same token ids.
         seconds: Time until the answer was complete, and then until its masks were there.
@@ -77,7 +78,7 @@ class Looking:
         turn: Number of the turn in which it stands, from 0.
         part: Which of its two texts.
         number: Number of the word in `words_of` that text, from 0.
-        word: The word.
+        word: The word itself, as it is written there.
         lift: Share of the word's attention that lies in the region over the region's share of the picture, mean over
             all layers and heads; 1 where a word looks everywhere alike.
     """
@@ -94,7 +95,7 @@ class Conversation:
 
     Args:
         lmm: The model, shared by all conversations; one of them uses it at a time.
-        picture: The picture, RGB.
+        picture: The picture, RGB, any size.
         max_new_tokens: Length limit of an answer.
     """
 
@@ -184,12 +185,14 @@ class Conversation:
         if not self.turns:
             raise EmptyPhrase("nothing has been said about the picture yet; ask something first")
         found: list[Looking] = []
+        cells: Cells | None = None  # the same for all words: they look at one picture
         for at, turn in enumerate(self.turns):
             texts: list[tuple[Part, str]] = [("question", turn.question), ("answer", turn.text)]
             for part, text in texts:
                 read = self._read(at, part, text)
                 for number, (span, maps) in enumerate(zip(words_of(text), read, strict=True)):
-                    found.append(Looking(at, part, number, text[slice(*span)], region_lift(maps, region)))
+                    cells = cells or Cells.of(maps.grid, region)
+                    found.append(Looking(at, part, number, text[slice(*span)], cells.lift(maps.maps)))
         return sorted(found, key=lambda one: -one.lift)
 
     def _read(self, turn: int, part: Part, text: str) -> list[AttentionMaps]:
@@ -237,34 +240,53 @@ class Conversation:
         return chat
 
 
-def region_lift(attention: AttentionMaps, region: Region) -> float:
-    """Return how much more attention a region gets than its area would: 1 = as much, mean over layers and heads.
+@dataclass(frozen=True)
+class Cells:
+    """A region on the grid of a model's image tokens.
 
-    Args:
-        attention: Maps of one phrase.
-        region: ``(x0, y0, x1, y1)``, fractions of the picture; it is widened to one pixel at least.
-
-    Raises:
-        UnknownArgument: No part of it lies on the picture.
+    Attributes:
+        inside: Share of each cell that lies in the region, ``float64[h, w]``, 0..1.
+        whole: Share of each cell that lies on the picture, likewise.
     """
-    grid = attention.grid
-    height, width = grid.image_height, grid.image_width
-    x0, y0, x1, y1 = region
-    if not (0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1):
-        raise UnknownArgument(f"a region is x0, y0, x1, y1 as fractions of the picture, not {region}")
-    left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
-    right, bottom = max(left + 1, round(x1 * width)), max(top + 1, round(y1 * height))
-    masks = np.zeros((2, height, width), np.float32)
-    masks[0, top:bottom, left:right] = 1
-    masks[1] = 1
-    inside, whole = grid.image_to_grid(torch.from_numpy(masks)).numpy().astype(np.float64)
-    seen = attention.maps.astype(np.float64) * whole
-    total = seen.sum(axis=(-2, -1))
-    share = (attention.maps * inside).sum(axis=(-2, -1)) / np.maximum(total, 1e-12)
-    area = inside.sum() / whole.sum()
-    if area == 0:
-        raise UnknownArgument("the model does not see this part of the picture (its preprocessing cuts it off)")
-    return float(share[total > 0].mean() / area) if (total > 0).any() else 0.0
+
+    inside: npt.NDArray[np.float64]
+    whole: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, grid: ImageGrid, region: Region) -> Cells:
+        """Measure a region, widened to one pixel at least.
+
+        Args:
+            grid: Grid of the image tokens.
+            region: ``(x0, y0, x1, y1)``, fractions of the picture.
+
+        Raises:
+            UnknownArgument: It is no such region, or no part of it lies on what the model sees.
+        """
+        height, width = grid.image_height, grid.image_width
+        x0, y0, x1, y1 = region
+        if not (0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1):
+            raise UnknownArgument(f"a region is x0, y0, x1, y1 as fractions of the picture, not {region}")
+        left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
+        right, bottom = max(left + 1, round(x1 * width)), max(top + 1, round(y1 * height))
+        masks = torch.zeros(2, height, width, dtype=torch.bool)
+        masks[0, top:bottom, left:right] = True
+        masks[1] = True
+        inside, whole = grid.image_to_grid(masks).double().numpy()
+        if not inside.any():
+            raise UnknownArgument("the model does not see this part of the picture (its preprocessing cuts it off)")
+        return cls(inside, whole)
+
+    def lift(self, maps: Maps) -> float:
+        """Return how much more attention the region gets than its area would: 1 = as much.
+
+        Args:
+            maps: Attention maps of one phrase, ``[m, c, h, w]``; the mean over layers and heads counts.
+        """
+        total = (maps * self.whole).sum(axis=(-2, -1))
+        share = (maps * self.inside).sum(axis=(-2, -1)) / np.maximum(total, 1e-12)
+        area = self.inside.sum() / self.whole.sum()
+        return float(share[total > 0].mean() / area) if (total > 0).any() else 0.0
 
 
 def mixed(maps: Maps, chosen: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:

@@ -46,7 +46,7 @@ class Example:
     """A picture to begin with.
 
     Attributes:
-        picture: The picture, RGB.
+        picture: The picture, RGB, any size.
         questions: What can be asked about it.
     """
 
@@ -55,17 +55,13 @@ class Example:
 
 
 class _Visit:
-    """What the page holds for one visitor: the conversation, and what of it is in sight."""
+    """Hold what is one visitor's: the conversation, and what of it is in sight."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.turn = -1
         self.phrase = ""
         self.chosen: list[tuple[int, int]] = []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Visit:
-        # A visitor's state is never copied: the model in it is shared by all.
-        return self
 
 
 def build_page(lmm: GroundedLMM, examples: Sequence[Example] = (), *, max_new_tokens: int = 64) -> gr.Blocks:
@@ -97,6 +93,7 @@ class _Page:
         self.lmm = lmm
         self.examples = list(examples)
         self.max_new_tokens = max_new_tokens
+        self._shared = tempfile.TemporaryDirectory(prefix="flmm-")  # gone when the process ends
         self.blocks = gr.Blocks(title="F-LMM", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
         with self.blocks:
             self._lay_out()
@@ -302,8 +299,7 @@ class _Page:
     @_refused
     def _saved(self, visit: _Visit | None) -> str:
         visit = _begun(visit)
-        folder = Path(tempfile.mkdtemp(prefix="flmm-"))
-        page = folder / "conversation.html"
+        page = Path(tempfile.mkdtemp(dir=self._shared.name)) / "conversation.html"
         with page.open("w", encoding="utf-8") as stream:
             stream.writelines(shared_page(visit.conversation, self.lmm.backbone.name))
         return str(page)

@@ -61,7 +61,7 @@ def serve(
             state_session_capacity=200,
         )
     except OSError as exc:
-        raise UnknownArgument(f"cannot listen on {host} port {port}: {exc}; give another --port") from exc
+        raise UnknownArgument(f"cannot listen on {host} port {port}; give another --port") from exc
     print(f"flmm: {address}", flush=True)
     if wait:
         try:

@@ -98,7 +98,7 @@ def decoder(name: str) -> nn.Module:
     try:
         config = AutoConfig.for_model(name, **{**BASE, **{**SOFTMAX, **HYBRID}[name]})
     except ValueError:
-        pytest.skip(f"this transformers has no {name}")
+        pytest.skip(f"this transformers has no {name}: run it with the pinned one (constraints.txt)")
     torch.manual_seed(0)
     model: nn.Module = AutoModel.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

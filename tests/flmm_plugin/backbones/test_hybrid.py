@@ -53,7 +53,7 @@ def save_qwen3_5(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def lmm(tmp_path_factory: pytest.TempPathFactory) -> GroundedLMM:
     if not hasattr(transformers, "Qwen3_5Config"):
-        pytest.skip("this transformers has no Qwen3.5")
+        pytest.skip("this transformers has no Qwen3.5: run it with the pinned one (constraints.txt)")
     folder = tmp_path_factory.mktemp("hybrid") / "qwen3_5"
     save_qwen3_5(folder)
     return GroundedLMM(load_backbone(folder, device="cpu", dtype="float32"))

@@ -11,8 +11,7 @@ from PIL import Image
 from flmm_plugin.errors import EmptyPhrase, FlmmError, UnknownArgument
 from flmm_plugin.geometry import ImageGrid
 from flmm_plugin.grounded_lmm import GroundedLMM
-from flmm_plugin.grounding import AttentionMaps
-from flmm_plugin.serve.conversation import Conversation, mixed, region_lift, words_of
+from flmm_plugin.serve.conversation import Cells, Conversation, mixed, words_of
 from flmm_plugin.tiny.scenes import Scene, render, sample_scene
 
 ASK = "Please give me a description of the image."
@@ -120,10 +119,9 @@ def test_lift_is_the_share_of_attention_over_the_share_of_area() -> None:
     maps = np.zeros((1, 2, 4, 4), np.float32)
     maps[0, :, 0, 0] = 1.0
     maps[0, 1, 3, 3] = 1.0
-    attention = AttentionMaps(maps, grid)
     # A quarter of the picture holds all of one map and half of the other.
-    assert region_lift(attention, (0, 0, 0.5, 0.5)) == pytest.approx((1 + 0.5) / 2 / 0.25)
-    assert region_lift(attention, (0, 0, 1, 1)) == pytest.approx(1)
+    assert Cells.of(grid, (0, 0, 0.5, 0.5)).lift(maps) == pytest.approx((1 + 0.5) / 2 / 0.25)
+    assert Cells.of(grid, (0, 0, 1, 1)).lift(maps) == pytest.approx(1)
 
 
 def test_a_mixture_weighs_every_map_alike() -> None:
