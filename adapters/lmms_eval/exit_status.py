@@ -115,7 +115,8 @@ def check_tasks(known: Any, names: list[str]) -> None:
     unknown = [name for name in names if "*" not in name and name not in known]
     if unknown:
         said = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown)
-        raise UnknownArgument(f"there is no task {said.rstrip('?')}{'?' if said.endswith('?') else ''} (flmm list)")
+        where = "flmm data add NAME FILE" if any(name.startswith("flmm_own_") for name in unknown) else "flmm list"
+        raise UnknownArgument(f"there is no task {said.rstrip('?')}{'?' if said.endswith('?') else ''} ({where})")
 
 
 def stopped(use_cache: str | None) -> str:
