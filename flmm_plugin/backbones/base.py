@@ -217,10 +217,12 @@ class Backbone(ChatEncoder):
                 raise UnknownArgument(f"{self.name} does not answer with {asked}: {exc}") from exc
             raise BackboneUnsupported(f"{self.name} does not answer what its processor made: {exc}") from exc
         answers = out.sequences[:, encoded.length :]
-        # A chat alone is not padded: its last tokens are its own, whatever they are.
-        pad = None if len(answers) == 1 else gen.get("pad_token_id", config.pad_token_id)
-        lengths = tuple(answer_length(answer, config.eos_token_id, pad) for answer in answers.tolist())
         beams = (config.num_beams or 1) > 1
+        # Only what something else than an end token ended is padded without one. Any other answer's last tokens are its
+        # own, whatever they are, and so are those of a chat alone.
+        others_end = beams or config.stop_strings is not None or bool(gen.get("stopping_criteria"))
+        pad = gen.get("pad_token_id", config.pad_token_id) if others_end and len(answers) > 1 else None
+        lengths = tuple(answer_length(answer, config.eos_token_id, pad) for answer in answers.tolist())
         return Generated(out.sequences, None if beams else out.get("past_key_values"), encoded.length, lengths)
 
     @torch.no_grad()

@@ -158,6 +158,10 @@ def test_answer_lengths(load_llava: Load, noise_image: Load) -> None:
     ended = backbone.generate(encoded, max_new_tokens=8, do_sample=False, eos_token_id=stop)
     first = free.answer_ids(0).index(stop)
     assert ended.answer_ids(0) == free.answer_ids(0)[: first + 1]
+    pad = backbone.pad_id  # as a word of the answer, not as padding
+    others = [token for token in range(backbone.model.config.text_config.vocab_size) if token != pad]
+    padded = backbone.generate(encoded, max_new_tokens=3, do_sample=False, eos_token_id=-1, suppress_tokens=others)
+    assert [padded.answer_ids(item) for item in (0, 1)] == [[pad] * 3] * 2
     assert backbone.generate(encoded, max_new_tokens=4, num_beams=2, do_sample=False).past_key_values is None
     with pytest.raises(UnknownArgument, match="num_return_sequences"):
         backbone.generate(encoded, max_new_tokens=2, num_return_sequences=2, num_beams=2)
